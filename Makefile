@@ -1,0 +1,42 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup lint test demo grid figures clean
+
+help:
+	@echo "make setup    create $(VENV) with everything in it"
+	@echo "make demo     train a small GPT without a budget and under two (runs/demo)"
+	@echo "make test     lint, types and tests"
+	@echo "make lint     ruff and mypy"
+	@echo "make grid     every model x policy x budget, measured (slow)"
+	@echo "make figures  the README's figures"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "actckpt needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+demo: setup
+	$(BIN)/actckpt demo
+
+grid: setup
+	$(BIN)/python -m experiments.grid
+
+figures: setup
+	$(BIN)/python -m experiments.figures
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

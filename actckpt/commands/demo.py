@@ -1,0 +1,32 @@
+"""``actckpt demo``: the same training without a budget and under two, side by side."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from actckpt.commands.target_options import positive_int
+
+
+def add_parser(commands: Any) -> None:
+    """Add this command to ``commands``."""
+    parser = commands.add_parser(
+        "demo",
+        help="train a small GPT without a budget and under two, and compare",
+        description="Train a byte-level GPT on the Python standard library's sources: without a "
+        "budget, under a loose one and under a tight one. Losses must be equal to the last bit and "
+        "measured peaks within the budgets; otherwise the exit status is 1.",
+    )
+    parser.add_argument("--steps", type=positive_int, default=30, metavar="N")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="FOLDER")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 if the arms agree to the last bit and fit, else 1."""
+    # imports the whole public API, which only this command does
+    from actckpt.demo.training import run_demo
+
+    return run_demo(steps=args.steps, seed=args.seed, out=args.out)

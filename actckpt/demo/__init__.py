@@ -1,0 +1,1 @@
+"""Training of a small GPT without a budget and under two."""

@@ -1,0 +1,146 @@
+"""One step of the rewritten model on fake tensors, under the live-storage meter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from actckpt.graph import Category, Graph
+from actckpt.profile import Profile
+from actckpt.profiler.live import LiveMeter
+from actckpt.rewriting.patch import Rewrite, install
+from actckpt.rewriting.program import Program
+from actckpt.signature import encode
+from actckpt.tracing.call import tensors
+from actckpt.tracing.fake import FakeWorld, faked
+from actckpt.tracing.mode import StepMode, flat_outputs
+from actckpt.tracing.step import Step, run_step
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What a step was seen to allocate.
+
+    Attributes:
+        peak_bytes: highest level of the step, workspaces included.
+        live_bytes: the same without workspaces: live storages alone.
+        added_bytes: the highest level above parameters, buffers, optimizer state, batch, constants
+            and the gradients that had arrived by then.
+        categories: the split at the peak.
+        timeline: level after each operation.
+    """
+
+    peak_bytes: int
+    live_bytes: int
+    added_bytes: int
+    categories: dict[str, int]
+    timeline: tuple[dict[str, int], ...]
+
+
+def dry_run(
+    model: nn.Module,
+    step: Step,
+    graph: Graph,
+    program: Program,
+    profile: Profile | None = None,
+) -> DryRun:
+    """Runs one training step of ``model`` under ``program`` without memory or kernels.
+
+    The model must carry no rewrite of its own, and is left exactly as it was.
+
+    Args:
+        graph: the trace of the same step: it says which parameters get gradients.
+        profile: workspaces of the operations; None counts live storages only.
+    """
+    workspaces = {}
+    if profile is not None:
+        costs = zip(graph.signatures, profile.costs, strict=True)
+        workspaces = {s: cost.workspace_bytes for s, cost in costs if cost.workspace_bytes}
+    with faked(model, step) as (world, fake_step):
+        install(Rewrite(model, program, check=False))
+        with LiveMeter(torch.device(graph.device).type) as live:
+            meter = _Meter(world, live, workspaces)
+            with torch.enable_grad(), world.mode, meter:
+                _enter_residents(model, fake_step, graph, live)
+                meter.running = True
+                run_step(model, fake_step)
+                if fake_step.optimizer is not None:
+                    fake_step.optimizer.step()
+            return DryRun(
+                peak_bytes=meter.peak_bytes,
+                live_bytes=meter.live_bytes,
+                added_bytes=meter.added_bytes,
+                categories={str(k): v for k, v in meter.peak_levels.items()},
+                timeline=tuple(meter.timeline),
+            )
+
+
+def _enter_residents(model: nn.Module, step: Step, graph: Graph, live: LiveMeter) -> None:
+    trained = {s.name for s in graph.storages if s.category is Category.GRADIENT and s.bytes}
+    parameters = dict(model.named_parameters())
+    for name, p in parameters.items():
+        live.register(p, Category.PARAMETER)
+        if p.requires_grad:
+            p.register_post_accumulate_grad_hook(_Settle(live))
+        p.grad = torch.empty_like(p) if name in trained else None
+    if step.optimizer is not None:
+        step.optimizer.step()  # creates the state that a steady step finds resident
+        for state in step.optimizer.state.values():
+            for t in tensors(state):
+                live.register(t, Category.OPTIMIZER)
+    for p in parameters.values():
+        if not step.accumulate:
+            p.grad = None
+        elif p.grad is not None:
+            live.register(p.grad, Category.GRADIENT)
+    for b in model.buffers():
+        live.register(b, Category.BUFFER)
+    for t in (*tensors(step.call), *tensors(step.target)):
+        live.register(t, Category.BATCH)
+
+
+class _Settle:
+    """Hook: a gradient has arrived, and is none of the activations any more."""
+
+    def __init__(self, live: LiveMeter) -> None:
+        self.live = live
+
+    def __call__(self, parameter: torch.Tensor) -> None:
+        if parameter.grad is not None:
+            self.live.move(parameter.grad, Category.GRADIENT)
+
+
+class _Meter(StepMode):
+    """Registers what each operation returns, and notes the level with the operation's scratch."""
+
+    def __init__(self, world: FakeWorld, live: LiveMeter, workspaces: dict[str, int]) -> None:
+        super().__init__(world)
+        self.running = False
+        self.live = live
+        self.workspaces = workspaces
+        self.peak_bytes = self.live_bytes = self.added_bytes = 0
+        self.peak_levels: dict[Category, int] = {}
+        self.timeline: list[dict[str, int]] = []
+
+    def constant(self, fake: torch.Tensor) -> None:
+        self.live.register(fake, Category.CONSTANT)
+
+    def seen(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        for t in flat_outputs(out):
+            self.live.register(t)
+        if self.running:
+            signature = encode(str(func), args, kwargs) if self.workspaces else ""
+            self._note(self.workspaces.get(signature, 0))
+
+    def _note(self, workspace: int) -> None:
+        level = self.live.level_bytes
+        self.live_bytes = max(self.live_bytes, level)
+        if level + workspace > self.peak_bytes:
+            self.peak_bytes = level + workspace
+            self.peak_levels = dict(self.live.levels)
+        added = self.live.levels[Category.ACTIVATION] + workspace
+        self.added_bytes = max(self.added_bytes, added)
+        self.timeline.append({str(k): v for k, v in self.live.levels.items() if v})

@@ -1,0 +1,43 @@
+"""Every error that actckpt raises on purpose: what was asked, what was found, what would work."""
+
+from __future__ import annotations
+
+
+class ActckptError(Exception):
+    """Root of all errors raised by actckpt."""
+
+
+class TraceError(ActckptError):
+    """The training step could not be traced on fake tensors; the message names the line."""
+
+
+class PlanError(ActckptError):
+    """A plan is malformed, does not belong to this model, or no plan is in force."""
+
+
+class ReplayError(ActckptError, RuntimeError):
+    """A recomputation did not reproduce what the forward pass had saved."""
+
+
+class BudgetError(ActckptError, ValueError):
+    """No plan fits the budget, or the budget is not a positive number.
+
+    Attributes:
+        budget_bytes: what was asked, or None when it was not a number.
+        smallest_bytes: the smallest peak found, or None when nothing was planned.
+    """
+
+    def __init__(
+        self, message: str, *, budget_bytes: int | None = None, smallest_bytes: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.budget_bytes = budget_bytes
+        self.smallest_bytes = smallest_bytes
+
+
+class TargetError(ActckptError, ValueError):
+    """A command line TARGET names no model, or its settings do not fit the model."""
+
+
+class ReportError(ActckptError, ValueError):
+    """A report or measurement cannot be read or written as asked."""

@@ -1,0 +1,252 @@
+"""The traced training step as plain data: storages, values, operations, saves and stages.
+
+Nothing here knows torch. Positions in time are counted in executed operations: a storage *born* at
+``i`` is allocated by ``ops[i]``; one that *died* at ``j`` was free once ``j`` operations had run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from actckpt.errors import PlanError
+
+
+class Category(StrEnum):
+    """What a storage is for."""
+
+    PARAMETER = "parameters"
+    BUFFER = "buffers"
+    GRADIENT = "gradients"
+    OPTIMIZER = "optimizer"
+    BATCH = "batch"
+    CONSTANT = "constants"
+    ACTIVATION = "activations"
+
+
+class Phase(StrEnum):
+    """The part of the training step that an operation belongs to."""
+
+    FORWARD = "forward"
+    LOSS = "loss"
+    BACKWARD = "backward"
+    OPTIMIZER = "optimizer"
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """One allocation.
+
+    ``born`` is -1 if it exists before the step. ``died`` ignores autograd's own references: it is
+    when the storage would have been freed had nothing been saved for backward. ``settled``: for a
+    gradient, how many operations had run when it became a parameter's ``.grad``.
+    """
+
+    bytes: int
+    category: Category
+    born: int
+    died: int
+    name: str = ""
+    settled: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A tensor as an operation sees it: a strided window on a storage."""
+
+    storage: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    dtype: str
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One ATen operation.
+
+    ``inputs`` and ``outputs`` are value ids, ``writes`` the storages changed in place, ``owner``
+    the forward operation that a backward operation belongs to (-1 if none), and ``signature`` the
+    index in `Graph.signatures` under which the profile knows its cost.
+    """
+
+    name: str
+    stage: int
+    phase: Phase
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    writes: tuple[int, ...] = ()
+    random: bool = False
+    view: bool = False
+    owner: int = -1
+    signature: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """One tensor that autograd saved for backward, in the order of saving.
+
+    ``at`` is how many operations had run when it was saved, ``stage`` the innermost stage then,
+    ``first_use`` when backward first asked for it (-1: never) and ``released`` when its last
+    reference went. ``held`` means that it costs nothing: a parameter, or resident before the step.
+    """
+
+    at: int
+    value: int
+    stage: int
+    first_use: int
+    released: int
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One tensor argument of a stage.
+
+    ``source`` is ``(stage id, output leaf)`` when the argument *is* (same object, same version)
+    what an earlier stage returned; otherwise None.
+    """
+
+    storage: int
+    requires_grad: bool
+    source: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One call of a module. Operations ``[first, last)`` and saves ``[first_save, last_save)``.
+
+    ``refusal`` says why this call cannot be recomputed ("" if it can). ``mutates`` lists the
+    arguments' storages that the call changes in place, ``touches`` the (module path, attribute)
+    pairs that it rebinds, ``generators`` the Python-side generators that it moves.
+    """
+
+    path: str
+    call: int
+    kind: str
+    parent: int
+    first: int
+    last: int
+    first_save: int
+    last_save: int
+    inputs: tuple[Input, ...] = ()
+    outputs: tuple[int, ...] = ()
+    refusal: str = ""
+    mutates: tuple[int, ...] = ()
+    touches: tuple[tuple[str, str], ...] = ()
+    generators: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """(module path, call number): the name under which plans know the stage."""
+        return (self.path, self.call)
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One training step of one model on one batch.
+
+    ``stages[0]`` is the root call. ``loss_seen`` and ``optimizer_seen`` say what the step
+    contained; ``resident_gradients`` whether gradients existed when it began.
+    """
+
+    device: str
+    storages: tuple[Storage, ...]
+    values: tuple[Value, ...]
+    ops: tuple[Op, ...]
+    saves: tuple[Save, ...]
+    stages: tuple[Stage, ...]
+    signatures: tuple[str, ...]
+    loss_seen: bool = False
+    optimizer_seen: bool = False
+    resident_gradients: bool = False
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def children(self, stage: int) -> tuple[int, ...]:
+        """Ids of the stages called directly by ``stage``, in call order."""
+        return tuple(i for i, s in enumerate(self.stages) if s.parent == stage)
+
+    def stage_ids(self) -> dict[tuple[str, int], int]:
+        """(path, call) -> stage id."""
+        return {s.key: i for i, s in enumerate(self.stages)}
+
+    def ancestors(self, stage: int) -> Iterator[int]:
+        """``stage`` and every stage that encloses it, innermost first."""
+        while stage >= 0:
+            yield stage
+            stage = self.stages[stage].parent
+
+    @property
+    def forward_end(self) -> int:
+        """Number of operations that ran before backward began."""
+        for index, op in enumerate(self.ops):
+            if op.phase in (Phase.BACKWARD, Phase.OPTIMIZER):
+                return index
+        return len(self.ops)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data; `Graph.from_json` reads it back equal."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any] | str) -> Graph:
+        """The graph that `to_json` wrote.
+
+        Raises:
+            PlanError: the data has other fields than a graph.
+        """
+        if isinstance(data, str):
+            data = json.loads(data)
+        try:
+            return cls(
+                device=data["device"],
+                storages=tuple(
+                    Storage(**{**s, "category": Category(s["category"])}) for s in data["storages"]
+                ),
+                values=tuple(
+                    Value(**{**v, "shape": tuple(v["shape"]), "stride": tuple(v["stride"])})
+                    for v in data["values"]
+                ),
+                ops=tuple(
+                    Op(
+                        **{
+                            **o,
+                            "phase": Phase(o["phase"]),
+                            "inputs": tuple(o["inputs"]),
+                            "outputs": tuple(o["outputs"]),
+                            "writes": tuple(o["writes"]),
+                        }
+                    )
+                    for o in data["ops"]
+                ),
+                saves=tuple(Save(**s) for s in data["saves"]),
+                stages=tuple(_stage_from_json(s) for s in data["stages"]),
+                signatures=tuple(data["signatures"]),
+                loss_seen=data["loss_seen"],
+                optimizer_seen=data["optimizer_seen"],
+                resident_gradients=data["resident_gradients"],
+                versions=dict(data["versions"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise PlanError(f"not a graph: {error}") from error
+
+
+def _stage_from_json(data: dict[str, Any]) -> Stage:
+    inputs = tuple(
+        Input(i["storage"], i["requires_grad"], tuple(i["source"]) if i["source"] else None)
+        for i in data["inputs"]
+    )
+    return Stage(
+        **{
+            **data,
+            "inputs": inputs,
+            "outputs": tuple(data["outputs"]),
+            "mutates": tuple(data["mutates"]),
+            "touches": tuple((path, name) for path, name in data["touches"]),
+            "generators": tuple(data["generators"]),
+        }
+    )

@@ -1,0 +1,96 @@
+"""What a policy decided: a tree of regions to recompute, and what is saved inside each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from actckpt.errors import PlanError
+
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class SavedOp:
+    """An operation whose outputs stay resident: the ``nth`` call of ``name`` in a stage."""
+
+    path: str
+    call: int
+    name: str
+    nth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A span of the forward pass that is recomputed together.
+
+    Args:
+        first: (module path, call number) of the first stage.
+        last: the last stage: a later sibling of ``first`` under the same parent call, or equal.
+        regions: regions inside this one, in forward order, disjoint.
+        saved: operations of this region whose outputs are kept rather than recomputed.
+    """
+
+    first: Key
+    last: Key
+    regions: tuple[Region, ...] = ()
+    saved: tuple[SavedOp, ...] = ()
+
+    def walk(self) -> Iterator[Region]:
+        """This region and every region inside it, outermost first."""
+        yield self
+        for child in self.regions:
+            yield from child.walk()
+
+    @property
+    def label(self) -> str:
+        """Short name for tables and messages, such as ``h.0`` or ``h.0 … h.3``."""
+        first, last = (path + (f"#{call}" if call else "") for path, call in (self.first, self.last))
+        return first if self.first == self.last else f"{first} … {last}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Regions in forward order, disjoint; everything outside them is saved as without a plan."""
+
+    policy: str
+    regions: tuple[Region, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def walk(self) -> Iterator[Region]:
+        """Every region at every depth, outermost first."""
+        for region in self.regions:
+            yield from region.walk()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data; `Plan.from_json` reads it back equal."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any] | str) -> Plan:
+        """The plan that `to_json` wrote.
+
+        Raises:
+            PlanError: the data has other fields than a plan.
+        """
+        if isinstance(data, str):
+            data = json.loads(data)
+        try:
+            return cls(
+                data["policy"],
+                tuple(_region_from_json(r) for r in data["regions"]),
+                tuple(data["notes"]),
+            )
+        except (KeyError, TypeError, IndexError) as error:
+            raise PlanError(f"not a plan: {error}") from error
+
+
+def _region_from_json(data: dict[str, Any]) -> Region:
+    return Region(
+        (data["first"][0], data["first"][1]),
+        (data["last"][0], data["last"][1]),
+        tuple(_region_from_json(r) for r in data["regions"]),
+        tuple(SavedOp(**s) for s in data["saved"]),
+    )

@@ -1,0 +1,310 @@
+"""A plan's regions, looked up in the graph: which stages, which saves, what a replay must run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from actckpt.errors import PlanError
+from actckpt.graph import Category, Graph, Input
+from actckpt.plan import Plan, Region
+from actckpt.profile import Profile
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A region with its place in the graph.
+
+    Attributes:
+        index: position in ``Plan.walk()``.
+        parent: index of the enclosing region, or -1.
+        stages: ids of its sibling stages, in call order.
+        own: the stages of ``stages`` that no child region takes over.
+        split: for each stage of ``stages``, the child region that spans it, or -1.
+        saves: indices in ``graph.saves`` of what autograd saves under this region itself and not
+            under a child, parameters apart, in order: their position is their number at run time.
+        kept: those of ``saves`` that stay resident because the plan saves the operation.
+        captured: operations that the plan saves though autograd does not save their outputs.
+        inputs: storages that the region holds until it has been recomputed.
+    """
+
+    index: int
+    region: Region
+    parent: int
+    depth: int
+    stages: tuple[int, ...]
+    split: tuple[int, ...]
+    saves: tuple[int, ...]
+    kept: frozenset[int]
+    captured: frozenset[int]
+    inputs: tuple[int, ...]
+
+    @cached_property
+    def own(self) -> tuple[int, ...]:
+        return tuple(s for s, child in zip(self.stages, self.split, strict=True) if child < 0)
+
+    @property
+    def dropped(self) -> tuple[int, ...]:
+        """The saves that are recomputed."""
+        return tuple(s for s in self.saves if s not in self.kept)
+
+
+def place(graph: Graph, plan: Plan) -> tuple[Placed, ...]:
+    """Every region of ``plan`` in its place, in ``Plan.walk()`` order.
+
+    Raises:
+        PlanError: a region names a stage that the graph does not have, spans stages that are no
+            consecutive siblings or are not linked, overlaps another one, or may not be recomputed.
+    """
+    return _Placer(graph).place(plan)
+
+
+def siblings(graph: Graph, region: Region, ids: dict[tuple[str, int], int]) -> tuple[int, ...]:
+    """Ids of the stages that a region spans, in call order."""
+    try:
+        first, last = ids[region.first], ids[region.last]
+    except KeyError as error:
+        raise PlanError(f"region {region.label}: the model has no call {error}") from None
+    parent = graph.stages[first].parent
+    if graph.stages[last].parent != parent or last < first:
+        raise PlanError(
+            f"region {region.label}: first and last must be calls of the same parent, in order"
+        )
+    return tuple(i for i in range(first, last + 1) if graph.stages[i].parent == parent)
+
+
+def is_linked(graph: Graph, earlier: tuple[int, ...], stage: int) -> bool:
+    """Whether ``stage`` can follow ``earlier`` in one region.
+
+    Each of its tensors is what a stage of ``earlier`` returned, or older than ``earlier``.
+    """
+    begin = graph.stages[earlier[0]].first
+    linked = False
+    for argument in graph.stages[stage].inputs:
+        if argument.source is not None and argument.source[0] in earlier:
+            linked = True
+        elif graph.storages[argument.storage].born >= begin:
+            return False
+    return linked
+
+
+class _Placer:
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.ids = graph.stage_ids()
+        self.found: list[Placed] = []
+
+    def place(self, plan: Plan) -> tuple[Placed, ...]:
+        end = -1
+        for region in plan.regions:
+            placed = self._place(region, -1, 0)
+            first = self.graph.stages[placed.stages[0]].first
+            if placed.stages[0] <= end and first < self.graph.stages[end].last:
+                raise PlanError(f"region {region.label} overlaps the one before it")
+            end = placed.stages[-1]
+        return tuple(self.found)
+
+    def _place(self, region: Region, parent: int, depth: int) -> Placed:
+        graph = self.graph
+        stages = siblings(graph, region, self.ids)
+        for position, sid in enumerate(stages):
+            stage = graph.stages[sid]
+            if stage.refusal:
+                raise PlanError(f"region {region.label}: {stage.path} {stage.refusal}")
+            if stage.mutates:
+                raise PlanError(f"region {region.label}: {stage.path} changes an argument in place")
+            if position and not is_linked(graph, stages[:position], sid):
+                raise PlanError(
+                    f"region {region.label} cannot span {stage.path}: it is not called with what "
+                    "the stages before it returned, but with something computed in between"
+                )
+        index = len(self.found)
+        self.found.append(None)  # type: ignore[arg-type]  # its place in walking order
+        split = [-1] * len(stages)
+        inside: list[tuple[int, int]] = []
+        reached = -1
+        for child in region.regions:
+            number = len(self.found)
+            placed = self._place(child, index, depth + 1)
+            if not self._contains(stages, placed.stages):
+                raise PlanError(f"region {child.label} is not inside region {region.label}")
+            if placed.stages[0] <= reached:
+                raise PlanError(f"region {child.label} overlaps the one before it")
+            reached = placed.stages[-1]
+            for sid in placed.stages:
+                if sid in stages:
+                    split[stages.index(sid)] = number
+                stage = graph.stages[sid]
+                inside.append((stage.first_save, stage.last_save))
+        saves = tuple(
+            k
+            for sid in stages
+            for k in range(graph.stages[sid].first_save, graph.stages[sid].last_save)
+            if not any(a <= k < b for a, b in inside) and not self._is_parameter(k)
+        )
+        kept, captured = self._kept(region, saves)
+        placed = Placed(
+            index, region, parent, depth, stages, tuple(split), saves, kept, captured,
+            self._inputs(stages),
+        )  # fmt: skip
+        self.found[index] = placed
+        return placed
+
+    def _contains(self, stages: tuple[int, ...], inner: tuple[int, ...]) -> bool:
+        if all(s in stages for s in inner):
+            return True
+        return any(a in stages for a in self.graph.ancestors(self.graph.stages[inner[0]].parent))
+
+    def _is_parameter(self, save: int) -> bool:
+        sid = self.graph.values[self.graph.saves[save].value].storage
+        return sid >= 0 and self.graph.storages[sid].category is Category.PARAMETER
+
+    def _inputs(self, stages: tuple[int, ...]) -> tuple[int, ...]:
+        held: dict[int, None] = {}
+        for sid in stages:
+            argument: Input
+            for argument in self.graph.stages[sid].inputs:
+                if argument.source is None or argument.source[0] not in stages:
+                    held[argument.storage] = None
+        return tuple(held)
+
+    def _kept(
+        self, region: Region, saves: tuple[int, ...]
+    ) -> tuple[frozenset[int], frozenset[int]]:
+        if not region.saved:
+            return frozenset(), frozenset()
+        graph = self.graph
+        by_storage: dict[int, list[int]] = {}
+        for k in saves:
+            by_storage.setdefault(graph.values[graph.saves[k].value].storage, []).append(k)
+        kept: set[int] = set()
+        captured: set[int] = set()
+        for saved in region.saved:
+            op = self._find(region, saved.path, saved.call, saved.name, saved.nth)
+            created = [graph.values[v].storage for v in graph.ops[op].outputs]
+            created = [s for s in created if graph.storages[s].born == op]
+            packed = [k for s in created for k in by_storage.get(s, ())]
+            kept.update(packed)
+            if created and not packed:
+                captured.add(op)
+        return frozenset(kept), frozenset(captured)
+
+    def _find(self, region: Region, path: str, call: int, name: str, nth: int) -> int:
+        sid = self.ids.get((path, call))
+        if sid is not None:
+            stage, seen = self.graph.stages[sid], 0
+            for index in range(stage.first, stage.last):
+                op = self.graph.ops[index]
+                if op.stage == sid and op.name == name:
+                    if seen == nth:
+                        return index
+                    seen += 1
+        raise PlanError(f"region {region.label}: {path}#{call} has no call {nth} of {name}")
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What the recomputation of one region runs.
+
+    Attributes:
+        ops: the operations of its stages in order, up to the early stop.
+        needed: those of ``ops`` that must run; the others may get placeholders.
+        cached: storages that a skipped operation returns from what was kept.
+        stop: position in ``graph.ops`` at which the last dropped tensor exists.
+    """
+
+    ops: tuple[int, ...]
+    needed: frozenset[int]
+    cached: frozenset[int]
+    stop: int
+
+
+def replay_of(graph: Graph, placed: Placed) -> Replay:
+    """The operations that recomputing ``placed`` runs, and which of them nobody needs.
+
+    Random operations are needed up to the last needed one, so that the stream lines up. A kept
+    storage that is written after its creation stands in for its final state only: if a needed
+    operation reads an earlier state, the storage is recomputed.
+    """
+    dropped = placed.dropped
+    stop = max((graph.saves[k].at for k in dropped), default=-1)
+    if any(child >= 0 for child in placed.split) and placed.split[-1] >= 0:
+        stop = max(stop, graph.stages[placed.stages[-1]].first)
+    ops = tuple(
+        i
+        for sid in placed.stages
+        for i in range(graph.stages[sid].first, min(graph.stages[sid].last, stop))
+    )
+    available = {graph.values[graph.saves[k].value].storage for k in placed.kept}
+    for op in placed.captured:
+        created = (graph.values[v].storage for v in graph.ops[op].outputs)
+        available.update(s for s in created if graph.storages[s].born == op)
+    # a kept tensor that is written after it was saved is not the state that the replay needs
+    for index in ops:
+        for w in graph.ops[index].writes:
+            if w in available and _saved_before(graph, placed, w, index):
+                available.discard(w)
+    while True:
+        needed = _needed(graph, dropped, ops, available)
+        stale = _read_too_early(graph, ops, needed, available)
+        if not stale:
+            return Replay(ops, needed, frozenset(available), stop)
+        available -= stale
+
+
+def _saved_before(graph: Graph, placed: Placed, storage: int, op: int) -> bool:
+    return any(
+        graph.saves[k].at <= op and graph.values[graph.saves[k].value].storage == storage
+        for k in placed.kept
+    ) or any(
+        storage in (graph.values[v].storage for v in graph.ops[c].outputs) for c in placed.captured
+    )
+
+
+def _needed(
+    graph: Graph, dropped: tuple[int, ...], ops: tuple[int, ...], available: set[int]
+) -> frozenset[int]:
+    wanted = {graph.values[graph.saves[k].value].storage for k in dropped} - available
+    needed: set[int] = set()
+    last_random = -1
+    for index in reversed(ops):
+        op = graph.ops[index]
+        made = {graph.values[v].storage for v in op.outputs}.union(op.writes)
+        if not op.view and not wanted.isdisjoint(made):
+            needed.add(index)
+            if op.random:
+                last_random = max(last_random, index)
+            wanted.update(graph.values[v].storage for v in op.inputs)
+            wanted -= available
+    needed.update(i for i in ops if graph.ops[i].random and i < last_random)
+    return frozenset(needed)
+
+
+def _read_too_early(
+    graph: Graph, ops: tuple[int, ...], needed: frozenset[int], available: set[int]
+) -> set[int]:
+    last_write = {w: i for i in ops for w in graph.ops[i].writes if w in available}
+    return {
+        s
+        for i in ops
+        if i in needed
+        for s in (graph.values[v].storage for v in graph.ops[i].inputs)
+        if s in last_write and i < last_write[s]
+    }
+
+
+
+def pruning_gain_s(graph: Graph, placed: Placed, replay: Replay, profile: Profile) -> float:
+    """Seconds per step that skipping the unneeded operations of a replay saves (may be negative).
+
+    Skipping takes a dispatch mode over the whole replay, capturing one over the forward pass, too.
+    Regions with regions inside are never pruned, their gain is 0.
+    """
+    if any(child >= 0 for child in placed.split) or not placed.dropped:
+        return 0.0
+    skipped = (op for op in replay.ops if op not in replay.needed and not graph.ops[op].view)
+    modes = 2 if placed.captured else 1
+    return (
+        sum(profile.costs[graph.ops[op].signature].time_s for op in skipped)
+        - modes * profile.dispatch_s * len(replay.ops)
+    )

@@ -1,0 +1,241 @@
+"""The memory of one step over time, untouched beside planned, as a matplotlib figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from actckpt.errors import ReportError
+from actckpt.graph import Category
+from actckpt.reporting.units import format_bytes, format_percent, format_seconds
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from actckpt.reporting.report import Arm, Report
+
+Levels = Mapping[str, Sequence[int]]
+
+# what no plan can change in greys and violet, what it can in colour; lowest in the stack first
+COLORS: dict[str, str] = {
+    Category.PARAMETER: "#4a5568",
+    Category.BUFFER: "#718096",
+    Category.OPTIMIZER: "#94a3b8",
+    Category.BATCH: "#c3cedb",
+    Category.CONSTANT: "#dbe2ea",
+    Category.GRADIENT: "#8b7bb8",
+    Category.ACTIVATION: "#2a78b5",
+    "saved": "#2a78b5",
+    "recomputed": "#58b09c",
+    "temporaries": "#f2b45c",
+    "workspace": "#f7d794",
+}
+NOT_ADDED = frozenset(list(COLORS)[:6])
+OTHER = ("#a3a3a3", "#bdbdbd", "#d4d4d4")
+INK = "#1f2937"
+MUTED = "#6b7280"
+BUDGET = "#c0392b"
+LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0}
+
+
+def blank_figure(width: float, height: float) -> Figure:
+    """An empty figure that belongs to no window and to no global state.
+
+    Args:
+        width: in inches, like ``height``.
+
+    Raises:
+        ReportError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ReportError("plots need matplotlib: pip install 'actckpt[plot]'") from error
+    figure = Figure(figsize=(width, height), dpi=160, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def bare_axes(axes: Axes) -> None:
+    """Take the box from ``axes``; leave light horizontal lines."""
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color("#9ca3af")
+    axes.tick_params(length=0, colors=MUTED, labelsize=9)
+    axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def unit_of(highest_bytes: float) -> tuple[str, float]:
+    """The name and size of the unit in which an axis up to ``highest_bytes`` reads best."""
+    units = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
+    return next(((name, size) for name, size in units if highest_bytes >= size), ("B", 1.0))
+
+
+def draw_report(report: Report) -> Figure:
+    """Two stacked timelines on one memory axis, with the budget and the measured peaks.
+
+    With ``scope="activations"`` only what the step adds is drawn.
+
+    Raises:
+        ReportError: the report has no timeline, or matplotlib is not installed.
+    """
+    panels = [
+        (name, _in_scope(levels, report.scope), arm)
+        for name, levels, arm in (
+            ("untouched", report.timeline.baseline, report.baseline),
+            ("planned", report.timeline.planned, report.planned),
+        )
+    ]
+    if not all(levels for _, levels, _ in panels):
+        raise ReportError("this report has no timeline to plot")
+    figure = blank_figure(10.5, 4.8)
+    from matplotlib.patches import Patch
+    from matplotlib.ticker import MaxNLocator
+
+    left, right = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.04})
+    highest = max(
+        report.budget_bytes or 0,
+        *(max(_totals(levels)) for _, levels, _ in panels),
+        *(arm.best.bounded_bytes(report.scope) or 0 for _, _, arm in panels),
+    )
+    unit, size = unit_of(highest)
+    colors = _colors([name for _, levels, _ in panels for name in levels])
+    for axes, (name, levels, arm) in zip((left, right), panels, strict=True):
+        bare_axes(axes)
+        axes.set_xlim(0, 1)
+        axes.set_xticks([])
+        axes.set_xlabel("one training step, operation by operation", color=MUTED, fontsize=9)
+        axes.set_title(_title(name, report, arm), loc="left", fontsize=11, color=INK)
+        _draw_levels(axes, levels, colors, size)
+        _mark_phases(axes, report.timeline.marks)
+        _mark_budget(axes, report, size, label=axes is right)
+        _mark_measured(axes, levels, arm, report.scope, size)
+    left.set_ylim(0, 1.16 * highest / size)
+    left.yaxis.set_major_locator(MaxNLocator(6))
+    what = "added by the step" if report.scope == "activations" else "allocated"
+    left.set_ylabel(f"memory {what} ({unit})", color=MUTED, fontsize=9)
+    shown = [n for n in colors if any(any(levels.get(n, ())) for _, levels, _ in panels)]
+    figure.legend(
+        handles=[Patch(color=colors[name], label=name) for name in shown],
+        loc="outside lower center",
+        ncols=max(min(len(shown), 9), 1),
+        frameon=False,
+        fontsize=9,
+        handlelength=1.0,
+        handleheight=1.0,
+        labelcolor=INK,
+    )
+    return figure
+
+
+def _in_scope(levels: Levels, scope: str) -> Levels:
+    if scope != "activations":
+        return levels
+    return {name: level for name, level in levels.items() if name not in NOT_ADDED}
+
+
+def _title(name: str, report: Report, arm: Arm) -> str:
+    bounded = arm.best.bounded_bytes(report.scope)
+    peak = "" if bounded is None else f"{format_bytes(bounded)}, "
+    text = f"{name}: {peak}{format_seconds(arm.step_s)} a step"
+    return text if arm is report.baseline else f"{text} ({format_percent(report.overhead)})"
+
+
+def _draw_levels(axes: Axes, levels: Levels, colors: Mapping[str, str], size: float) -> None:
+    ordered = [name for name in colors if name in levels]
+    totals = _totals(levels)
+    xs = [_position(i, totals) for i in range(len(totals))]
+    axes.stackplot(
+        xs,
+        [[b / size for b in levels[name]] for name in ordered],
+        colors=[colors[name] for name in ordered],
+        linewidth=0,
+    )
+    axes.plot(xs, [t / size for t in totals], color=INK, linewidth=0.8)
+
+
+def _mark_phases(axes: Axes, marks: Mapping[str, float]) -> None:
+    ordered = sorted(marks.items(), key=lambda mark: mark[1])
+    ends = [at for _, at in ordered[1:]] + [1.0]
+    for (name, at), end in zip(ordered, ends, strict=True):
+        if at > 0:
+            axes.axvline(at, color=INK, linewidth=0.7, linestyle=(0, (1, 2)))
+        last = end == 1.0 and at > 0.85
+        if not last and end - at < 0.02 * len(name):
+            continue  # too narrow for its name
+        axes.annotate(
+            name,
+            (at, 1.0),
+            xycoords=axes.get_xaxis_transform(),
+            fontsize=8,
+            color=MUTED,
+            xytext=(-4 if last else 4, -2),
+            textcoords="offset points",
+            va="top",
+            ha="right" if last else "left",
+        )
+
+
+def _mark_measured(axes: Axes, levels: Levels, arm: Arm, scope: str, size: float) -> None:
+    measured = arm.measured.bounded_bytes(scope) if arm.measured else None
+    if measured is None:
+        return
+    totals = _totals(levels)
+    at = _position(totals.index(max(totals)), totals)
+    axes.plot(
+        [at],
+        [measured / size],
+        marker="D",
+        color="white",
+        markeredgecolor=INK,
+        markersize=6,
+        zorder=5,
+        clip_on=False,
+    )
+    axes.annotate(
+        f"measured {format_bytes(measured)}",
+        (at, measured / size),
+        xytext=(0, 9),
+        textcoords="offset points",
+        ha="center" if 0.2 < at < 0.8 else "left" if at <= 0.2 else "right",
+        fontsize=8,
+        color=INK,
+        bbox=LABEL_BOX,
+        zorder=4,
+    )
+
+
+def _mark_budget(axes: Axes, report: Report, size: float, *, label: bool) -> None:
+    if report.budget_bytes is None:
+        return
+    axes.axhline(report.budget_bytes / size, color=BUDGET, linewidth=1.4, linestyle=(0, (5, 2)))
+    if label:
+        axes.annotate(
+            f"budget {format_bytes(report.budget_bytes)}",
+            (1.0, report.budget_bytes / size),
+            xytext=(-2, 5),
+            textcoords="offset points",
+            ha="right",
+            fontsize=9,
+            color=BUDGET,
+            fontweight="bold",
+            bbox=LABEL_BOX,
+        )
+
+
+def _position(sample: int, samples: Sequence[int]) -> float:
+    return sample / max(len(samples) - 1, 1)
+
+
+def _totals(levels: Levels) -> list[int]:
+    return [sum(at) for at in zip(*levels.values(), strict=True)]
+
+
+def _colors(names: Sequence[str]) -> dict[str, str]:
+    known = [name for name in COLORS if name in set(names)]
+    unknown = sorted(set(names) - set(known))
+    return {name: COLORS[name] for name in known} | {
+        name: OTHER[i % len(OTHER)] for i, name in enumerate(unknown)
+    }

@@ -1,0 +1,180 @@
+"""A report as plain text, thirty lines or so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from actckpt.reporting.units import format_bytes, format_percent, format_seconds
+
+if TYPE_CHECKING:
+    from actckpt.reporting.report import RegionRow, Report, Timeline
+
+MAX_REGION_ROWS = 6
+MAX_OP_ROWS = 6
+MAX_LABEL = 44
+
+SCOPES = {
+    "step": "allocated memory over the whole step",
+    "activations": "what the step adds to parameters, gradients, optimizer state and batch",
+}
+
+
+def align(rows: Sequence[Sequence[str]], *, left: int = 1, gap: str = "   ") -> list[str]:
+    """Lines with the first ``left`` columns flush left and the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        gap.join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def render_report(report: Report) -> str:
+    """The report as a compact table."""
+    blocks = [
+        _heading(report),
+        align(_figure_rows(report)),
+        _category_lines(report.timeline),
+        _region_lines(report.regions),
+        _op_lines(report),
+        [f"note: {note}" for note in report.notes],
+        [", ".join(f"{k} {v}" for k, v in report.versions.items())] if report.versions else [],
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks if block)
+
+
+def _heading(report: Report) -> list[str]:
+    lines = [f"actckpt: policy {report.policy} on {report.device}"]
+    if report.budget_bytes is None:
+        lines.append("no budget")
+        return lines
+    lines.append(f"budget {format_bytes(report.budget_bytes)}")
+    bounded = report.planned.best.bounded_bytes(report.scope)
+    if bounded is not None:
+        used = bounded / report.budget_bytes
+        source = "measured" if report.planned.measured else "predicted"
+        lines[-1] += f": {100 * used:.1f} % of it used ({source})"
+        lines[-1] += ", EXCEEDED" if used > 1 else ""
+    lines.append(f"bounds {SCOPES.get(report.scope, report.scope)}")
+    return lines
+
+
+def _figure_rows(report: Report) -> list[list[str]]:
+    rows = [["", "untouched", "planned", "change"]]
+    measured = (report.baseline.measured, report.planned.measured)
+    predicted = (report.baseline.predicted, report.planned.predicted)
+    for source, (baseline, planned) in (("predicted", predicted), ("measured", measured)):
+        if baseline is None and planned is None:
+            continue
+        for what, attribute, form in (
+            ("peak", "peak_bytes", format_bytes),
+            ("added by the step", "added_bytes", format_bytes),
+            ("step time", "step_s", format_seconds),
+        ):
+            pair = [getattr(arm, attribute) if arm else None for arm in (baseline, planned)]
+            if pair == [None, None]:
+                continue
+            change = ""
+            if pair[0] and pair[1] is not None:
+                change = format_percent(pair[1] / pair[0] - 1)
+            rows.append(
+                [f"{what}, {source}", *("" if v is None else form(v) for v in pair), change]
+            )
+    return rows
+
+
+def _category_lines(timeline: Timeline) -> list[str]:
+    at_peak = [_at_peak(levels) for levels in (timeline.baseline, timeline.planned)]
+    names = list(dict.fromkeys(name for split in at_peak for name in split))
+    rows = [
+        [name, *(format_bytes(split[name]) if name in split else "" for split in at_peak)]
+        for name in names
+        if any(split.get(name) for split in at_peak)
+    ]
+    return align([["at the predicted peak", "untouched", "planned"], *rows]) if rows else []
+
+
+def _at_peak(levels: dict[str, tuple[int, ...]]) -> dict[str, int]:
+    totals = [sum(at) for at in zip(*levels.values(), strict=True)]
+    if not totals:
+        return {}
+    peak = totals.index(max(totals))
+    return {name: level[peak] for name, level in levels.items()}
+
+
+def _region_lines(regions: Sequence[RegionRow]) -> list[str]:
+    if not regions:
+        return ["no region: everything is saved"]
+    rows = [["region", "stages", "saved", "dropped", "recompute"]]
+    # equal neighbours (the blocks of a transformer) share a row
+    runs = [
+        list(run)
+        for _, run in groupby(
+            regions,
+            key=lambda r: (r.depth, r.stages, r.saved_bytes, r.dropped_bytes),
+        )
+    ]
+    for run in runs[:MAX_REGION_ROWS]:
+        rows.append(_region_row(_run_label(run), run))
+    rest = [r for run in runs[MAX_REGION_ROWS:] for r in run]
+    if rest:
+        rows.append(_region_row(f"… {len(rest)} more", rest))
+    if len(runs) > 1:
+        # a stage of a nested region is a stage of the outer one too
+        total = _region_row(f"all {len(regions)} regions", regions)
+        rows.append([total[0], "", *total[2:]])
+    return align(rows)
+
+
+def _run_label(run: Sequence[RegionRow]) -> str:
+    indent = "  " * run[0].depth
+    if len(run) == 1:
+        return indent + _shortened(run[0].label)
+    return f"{indent}{_shortened(run[0].label)}, …, {_shortened(run[-1].label)} ({len(run)} ×)"
+
+
+def _region_row(label: str, regions: Sequence[RegionRow]) -> list[str]:
+    return [
+        label,
+        str(sum(r.stages for r in regions)),
+        format_bytes(sum(r.saved_bytes for r in regions)),
+        format_bytes(sum(r.dropped_bytes for r in regions)),
+        format_seconds(sum(r.recompute_s for r in regions)),
+    ]
+
+
+def _op_lines(report: Report) -> list[str]:
+    if not report.ops:
+        return []
+    ordered = sorted(report.ops, key=lambda o: (-o.bytes, -o.seconds, o.name))
+    rows = [["op", "state", "calls", "bytes", "time"]]
+    rows += [
+        [_short_op(o.name), o.state, str(o.count), format_bytes(o.bytes), format_seconds(o.seconds)]
+        for o in ordered[:MAX_OP_ROWS]
+    ]
+    if rest := ordered[MAX_OP_ROWS:]:
+        rows.append(
+            [
+                f"… {len(rest)} more",
+                "",
+                str(sum(o.count for o in rest)),
+                format_bytes(sum(o.bytes for o in rest)),
+                format_seconds(sum(o.seconds for o in rest)),
+            ]
+        )
+    return align(rows, left=2)
+
+
+def _shortened(label: str) -> str:
+    if len(label) <= MAX_LABEL:
+        return label
+    half = (MAX_LABEL - 1) // 2
+    return f"{label[:half]}…{label[-half:]}"
+
+
+def _short_op(name: str) -> str:
+    return _shortened(name.removeprefix("aten.").removesuffix(".default"))

@@ -1,0 +1,41 @@
+"""Bytes and seconds as text: three significant digits, powers of ten."""
+
+from __future__ import annotations
+
+
+def format_bytes(count: int | float) -> str:
+    """``count`` as B, kB, MB, GB or TB of powers of 1000, such as ``1.25 GB``."""
+    return _scaled(float(count), (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)), "B")
+
+
+def format_seconds(duration_s: float) -> str:
+    """``duration_s`` as min, s, ms or µs, such as ``12.5 ms``."""
+    if abs(duration_s) >= 600:
+        return f"{duration_s / 60:.3g} min"
+    if abs(duration_s) < 1e-9:
+        return "0 s"
+    return _scaled(duration_s, (("s", 1.0), ("ms", 1e-3)), "µs", 1e-6)
+
+
+def format_percent(ratio: float) -> str:
+    """A signed percentage with one decimal, such as ``+12.5 %``."""
+    return f"{100 * ratio:+.1f} %".replace("-", "−")
+
+
+def _scaled(
+    value: float, units: tuple[tuple[str, float], ...], smallest: str, scale: float = 1.0
+) -> str:
+    for unit, size in units:
+        # 999.7 MB rounds to 1000 MB, which reads better as 1.00 GB
+        if abs(value) >= 0.9995 * size:
+            return f"{_three_digits(value / size)} {unit}"
+    value /= scale
+    return (
+        f"{value:.0f} {smallest}" if value == int(value) else f"{_three_digits(value)} {smallest}"
+    )
+
+
+def _three_digits(value: float) -> str:
+    magnitude = abs(value)
+    decimals = 2 if magnitude < 9.995 else 1 if magnitude < 99.95 else 0
+    return f"{value:.{decimals}f}"

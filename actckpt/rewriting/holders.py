@@ -1,0 +1,89 @@
+"""What autograd holds in place of the tensors that a region would have saved."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from actckpt.rewriting.node import Node
+
+CHANGED = (
+    "one of the variables needed for gradient computation has been modified by an inplace "
+    "operation: {what} was saved at version {saved} and is now at version {found}"
+)
+
+
+class Kept:
+    """A saved tensor that stays resident; refuses to be read after an in-place change."""
+
+    __slots__ = ("tensor", "version")
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor.detach()  # not itself: that would be a reference cycle
+        self.version = tensor._version
+
+    def get(self) -> torch.Tensor:
+        """The tensor.
+
+        Raises:
+            RuntimeError: it was changed in place since it was saved, as autograd would say.
+        """
+        if self.tensor._version != self.version:
+            what = f"a {tuple(self.tensor.shape)} tensor"
+            raise RuntimeError(
+                CHANGED.format(what=what, saved=self.version, found=self.tensor._version)
+            )
+        return self.tensor
+
+
+class Dropped:
+    """A saved tensor that is recomputed when backward first asks for one of its region."""
+
+    __slots__ = ("__weakref__", "dtype", "hash", "node", "shape", "tensor")
+
+    def __init__(self, node: Node, tensor: torch.Tensor, checked: bool) -> None:
+        self.node = node
+        self.shape = tensor.shape
+        self.dtype = tensor.dtype
+        self.hash: torch.Tensor | None = bits(tensor) if checked else None
+        self.tensor: torch.Tensor | None = None
+
+    def get(self) -> torch.Tensor:
+        """The tensor, recomputed if need be; it stays until autograd releases this holder.
+
+        Raises:
+            ReplayError: the recomputation did not produce it.
+        """
+        if self.tensor is None:
+            self.node.recompute()
+            if self.tensor is None:
+                raise self.node.error("the recomputation ended before this tensor was made")
+        return self.tensor
+
+
+def unpack(holder: Any) -> torch.Tensor:
+    """The unpack hook of every region."""
+    found: torch.Tensor = holder.get()
+    return found
+
+
+def is_parameter(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a parameter or a view of one: saving it costs nothing."""
+    if isinstance(tensor, nn.Parameter):
+        return True
+    base = tensor._base
+    return base is not None and isinstance(base, nn.Parameter)
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor | None:
+    """An exclusive-or of the tensor's bits, or None where torch has none for it."""
+    if tensor.layout != torch.strided or tensor.numel() == 0 or tensor.is_complex():
+        return None
+    with torch.no_grad():
+        try:
+            return torch.hash_tensor(tensor.detach())
+        except (RuntimeError, NotImplementedError):
+            return None

@@ -1,0 +1,158 @@
+"""One region while a step runs: what it dropped, where its inputs are, how it comes back."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from actckpt.errors import ReplayError
+from actckpt.plan import Key
+from actckpt.rewriting.holders import Dropped, Kept, is_parameter
+from actckpt.rewriting.program import RegionProgram
+
+if TYPE_CHECKING:
+    from actckpt.rewriting.patch import Rewrite
+    from actckpt.rewriting.record import CallRecord
+
+Link = tuple[int, int]
+
+
+class Span:
+    """The recorded calls of a chain of sibling stages, shared by every region that spans some.
+
+    ``calls[i]`` is None while only an enclosing region's replay could provide the arguments.
+    """
+
+    __slots__ = ("calls", "last_use", "pending", "produced")
+
+    def __init__(self) -> None:
+        self.calls: list[CallRecord | None] = []
+        self.last_use: dict[Link, int] = {}
+        self.produced: dict[int, tuple[Any, int, int, int]] = {}
+        self.pending = 0
+
+    def source(self, tensor: torch.Tensor) -> Link | None:
+        """Which output of which call ``tensor`` is: the same object at the same version."""
+        found = self.produced.get(id(tensor))
+        if found is None or found[0]() is not tensor or found[3] != tensor._version:
+            return None
+        return found[1], found[2]
+
+    def enter_outputs(self, position: int, outputs: list[torch.Tensor]) -> None:
+        """Remembers (weakly) what call ``position`` returned."""
+        for leaf, t in enumerate(outputs):
+            self.produced[id(t)] = (weakref.ref(t), position, leaf, t._version)
+
+
+class Node:
+    """A region between its forward pass and the last backward that needs it.
+
+    Autograd's holders keep a node alive, a node its parent; a parent knows its children weakly. So
+    whatever a region holds goes when nobody below it can ask for it any more.
+    """
+
+    __slots__ = (
+        "__weakref__", "begin", "captured_to", "children", "drops", "end", "holders", "input_storages",
+        "inputs", "kept", "key", "owners", "parent", "program", "prunable", "random", "rewrite",
+        "span", "top",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        program: RegionProgram,
+        rewrite: Rewrite,
+        span: Span,
+        parent: Node | None,
+        key: Key,
+        top: bool,
+    ) -> None:
+        self.program = program
+        self.key = key
+        self.rewrite = rewrite
+        self.span = span
+        self.parent = parent
+        self.begin = self.end = len(span.calls)
+        # links from before the region; None until known. A top region's tensors are in the calls
+        self.inputs: dict[Link, torch.Tensor] | None = {} if top else None
+        self.top = top
+        self.random: Any = None
+        self.owners: list[Any] = []
+        self.children: dict[tuple[int, Key], Any] = {}
+        self.holders: list[Any] = []
+        self.kept: dict[tuple[int, int], torch.Tensor] = {}
+        self.prunable = program.pruning is not None
+        self.input_storages: set[int] = set()
+        self.captured_to = 0
+        self.drops = False
+        if parent is not None:
+            parent.children[(program.index, key)] = weakref.ref(self)
+
+    def pack(self, tensor: torch.Tensor) -> Any:
+        """Hook: autograd saves ``tensor`` under this region."""
+        if is_parameter(tensor):
+            return Kept(tensor)
+        number = len(self.holders)
+        if number in self.program.keep:
+            kept = Kept(tensor)
+            self.holders.append(None)
+            if self.prunable:
+                # a replay reads it, perhaps after its own backward has let go of it
+                self.kept[(number, -1)] = kept.tensor
+            return kept
+        if tensor.untyped_storage()._cdata in self.input_storages:
+            self.holders.append(None)
+            return Kept(tensor)
+        if not self.drops:
+            self.drops = True
+            self.span.pending += 1
+        holder = Dropped(self, tensor, self.rewrite.checking)
+        self.holders.append(weakref.ref(holder))
+        return holder
+
+    def waiting(self) -> list[Dropped]:
+        """Holders that autograd still has and that are empty."""
+        alive = (ref() for ref in self.holders if ref is not None)
+        return [h for h in alive if h is not None and h.tensor is None]
+
+    def recompute(self) -> None:
+        """Fills every waiting holder, through the nearest enclosing region that has its inputs.
+
+        Raises:
+            ReplayError: the forward did not do again what it had done.
+        """
+        from actckpt.rewriting.replay import replay
+
+        path: list[Node] = [self]
+        while path[-1].inputs is None:
+            parent = path[-1].parent
+            if parent is None:
+                raise self.error("its inputs are gone")
+            path.append(parent)
+        for node in reversed(path):
+            if node.inputs is None:
+                raise self.error("the enclosing recomputation did not reach it")
+            replay(node)
+
+    def filled(self) -> None:
+        """Lets go of what only a replay needed."""
+        self.kept.clear()
+        if not self.top:
+            self.inputs = {}
+        self.span.pending -= 1
+        if self.span.pending <= 0:
+            for call in self.span.calls:
+                if call is not None:
+                    call.release()
+
+    def error(self, found: str) -> ReplayError:
+        """The error for a recomputation that went astray."""
+        return ReplayError(
+            f"region {self.program.label} could not be recomputed: {found}.\n"
+            "A recomputation runs the region's forward again and must do exactly what it did "
+            "before. Likely causes: a cache or attribute that the forward changes, a branch or a "
+            "routing that depends on something outside the arguments, an operation that is not "
+            "deterministic (try torch.use_deterministic_algorithms(True)).\n"
+            "What works: actckpt.revert(model), or a policy without this region."
+        )

@@ -1,0 +1,235 @@
+"""Replaces ``forward`` on the planned modules' instances, and puts it back."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from actckpt.errors import PlanError
+from actckpt.rewriting.program import Program, StageProgram
+from actckpt.rewriting.run import CURRENT, Run
+
+logger = logging.getLogger("actckpt")
+
+
+class Planner(Protocol):
+    """Whoever decides the plan of a root; asked before every forward with gradients."""
+
+    def before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None: ...
+
+    def copied(self, model: nn.Module) -> Planner: ...
+
+
+class Rewrite:
+    """One plan in force on one model. Never changes: another plan is another rewrite."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        program: Program,
+        planner: Planner | None = None,
+        check: bool = True,
+    ) -> None:
+        self.root = weakref.ref(model)
+        self.program = program
+        self.planner = planner
+        self.device_type = next((p.device.type for p in model.parameters()), "cpu")
+        self.checking = check
+        self._runs = 0
+        self._warned = False
+        self._modules: dict[str, Any] = {}
+
+    def module(self, path: str) -> nn.Module:
+        """The module at ``path`` under the root."""
+        ref = self._modules.get(path)
+        module = ref() if ref is not None else None
+        if module is None:
+            root = self.root()
+            if root is None:
+                raise PlanError("the planned model no longer exists")
+            module = root.get_submodule(path)
+            self._modules[path] = weakref.ref(module)
+        return module
+
+    def snapshots(self, program: StageProgram) -> dict[tuple[str, str], torch.Tensor]:
+        """Copies of the buffers that a stage reads before it changes them."""
+        found = {}
+        for path, name, read in program.buffers:
+            buffer = self.module(path)._buffers[name]
+            if read and buffer is not None:
+                found[(path, name)] = buffer.detach().clone()
+        return found
+
+    def warn_once(self, message: str) -> None:
+        """Logs what does not go as planned, the first time."""
+        if not self._warned:
+            logger.warning("actckpt: %s", message)
+            self._warned = True
+
+    def begin(self) -> Run:
+        """A new forward pass. The first one's recomputations are compared bit by bit."""
+        self._runs += 1
+        if self._runs > 1:
+            self.checking = False
+        return Run(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Rewrite:
+        root = memo.get(id(self.root()))
+        if root is None:
+            return self
+        planner = self.planner.copied(root) if self.planner is not None else None
+        clone = memo[id(self)] = Rewrite(root, self.program, planner)
+        return clone
+
+    def __reduce__(self) -> Any:
+        # a loaded model keeps its plan; the loss and the optimizer that it was made with stay here
+        return _rebuild_rewrite, (self.root(), self.program)
+
+
+def _rebuild_rewrite(model: nn.Module, program: Program) -> Rewrite:
+    clone = Rewrite.__new__(Rewrite)
+    clone.__dict__.update(
+        root=weakref.ref(model), program=program, planner=None, device_type="cpu", checking=True,
+        _runs=0, _warned=False, _modules={},
+    )  # fmt: skip
+    return clone
+
+
+class PatchedForward:
+    """Stands in a module's ``__dict__`` as ``forward``; knows its module weakly.
+
+    Weakly, so that a deep copy or an unpickled model runs its own weights.
+    """
+
+    def __init__(
+        self, module: nn.Module, path: str, rewrite: Rewrite, original: Callable[..., Any] | None
+    ) -> None:
+        self._module = weakref.ref(module)
+        self.path = path
+        self.rewrite = rewrite
+        self.original = original
+
+    @property
+    def module(self) -> nn.Module:
+        module = self._module()
+        if module is None:
+            raise PlanError("the module of this forward no longer exists")
+        return module
+
+    @property
+    def device_type(self) -> str:
+        return self.rewrite.device_type
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        """The forward underneath: `inspect.signature` looks here."""
+        if self.original is not None:
+            return self.original
+        module = self.module
+        bound: Callable[..., Any] = type(module).forward.__get__(module)
+        return bound
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The module's own forward."""
+        if self.original is not None:
+            return self.original(*args, **kwargs)
+        module = self.module
+        return type(module).forward(module, *args, **kwargs)
+
+    def watched(self, program: StageProgram) -> list[tuple[str, torch.Tensor]]:
+        """Parameters and buffers of the module that its own forward does not change."""
+        module = self.module
+        changed = {f"{path}.{name}".lstrip(".") for path, name, _ in program.buffers}
+        return [
+            *module.named_parameters(prefix=self.path),
+            *((n, b) for n, b in module.named_buffers(prefix=self.path) if n not in changed),
+        ]
+
+    def versions(self, program: StageProgram) -> tuple[int, ...]:
+        """Version of each watched tensor."""
+        return tuple(t._version for _, t in self.watched(program))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        run = CURRENT.run
+        if run is not None and run.rewrite.root() is self.rewrite.root():
+            return run.call(self, args, kwargs)
+        if self.path or not torch.is_grad_enabled():
+            return self.run(args, kwargs)
+        return self._root(args, kwargs)
+
+    def _root(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.rewrite.planner is not None:
+            self.rewrite.planner.before_forward(args, kwargs)
+        # planning may have put another plan, and so another patch, in place
+        current = self.module.__dict__.get("forward")
+        patched = current if isinstance(current, PatchedForward) else self
+        previous = CURRENT.run
+        CURRENT.run = run = patched.rewrite.begin()
+        try:
+            return run.call(patched, args, kwargs)
+        finally:
+            CURRENT.run = previous
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PatchedForward:
+        from copy import deepcopy
+
+        module = memo.get(id(self._module()))
+        if module is None:
+            return self
+        clone = PatchedForward(
+            module, self.path, deepcopy(self.rewrite, memo), deepcopy(self.original, memo)
+        )
+        return clone
+
+    def __reduce__(self) -> Any:
+        return PatchedForward, (self._module(), self.path, self.rewrite, self.original)
+
+
+def install(rewrite: Rewrite) -> None:
+    """Puts a rewrite in force on its model, in place of any other."""
+    model = rewrite.root()
+    if model is None:
+        raise PlanError("the planned model no longer exists")
+    uninstall(model)
+    for path in {"", *rewrite.program.paths}:
+        module = rewrite.module(path)
+        module.__dict__["forward"] = PatchedForward(
+            module, path, rewrite, module.__dict__.get("forward")
+        )
+
+
+def uninstall(model: nn.Module) -> Rewrite | None:
+    """Takes the rewrite off a model, if there is one, and returns it."""
+    found = installed(model)
+    for module in model.modules():
+        patched = module.__dict__.get("forward")
+        if isinstance(patched, PatchedForward) and (
+            found is None or patched.rewrite.root() is model
+        ):
+            if patched.original is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = patched.original
+    return found
+
+
+def installed(model: nn.Module) -> Rewrite | None:
+    """The rewrite in force on a model."""
+    patched = model.__dict__.get("forward")
+    if isinstance(patched, PatchedForward) and patched.rewrite.root() is model:
+        return patched.rewrite
+    return None
+
+
+def foreign(model: nn.Module) -> str | None:
+    """Path of a module inside ``model`` that another root's plan has patched."""
+    for path, module in model.named_modules():
+        patched = module.__dict__.get("forward")
+        if isinstance(patched, PatchedForward) and patched.rewrite.root() is not model:
+            return path or type(module).__name__
+    return None

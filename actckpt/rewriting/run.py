@@ -1,0 +1,128 @@
+"""The forward pass of a planned model: regions open, record and close."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from actckpt.rewriting.holders import unpack
+from actckpt.rewriting.modes import CaptureMode
+from actckpt.rewriting.node import Node, Span
+from actckpt.rewriting.program import StageProgram
+from actckpt.rewriting.record import CallRecord
+from actckpt.tracing.call import tensors
+
+if TYPE_CHECKING:
+    from actckpt.rewriting.patch import PatchedForward, Rewrite
+
+logger = logging.getLogger("actckpt")
+
+
+class _Current(threading.local):
+    """What the patched forwards of this thread belong to: a forward pass, a replay, or nothing."""
+
+    run: Any = None
+
+
+CURRENT = _Current()
+
+
+class Run:
+    """One forward pass of one root in one thread."""
+
+    def __init__(self, rewrite: Rewrite) -> None:
+        self.rewrite = rewrite
+        self.calls: Counter[str] = Counter()
+        self.spans: dict[int, Span] = {}
+        self.nodes: dict[int, Node] = {}
+        self.stack: list[Node] = []
+
+    def call(self, patched: PatchedForward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs a patched forward, recorded if the plan has a region there."""
+        number = self.calls[patched.path]
+        self.calls[patched.path] = number + 1
+        program = self.rewrite.program.stages.get((patched.path, number))
+        if program is None:
+            return patched.run(args, kwargs)
+        node, position = self._enter(program, patched, args, kwargs)
+        self.stack.append(node)
+        try:
+            with saved_tensors_hooks(node.pack, unpack):
+                if node.prunable and node.program.pruning and node.program.pruning.captured:
+                    with CaptureMode(node, position):
+                        out = patched.run(args, kwargs)
+                else:
+                    out = patched.run(args, kwargs)
+        finally:
+            self.stack.pop()
+        node.span.enter_outputs(position, list(tensors(out)))
+        return out
+
+    def _enter(
+        self,
+        program: StageProgram,
+        patched: PatchedForward,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[Node, int]:
+        """Opens or continues the regions of a stage; returns the innermost and the position."""
+        enclosing = self.stack[-1] if self.stack else None
+        outer = program.chain[0]
+        span = self.spans.get(outer)
+        if span is None or not self._continues(span, program, args, kwargs):
+            span = self.spans[outer] = Span()
+            for index in program.chain:
+                self.nodes.pop(index, None)
+        position = len(span.calls)
+        parent = enclosing
+        for depth, index in enumerate(program.chain):
+            node = self.nodes.get(index)
+            if node is None or node.span is not span:
+                node = self.nodes[index] = Node(
+                    self.rewrite.program.regions[index],
+                    self.rewrite,
+                    span,
+                    parent,
+                    program.key,
+                    top=depth == 0 and enclosing is None,
+                )
+            if depth:
+                assert parent is not None
+                parent.owners[-1] = program.chain[depth]
+            node.owners.append(None)
+            node.end = position + 1
+            parent = node
+        if enclosing is None:
+            record = CallRecord(program, patched, span, position, args, kwargs, self.calls)
+            span.calls.append(record)
+            top = self.nodes[outer]
+            if len(program.chain) == 1:
+                top.input_storages.update(
+                    t.untyped_storage()._cdata
+                    for t in tensors((args, kwargs))
+                    if t.layout == torch.strided and span.source(t) is None
+                )
+        else:
+            span.calls.append(None)
+        return self.nodes[program.chain[-1]], position
+
+    def _continues(
+        self, span: Span, program: StageProgram, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> bool:
+        """Whether a stage is called with what the plan says the stages before it returned."""
+        if not program.links:
+            return False
+        leaves = [t for t in tensors((args, kwargs)) if t.layout == torch.strided]
+        for number, link in program.links.items():
+            if number >= len(leaves) or span.source(leaves[number]) != link:
+                self.rewrite.warn_once(
+                    f"{program.key[0]} was not called with what the stage before it returned, as "
+                    "it was when the plan was made: its region ends before it"
+                )
+                return False
+        return True

@@ -1,0 +1,76 @@
+"""An operation with its arguments' shapes as one line of JSON, and back: the key of the profile."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+
+def encode(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """``[name, args, kwargs]`` as JSON; tensors become shape, stride, dtype and device.
+
+    Args:
+        name: full name of the overload, such as ``aten.addmm.default``.
+    """
+    return json.dumps(
+        [name, [_encode(a) for a in args], {k: _encode(v) for k, v in kwargs.items()}],
+        separators=(",", ":"),
+    )
+
+
+def decode(
+    signature: str, make: Callable[[tuple[int, ...], tuple[int, ...], torch.dtype, str], Any]
+) -> tuple[Any, list[Any], dict[str, Any]]:
+    """(overload, args, kwargs) of a signature, with ``make(shape, stride, dtype, device)`` tensors.
+
+    Raises:
+        AttributeError: the operation does not exist in this torch.
+    """
+    name, args, kwargs = json.loads(signature)
+    return (
+        overload(name),
+        [_decode(a, make) for a in args],
+        {k: _decode(v, make) for k, v in kwargs.items()},
+    )
+
+
+def overload(name: str) -> Any:
+    """The ``torch.ops`` overload of that name."""
+    found: Any = torch.ops
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _encode(x: Any) -> Any:
+    if isinstance(x, torch.Tensor):
+        # jagged and sparse layouts have no strides: the profiler falls back to the roofline there
+        stride = list(x.stride()) if x.layout == torch.strided else []
+        return {"t": [list(x.shape), stride, str(x.dtype)[6:], str(x.device)]}
+    if isinstance(x, (list, tuple)):
+        return [_encode(i) for i in x]
+    if x is None or isinstance(x, (bool, int, float, str)):
+        return x
+    if isinstance(x, (torch.dtype, torch.layout, torch.memory_format)):
+        return {"torch": str(x)[6:]}
+    if isinstance(x, torch.device):
+        return {"device": str(x)}
+    return {"other": type(x).__name__}
+
+
+def _decode(x: Any, make: Callable[..., Any]) -> Any:
+    if isinstance(x, list):
+        return [_decode(i, make) for i in x]
+    if isinstance(x, dict):
+        if "t" in x:
+            shape, stride, dtype, device = x["t"]
+            return make(tuple(shape), tuple(stride), getattr(torch, dtype), device)
+        if "torch" in x:
+            return getattr(torch, x["torch"])
+        if "device" in x:
+            return torch.device(x["device"])
+        return None
+    return x

@@ -1,0 +1,190 @@
+"""A model on fake tensors for a while: nothing allocated, nothing run, nothing left behind."""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from actckpt.tracing.call import map_tensors
+from actckpt.tracing.real_values import attach_real
+from actckpt.tracing.step import Step
+
+TRACING = threading.local()
+
+
+class FakeWorld:
+    """One `FakeTensorMode` and the fakes of the real tensors met in it (one fake per tensor)."""
+
+    def __init__(self) -> None:
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._fakes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def fake(self, real: torch.Tensor) -> torch.Tensor:
+        """The fake of ``real``: same shape, strides, dtype, device and storage identity."""
+        if isinstance(real, FakeTensor):
+            return real
+        found = self._fakes.get(id(real))
+        if found is None:
+            made = self.mode.from_tensor(real)
+            attach_real(made, real)
+            # the real one is kept so that its id is not reused by another tensor
+            found = self._fakes[id(real)] = (real, made)
+        return found[1]
+
+
+@contextmanager
+def faked(model: nn.Module, step: Step) -> Iterator[tuple[FakeWorld, Step]]:
+    """Makes ``model`` and ``step`` fake; on exit everything real is as it was.
+
+    That covers every module's ``__dict__`` (and the lists, dicts and sets in it), gradients, and the
+    random states of Python, NumPy and torch.
+
+    Yields:
+        (world, fake step): the fake step has fake batch, target and optimizer.
+    """
+    world = FakeWorld()
+    modules = list(model.modules())
+    dicts = [(m, dict(m.__dict__), _contents(m)) for m in modules]
+    parameters = list(model.parameters())
+    grads = [p.grad for p in parameters]
+    with ExitStack() as stack:
+        stack.enter_context(_random_states())
+        stack.callback(_restore_grads, parameters, grads)
+        for module, attributes, contents in dicts:
+            stack.callback(_restore, module, attributes, contents)
+        stack.enter_context(_answers_as_real())
+        for module in modules:
+            _swap(module, world)
+        # autocast caches weight casts by tensor: neither world may see the other's
+        torch.clear_autocast_cache()
+        stack.callback(torch.clear_autocast_cache)
+        fake_step = Step(
+            call=map_tensors(step.call, world.fake),
+            loss_fn=step.loss_fn,
+            target=map_tensors(step.target, world.fake),
+            optimizer=_fake_optimizer(step.optimizer, world) if step.optimizer else None,
+            accumulate=step.accumulate,
+        )
+        TRACING.active = True
+        stack.callback(setattr, TRACING, "active", False)
+        yield world, fake_step
+
+
+def is_tracing() -> bool:
+    """Whether this thread is inside `faked`."""
+    return bool(getattr(TRACING, "active", False))
+
+
+def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
+    """The module's own containers with a shallow copy of each."""
+    found: list[tuple[Any, Any]] = []
+    for value in module.__dict__.values():
+        if isinstance(value, (dict, list, set)):
+            found.append((value, copy.copy(value)))
+    return found
+
+
+def _restore(
+    module: nn.Module, attributes: dict[str, Any], contents: list[tuple[Any, Any]]
+) -> None:
+    module.__dict__.clear()
+    module.__dict__.update(attributes)
+    for container, saved in contents:
+        if isinstance(container, list):
+            container[:] = saved
+        else:
+            container.clear()
+            container.update(saved)
+
+
+def _restore_grads(parameters: list[nn.Parameter], grads: list[torch.Tensor | None]) -> None:
+    for p, g in zip(parameters, grads, strict=True):
+        if p.grad is not g:
+            p.grad = g
+
+
+def _swap(module: nn.Module, world: FakeWorld) -> None:
+    for table in (module._parameters, module._buffers):
+        for name, tensor in table.items():
+            if tensor is not None:
+                table[name] = world.fake(tensor)
+    for name, value in list(module.__dict__.items()):
+        if name in ("_parameters", "_buffers", "_modules"):
+            continue
+        if isinstance(value, torch.Tensor):
+            module.__dict__[name] = world.fake(value)
+        elif isinstance(value, list) and any(isinstance(v, torch.Tensor) for v in value):
+            value[:] = [world.fake(v) if isinstance(v, torch.Tensor) else v for v in value]
+        elif isinstance(value, dict) and any(isinstance(v, torch.Tensor) for v in value.values()):
+            for key, v in list(value.items()):
+                if isinstance(v, torch.Tensor):
+                    value[key] = world.fake(v)
+
+
+def _fake_optimizer(
+    optimizer: torch.optim.Optimizer, world: FakeWorld
+) -> torch.optim.Optimizer:
+    """A copy that steps the fake parameters and shares nothing mutable with the original."""
+    clone = copy.copy(optimizer)
+    clone.__dict__ = dict(optimizer.__dict__)
+    clone.__dict__.pop("step", None)  # a scheduler's wrapper is bound to the original
+    clone.param_groups = []
+    for group in optimizer.param_groups:
+        fake_group = {k: map_tensors(v, world.fake) for k, v in group.items() if k != "params"}
+        fake_group["params"] = [world.fake(p) for p in group["params"]]
+        # torch picks foreach by the type of the parameters, which fakes do not have
+        on_gpu = all(p.is_cuda for p in group["params"])
+        if on_gpu and "foreach" in group and group["foreach"] is None and not group.get("fused"):
+            fake_group["foreach"] = True
+        clone.param_groups.append(fake_group)
+    clone.state = defaultdict(
+        dict,
+        {
+            world.fake(p) if isinstance(p, torch.Tensor) else p: map_tensors(s, world.fake)
+            for p, s in optimizer.state.items()
+        },
+    )
+    for name in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
+        if name in clone.__dict__:
+            clone.__dict__[name] = type(clone.__dict__[name])()
+    return clone
+
+
+@contextmanager
+def _random_states() -> Iterator[None]:
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def _answers_as_real() -> Iterator[None]:
+    """Hugging Face asks whether a tensor is fake and takes another path if so: answer no."""
+    patched: list[tuple[Any, str, Callable[..., Any]]] = []
+    module = sys.modules.get("transformers.utils.import_utils")
+    if module is not None and hasattr(module, "is_fake_tensor"):
+        patched.append((module, "is_fake_tensor", module.is_fake_tensor))
+        module.is_fake_tensor = lambda _: False
+    try:
+        yield
+    finally:
+        for owner, name, original in patched:
+            setattr(owner, name, original)

@@ -1,0 +1,47 @@
+"""Finds what a stage reads besides its arguments, parameters and buffers, and refuses the stage."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from actckpt.graph import Category, Graph, Phase, Stage
+
+
+def hidden_state(graph: Graph) -> Graph:
+    """The graph with a ``refusal`` on each stage whose recomputation would read foreign state.
+
+    A tensor that a stage reads, that was made outside of it, and that is no argument of it came
+    through an attribute, a closure or a cache: by the time of the recomputation it may be another.
+    Weights cast once by autocast are no such thing: a recomputation casts them again.
+    """
+    casts = _autocast_casts(graph)
+    stages = tuple(_checked(graph, i, s, casts) for i, s in enumerate(graph.stages))
+    return dataclasses.replace(graph, stages=stages)
+
+
+def _autocast_casts(graph: Graph) -> set[int]:
+    """Storages that hold a cast of a parameter."""
+    casts = set()
+    for op in graph.ops:
+        if op.name == "aten._to_copy.default" and op.phase is not Phase.BACKWARD:
+            source = graph.storages[graph.values[op.inputs[0]].storage]
+            if source.category is Category.PARAMETER:
+                casts.update(graph.values[v].storage for v in op.outputs)
+    return casts
+
+
+def _checked(graph: Graph, index: int, stage: Stage, casts: set[int]) -> Stage:
+    if stage.refusal or stage.parent < 0:
+        return stage
+    arguments = {i.storage for i in stage.inputs}
+    for op in graph.ops[stage.first : stage.last]:
+        for value in op.inputs:
+            sid = graph.values[value].storage
+            if sid < 0 or sid in arguments or sid in casts:
+                continue
+            storage = graph.storages[sid]
+            foreign = storage.category in (Category.ACTIVATION, Category.BATCH)
+            if foreign and storage.born < stage.first:
+                reason = f"{op.name} reads a tensor that is no argument of the call"
+                return dataclasses.replace(stage, refusal=reason)
+    return stage

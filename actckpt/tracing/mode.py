@@ -1,0 +1,96 @@
+"""The dispatch mode under which a step runs on fake tensors: what tracer and dry run share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from actckpt.tracing.fake import FakeWorld
+from actckpt.tracing.real_values import propagate, scalar
+
+aten = torch.ops.aten
+
+# bookkeeping of autograd and of Python, not work of the step
+SKIPPED = {
+    aten.detach.default,
+    aten.detach_.default,
+    aten.alias.default,
+    torch.ops.prim.device.default,
+    aten.sym_size.default,
+    aten.sym_stride.default,
+    aten.sym_numel.default,
+    aten.sym_storage_offset.default,
+    aten.is_same_size.default,
+    aten._local_scalar_dense.default,
+}
+
+
+def flat_tensors(args: Any) -> Iterator[torch.Tensor]:
+    """Tensors among an operation's arguments or results, lists opened."""
+    for a in args:
+        if isinstance(a, torch.Tensor):
+            yield a
+        elif isinstance(a, (list, tuple)):
+            yield from flat_tensors(a)
+
+
+def flat_outputs(out: Any) -> Iterator[torch.Tensor]:
+    """Tensors that an operation returned."""
+    return flat_tensors(out if isinstance(out, (list, tuple)) else (out,))
+
+
+class StepMode(TorchDispatchMode):
+    """Sits above `FakeTensorMode`; answers for small values, makes real tensors fake on sight.
+
+    Subclasses see each operation of the step in `seen`, and each real tensor that came from nowhere
+    (closed over, or in a plain attribute) in `constant`.
+    """
+
+    def __init__(self, world: FakeWorld) -> None:
+        super().__init__()
+        self.world = world
+        self.paused = False
+
+    def seen(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """An operation has run."""
+        raise NotImplementedError
+
+    def constant(self, fake: torch.Tensor) -> None:
+        """A real tensor was met, and is ``fake`` from now on."""
+        raise NotImplementedError
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.paused:
+            return func(*args, **kwargs)
+        if func is aten._local_scalar_dense.default:
+            found = scalar(args[0])
+            if found is not None:
+                return found
+        if not all(isinstance(t, FakeTensor) for t in flat_tensors(args)):
+            args = tuple(self._on_sight(a) for a in args)
+        out = func(*args, **kwargs)
+        if func in SKIPPED or func.namespace == "prim":
+            return out
+        self.seen(func, args, kwargs, out)
+        propagate(func, args, kwargs, out)
+        return out
+
+    def _on_sight(self, x: Any) -> Any:
+        if isinstance(x, torch.Tensor) and not isinstance(x, FakeTensor):
+            fake = self.world.fake(x)
+            self.paused = True
+            try:
+                self.constant(fake)
+            finally:
+                self.paused = False
+            return fake
+        if isinstance(x, (list, tuple)):
+            return type(x)(self._on_sight(i) for i in x)
+        return x

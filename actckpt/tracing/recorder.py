@@ -1,0 +1,302 @@
+"""Writes down every ATen operation, allocation and save of a step that runs on fake tensors."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from actckpt.errors import TraceError
+from actckpt.graph import Category, Op, Phase, Save, Storage, Value
+from actckpt.signature import encode
+from actckpt.tracing.fake import FakeWorld
+from actckpt.tracing.mode import StepMode, flat_outputs, flat_tensors
+
+def is_random(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether an operation draws random numbers with these arguments."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return False
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.name in ("dropout_p", "dropout", "p"):
+            value = kwargs.get(argument.name)
+            if value is None and position < len(args):
+                value = args[position]
+            if value is not None and not isinstance(value, torch.Tensor) and value == 0:
+                return False
+    return True
+
+
+def written(func: Any, args: Any, kwargs: Any) -> Iterator[torch.Tensor]:
+    """The arguments that an operation changes in place."""
+    if not func._schema.is_mutable:
+        if func is torch.ops.aten.native_batch_norm.default and args[5]:
+            yield from (t for t in args[3:5] if t is not None)
+        return
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[position] if position < len(args) else kwargs.get(argument.name)
+            yield from flat_tensors((value,))
+
+
+class _Lifetime:
+    """A storage while it is being traced."""
+
+    __slots__ = ("born", "bytes", "category", "died", "name", "ref", "settled")
+
+    def __init__(self, size: int, category: Category, born: int, name: str) -> None:
+        self.bytes = size
+        self.category = category
+        self.born = born
+        self.died = -1
+        self.name = name
+        self.settled = -1
+        self.ref: Any = None
+
+
+class _Handle:
+    """What autograd holds in place of a saved tensor: enough to make it again, and no memory."""
+
+    __slots__ = ("__weakref__", "kept", "save", "value")
+
+    def __init__(self, save: int, value: int, kept: torch.Tensor | None) -> None:
+        self.save = save
+        self.value = value
+        self.kept = kept
+
+
+class Recorder(StepMode):
+    """A dispatch mode above `FakeTensorMode`; its lists become the `Graph`.
+
+    Saved activations are not held: backward gets a fresh fake of the same shape, under the same
+    storage id. So a storage's death shows when everyone but autograd has let go of it.
+    """
+
+    def __init__(self, world: FakeWorld) -> None:
+        super().__init__(world)
+        self.phase = Phase.FORWARD
+        self.stage_stack: list[int] = []
+        self.refuse: Any = lambda reason: None
+        self.storages: list[_Lifetime] = []
+        self.values: list[Value] = []
+        self.ops: list[Op] = []
+        self.saves: list[list[Any]] = []
+        self.signatures: dict[str, int] = {}
+        self._ids: dict[int, int] = {}
+        self._value_ids: dict[Value, int] = {}
+        self._sequence: dict[int, int] = {}
+        self._recreated: dict[int, Any] = {}
+        self._finalizers: list[Any] = []
+        self.recording = True
+
+    # ---- storages and values
+
+    def storage_id(
+        self, tensor: torch.Tensor, category: Category = Category.ACTIVATION, name: str = "",
+        born: int | None = None,
+    ) -> int:  # fmt: skip
+        """The id of a tensor's storage; an unseen one is entered as born now."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        known = self._ids.get(key)
+        if known is not None:
+            return known
+        if born is None:
+            born = len(self.ops)
+        life = _Lifetime(storage.nbytes(), category, born, name)
+        sid = len(self.storages)
+        self.storages.append(life)
+        self._watch(storage, sid)
+        return sid
+
+    def _watch(self, storage: torch.UntypedStorage, sid: int) -> None:
+        key = storage._cdata
+
+        def gone(_: Any) -> None:
+            self._ids.pop(key, None)
+            self.storages[sid].died = max(self.storages[sid].died, len(self.ops))
+
+        self._ids[key] = sid
+        self.storages[sid].ref = weakref.ref(storage, gone)
+
+    def value_id(self, tensor: torch.Tensor) -> int:
+        """The id of a tensor's window on its storage."""
+        strided = tensor.layout == torch.strided
+        value = Value(
+            self.storage_id(tensor) if strided else -1,
+            tuple(tensor.shape),
+            tuple(tensor.stride()) if strided else (),
+            int(tensor.storage_offset()) if strided else 0,
+            str(tensor.dtype)[6:],
+            str(tensor.device),
+        )
+        known = self._value_ids.get(value)
+        if known is None:
+            known = self._value_ids[value] = len(self.values)
+            self.values.append(value)
+        return known
+
+    # ---- operations
+
+    def constant(self, fake: torch.Tensor) -> None:
+        self.storage_id(fake, Category.CONSTANT, born=-1)
+
+    def seen(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        if self.recording:
+            self._record(func, args, kwargs, out)
+
+    def _record(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
+        name = str(func)
+        inputs = tuple(
+            self.value_id(t) for t in (*flat_tensors(args), *flat_tensors(kwargs.values()))
+        )
+        count = len(self.storages)
+        outputs = tuple(self.value_id(t) for t in flat_outputs(out))
+        writes = tuple(
+            {self.values[self.value_id(t)].storage: None for t in written(func, args, kwargs)}
+        )
+        owner = -1
+        node = torch._C._current_autograd_node()
+        if self.phase is Phase.BACKWARD:
+            if node is not None:
+                owner = self._sequence.get(node._sequence_nr(), -1)
+        elif node is not None:
+            self.refuse("its forward runs autograd")
+        else:
+            self._sequence[torch._C._autograd._get_sequence_nr() - 1] = len(self.ops)
+        text = encode(name, args, kwargs)
+        self.ops.append(
+            Op(
+                name=name,
+                stage=self.stage_stack[-1] if self.stage_stack else -1,
+                phase=self.phase,
+                inputs=inputs,
+                outputs=outputs,
+                writes=writes,
+                random=is_random(func, args, kwargs),
+                view=len(self.storages) == count and not writes and bool(outputs),
+                owner=owner,
+                signature=self.signatures.setdefault(text, len(self.signatures)),
+            )
+        )
+
+    def settle(self, gradient: torch.Tensor, name: str) -> None:
+        """``gradient`` has become a parameter's ``.grad``."""
+        if gradient.layout != torch.strided:
+            return
+        life = self.storages[self.storage_id(gradient)]
+        life.category = Category.GRADIENT
+        life.name = name
+        life.settled = len(self.ops)
+
+    # ---- saved tensors
+
+    def pack(self, tensor: torch.Tensor) -> _Handle:
+        """Hook: autograd saves ``tensor``."""
+        self.paused = True
+        try:
+            value = self.value_id(tensor)
+        finally:
+            self.paused = False
+        sid = self.values[value].storage
+        held = sid < 0 or self.storages[sid].category is not Category.ACTIVATION
+        index = len(self.saves)
+        stage = self.stage_stack[-1] if self.stage_stack else -1
+        self.saves.append([len(self.ops), value, stage, -1, -1, held])
+        handle = _Handle(index, value, tensor.detach() if held else None)
+
+        def released() -> None:
+            self._release(index)
+
+        self._finalizers.append(weakref.finalize(handle, released))
+        return handle
+
+    def _release(self, index: int) -> None:
+        self.saves[index][4] = max(self.saves[index][4], len(self.ops))
+
+    def unpack(self, handle: _Handle) -> torch.Tensor:
+        """Hook: backward asks for a saved tensor."""
+        save = self.saves[handle.save]
+        if save[3] < 0:
+            save[3] = len(self.ops)
+        if handle.kept is not None:
+            return handle.kept
+        value = self.values[handle.value]
+        dtype = getattr(torch, value.dtype)
+        self.paused = True
+        try:
+            base_ref = self._recreated.get(value.storage)
+            base = base_ref() if base_ref is not None else None
+            if base is None or base.dtype != dtype:
+                numel = self.storages[value.storage].bytes // dtype.itemsize
+                base = torch.empty(numel, dtype=dtype, device=value.device)
+                storage = base.untyped_storage()
+                key, index = storage._cdata, handle.save
+                self._ids[key] = value.storage
+
+                def gone(_: Any) -> None:
+                    self._ids.pop(key, None)
+                    self._release(index)
+
+                self._recreated[value.storage] = weakref.ref(base)
+                self._finalizers.append(weakref.ref(storage, gone))
+            window = base.as_strided(value.shape, value.stride, value.offset)
+            # the window keeps the base, so that later windows share its storage
+            window.__dict__["_actckpt_base"] = base
+            return window
+        finally:
+            self.paused = False
+
+    # ---- the end
+
+    def finish(self) -> tuple[tuple[Storage, ...], tuple[Save, ...]]:
+        """Storages and saves once the step has ended; whatever still lives died at the end."""
+        end = len(self.ops)
+        for finalizer in self._finalizers:
+            if isinstance(finalizer, weakref.finalize):
+                finalizer.detach()
+        storages = []
+        for life in self.storages:
+            alive = life.ref is not None and life.ref() is not None
+            storages.append(
+                Storage(
+                    life.bytes,
+                    life.category,
+                    life.born,
+                    end if alive else life.died,
+                    life.name,
+                    life.settled,
+                )
+            )
+            life.ref = None
+        saves = tuple(
+            Save(at, value, stage, use, end if released < 0 else released, held)
+            for at, value, stage, use, released, held in self.saves
+        )
+        return tuple(storages), saves
+
+
+def user_line(error: BaseException) -> str:
+    """``file:line, in function`` of the last frame that is neither torch's nor ours."""
+    import traceback
+
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [
+        f for f in frames if "/torch/" not in f.filename and "/actckpt/" not in f.filename
+    ]
+    if not outside:
+        return "unknown line"
+    f = outside[-1]
+    return f"{f.filename}:{f.lineno}, in {f.name}: {f.line}"
+
+
+def data_dependent(error: BaseException, stage: str) -> TraceError:
+    """The error for a forward that asks for a value that only a real step has."""
+    return TraceError(
+        f"the forward of {stage or 'the model'} depends on the values of activations, which fake "
+        f"tensors do not have:\n  {user_line(error)}\n  ({type(error).__name__}: {error})\n"
+        "What works: make the branch or the shape independent of the data (for mixtures of experts "
+        "a grouped or batched implementation, such as Hugging Face's experts_implementation="
+        '"grouped_mm").'
+    )

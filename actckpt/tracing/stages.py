@@ -1,0 +1,143 @@
+"""Which module call is running: every forward under a root is a stage while it is traced."""
+
+from __future__ import annotations
+
+import random
+import weakref
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from actckpt.graph import Input, Stage
+from actckpt.tracing.call import tensors
+from actckpt.tracing.opaque import Opaque, opaque_arguments
+from actckpt.tracing.recorder import Recorder
+
+
+class StageRecorder:
+    """Patches ``forward`` of every module of a model that `faked` will restore."""
+
+    def __init__(self, model: nn.Module, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.stages: list[dict[str, Any]] = []
+        self.calls: Counter[str] = Counter()
+        self._stack = recorder.stage_stack
+        self._origin: dict[int, tuple[Any, tuple[int, int], int]] = {}
+        recorder.refuse = self.refuse
+        for path, module in model.named_modules():
+            if not isinstance(module, torch.jit.ScriptModule):
+                self._patch(path, module)
+
+    def refuse(self, reason: str) -> None:
+        """No stage that is running now may be recomputed."""
+        for sid in self._stack:
+            self.stages[sid]["refusal"] = self.stages[sid]["refusal"] or reason
+
+    def _patch(self, path: str, module: nn.Module) -> None:
+        original = module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return self._run(path, module, original, args, kwargs)
+
+        # a Hugging Face decorator may look at the signature
+        forward.__wrapped__ = original  # type: ignore[attr-defined]
+        module.__dict__["forward"] = forward
+
+    def _run(
+        self, path: str, module: nn.Module, original: Any, args: Any, kwargs: dict[str, Any]
+    ) -> Any:
+        if not self.recorder.recording:
+            return original(*args, **kwargs)
+        recorder = self.recorder
+        sid = len(self.stages)
+        parent = self._stack[-1] if self._stack else -1
+        if parent < 0 and self.stages:
+            return original(*args, **kwargs)
+        inputs = self._inputs((args, kwargs))
+        stage: dict[str, Any] = {
+            "path": path,
+            "call": self.calls[path],
+            "kind": type(module).__name__,
+            "parent": parent,
+            "first": len(recorder.ops),
+            "first_save": len(recorder.saves),
+            "inputs": inputs,
+            "outputs": (),
+            "refusal": "",
+            "mutates": (),
+        }
+        self.calls[path] += 1
+        self.stages.append(stage)
+        opaque = opaque_arguments((args, kwargs))
+        if opaque is not Opaque.NONE and opaque is not Opaque.CACHE:
+            stage["refusal"] = f"takes {opaque}, which a recomputation could see changed"
+        versions = [t._version for t in tensors((args, kwargs))]
+        before = dict(module.__dict__)
+        generators = (random.getstate(), np.random.get_state()[1:3])
+        self._stack.append(sid)
+        try:
+            out = original(*args, **kwargs)
+        except Exception as error:
+            _note(error, path or type(module).__name__)
+            raise
+        finally:
+            self._stack.pop()
+        stage["mutates"] = tuple(
+            i.storage
+            for i, t, v in zip(inputs, tensors((args, kwargs)), versions, strict=False)
+            if t._version != v
+        )
+        stage["touches"] = tuple(
+            (path, name)
+            for name in {**before, **module.__dict__}
+            if name not in _TABLES and before.get(name) is not module.__dict__.get(name)
+        )
+        after = (random.getstate(), np.random.get_state()[1:3])
+        stage["generators"] = tuple(
+            name
+            for name, a, b in (
+                ("python", generators[0], after[0]),
+                ("numpy", repr(generators[1]), repr(after[1])),
+            )
+            if a != b
+        )
+        stage["last"] = len(recorder.ops)
+        stage["last_save"] = len(recorder.saves)
+        stage["outputs"] = self._outputs(sid, out)
+        return out
+
+    def _inputs(self, tree: Any) -> tuple[Input, ...]:
+        found = []
+        for t in tensors(tree):
+            if t.layout != torch.strided:
+                continue
+            origin = self._origin.get(id(t))
+            source = None
+            if origin is not None and origin[0]() is t and origin[2] == t._version:
+                source = origin[1]
+            found.append(Input(self.recorder.storage_id(t), t.requires_grad, source))
+        return tuple(found)
+
+    def _outputs(self, sid: int, out: Any) -> tuple[int, ...]:
+        values = []
+        for leaf, t in enumerate(tensors(out)):
+            if t.layout != torch.strided:
+                continue
+            values.append(self.recorder.value_id(t))
+            self._origin[id(t)] = (weakref.ref(t), (sid, leaf), t._version)
+        return tuple(values)
+
+    def finish(self) -> tuple[Stage, ...]:
+        """The stages of the step, in order of their calls."""
+        return tuple(Stage(**s) for s in self.stages)
+
+
+_TABLES = {"_parameters", "_buffers", "_modules", "forward"}
+
+
+def _note(error: BaseException, where: str) -> None:
+    if not any(n.startswith("actckpt") for n in getattr(error, "__notes__", ())):
+        error.add_note(f"actckpt: while tracing one training step, in {where}")

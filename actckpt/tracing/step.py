@@ -1,0 +1,84 @@
+"""One training step: forward, loss, backward, optimizer. Traced, dry-run and measured alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from actckpt.errors import TraceError
+from actckpt.graph import Phase
+from actckpt.tracing.call import Call, LossFn, tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one training step of a user is made of; ``target`` is for ``loss_fn(output, target)``."""
+
+    call: Call
+    loss_fn: LossFn | None = None
+    target: Any = None
+    optimizer: torch.optim.Optimizer | None = None
+    accumulate: bool = False
+
+
+def find_loss(output: Any, step: Step) -> torch.Tensor | None:
+    """The scalar that backward starts from, or None if the step does not show one.
+
+    Raises:
+        TraceError: the loss is not a scalar, or does not require gradients.
+    """
+    if step.loss_fn is not None:
+        if step.target is not None:
+            loss: Any = step.loss_fn(output, step.target)
+        else:
+            loss = step.loss_fn(output)
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            found = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
+            raise TraceError(f"loss_fn must return a scalar tensor; found {found}")
+    elif isinstance(output, torch.Tensor):
+        loss = output if output.numel() == 1 else None
+    elif isinstance(output, Mapping):
+        loss = output.get("loss")
+    else:
+        loss = getattr(output, "loss", None)
+    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+        return None
+    if not loss.requires_grad:
+        raise TraceError(
+            "the loss does not require gradients: is every parameter frozen, or grad disabled?"
+        )
+    return loss
+
+
+def run_step(model: nn.Module, step: Step, enter: Callable[[Phase], None] = lambda _: None) -> bool:
+    """Runs forward, loss and backward; returns whether a loss was seen.
+
+    The output stays referenced until backward has ended, as in ``out = model(x)`` of a user's loop.
+
+    Args:
+        enter: told of each phase before it begins.
+
+    Raises:
+        TraceError: no output requires gradients.
+    """
+    enter(Phase.FORWARD)
+    output = model(*step.call.args, **step.call.kwargs)
+    enter(Phase.LOSS)
+    loss = find_loss(output, step)
+    if loss is not None:
+        enter(Phase.BACKWARD)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return True
+    roots = [t for t in tensors(output) if t.requires_grad]
+    if not roots:
+        raise TraceError(
+            "no output of the model requires gradients: is every parameter frozen, or grad disabled?"
+        )
+    seeds = [torch.ones_like(t) for t in roots]
+    enter(Phase.BACKWARD)
+    torch.autograd.backward(roots, seeds)
+    return False

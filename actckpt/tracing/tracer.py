@@ -1,0 +1,163 @@
+"""Runs one training step on fake tensors and returns it as a `Graph`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+
+from actckpt.errors import PlanError, TraceError
+from actckpt.graph import Category, Graph, Phase, Stage
+from actckpt.tracing.call import tensors
+from actckpt.tracing.fake import faked
+from actckpt.tracing.hidden import hidden_state
+from actckpt.tracing.recorder import Recorder, data_dependent
+from actckpt.tracing.self_checkpointing import refuse_self_checkpointing
+from actckpt.tracing.stages import StageRecorder
+from actckpt.tracing.step import Step, run_step
+from actckpt.versions import versions
+
+DATA_DEPENDENT = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+
+
+def trace_step(model: nn.Module, step: Step) -> Graph:
+    """The training step of ``model`` as a graph; the model is left exactly as it was.
+
+    The output is assumed to stay referenced until the step ends, so the graph bounds the memory of
+    loops that keep it. Cost: one run of the model's Python, no kernels, no memory.
+
+    Raises:
+        TraceError: the forward depends on values of activations, or there is nothing to train.
+        Exception: whatever the model itself raises for this batch, with a note.
+    """
+    device = model_device(model)
+    with faked(model, step) as (world, fake_step):
+        recorder = Recorder(world)
+        _enter_residents(model, fake_step, recorder)
+        stages = StageRecorder(model, recorder)
+        try:
+            with (
+                refuse_self_checkpointing(),
+                torch.enable_grad(),
+                world.mode,
+                recorder,
+                torch.autograd.graph.saved_tensors_hooks(recorder.pack, recorder.unpack),
+            ):
+                loss_seen = _run(model, fake_step, recorder)
+        except DATA_DEPENDENT as error:
+            running = recorder.stage_stack or [len(stages.stages) - 1]
+            where = stages.stages[running[-1]]["path"] if stages.stages else ""
+            raise data_dependent(error, where) from error
+        graph = _assemble(device, recorder, stages.finish(), fake_step, loss_seen)
+    return hidden_state(graph)
+
+
+def model_device(model: nn.Module) -> str:
+    """The one device that holds the model's parameters and buffers.
+
+    Raises:
+        PlanError: there are several, or a parameter is a DTensor or on the meta device.
+    """
+    places: dict[str, str] = {}
+    for name, t in (*model.named_parameters(), *model.named_buffers()):
+        if type(t).__name__ == "DTensor":
+            raise PlanError(f"{name} is a DTensor (FSDP or tensor parallel): not supported yet")
+        places.setdefault(str(t.device), name)
+    if not places:
+        raise PlanError("the model has no parameters: there is nothing to train")
+    if len(places) > 1:
+        listed = ", ".join(f"{name} on {device}" for device, name in places.items())
+        raise PlanError(
+            f"the model is on several devices ({listed}); a plan bounds the memory of one. "
+            "Move it with model.to(device) first"
+        )
+    return next(iter(places))
+
+
+def _enter_residents(model: nn.Module, step: Step, recorder: Recorder) -> None:
+    """Everything that exists before the step begins."""
+    for name, p in model.named_parameters():
+        recorder.storage_id(p, Category.PARAMETER, name, born=-1)
+        p.grad = None
+        if step.accumulate and p.requires_grad:
+            with recorder.world.mode:
+                p.grad = torch.empty_like(p)
+            recorder.storage_id(p.grad, Category.GRADIENT, name, born=-1)
+    for name, b in model.named_buffers():
+        recorder.storage_id(b, Category.BUFFER, name, born=-1)
+    for t in (*tensors(step.call), *tensors(step.target)):
+        if t.layout == torch.strided:
+            recorder.storage_id(t, Category.BATCH, born=-1)
+
+
+def _run(model: nn.Module, step: Step, recorder: Recorder) -> bool:
+    def enter(phase: Phase) -> None:
+        recorder.phase = phase
+
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            # the hook goes with the fake parameter
+            p.register_post_accumulate_grad_hook(
+                lambda p, name=name: recorder.settle(p.grad, name)  # type: ignore[misc]
+            )
+    seen = run_step(model, step, enter)
+    if step.optimizer is not None:
+        # the first step creates the state, which a steady step finds resident: record the second
+        recorder.recording = False
+        step.optimizer.step()
+        recorder.recording = True
+        for state in step.optimizer.state.values():
+            for t in tensors(state):
+                recorder.storage_id(t, Category.OPTIMIZER, born=-1)
+        recorder.phase = Phase.OPTIMIZER
+        step.optimizer.step()
+    return seen
+
+
+def _assemble(
+    device: str,
+    recorder: Recorder,
+    stages: tuple[Stage, ...],
+    step: Step,
+    loss_seen: bool,
+) -> Graph:
+    storages, saves = recorder.finish()
+    # storages elsewhere (an optimizer's step counters on the CPU) cost nothing on this device
+    elsewhere = {v.storage for v in recorder.values if v.device != device}
+    storages = tuple(
+        dataclasses.replace(s, bytes=0) if i in elsewhere else s for i, s in enumerate(storages)
+    )
+    if step.accumulate:
+        written = {w for op in recorder.ops if op.phase is Phase.BACKWARD for w in op.writes}
+        storages = tuple(
+            dataclasses.replace(s, bytes=0)
+            if s.category is Category.GRADIENT and s.born < 0 and i not in written
+            else s
+            for i, s in enumerate(storages)
+        )
+    return Graph(
+        device=device,
+        storages=storages,
+        values=tuple(recorder.values),
+        ops=tuple(recorder.ops),
+        saves=saves,
+        stages=stages,
+        signatures=tuple(recorder.signatures),
+        loss_seen=loss_seen,
+        optimizer_seen=step.optimizer is not None,
+        resident_gradients=step.accumulate,
+        versions=versions(),
+    )
+

@@ -1,0 +1,1 @@
+"""What a training step costs: allocator truth, live storages, operation timing, roofline."""

@@ -1,0 +1,174 @@
+"""The profile of a graph: each distinct operation measured on the device, or estimated."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from actckpt.errors import PlanError
+from actckpt.graph import Graph
+from actckpt.profile import Cost, Profile
+from actckpt.profiler.arguments import UnrunnableError, input_bytes
+from actckpt.profiler.roofline import MACHINES, Machine, calibrate, estimate, output_bytes
+from actckpt.profiler.store import CostStore, cache_folder
+from actckpt.profiler.timing import Place, alone, time_op, workspaces
+
+_LOG = logging.getLogger(__name__)
+_LARGEST_BYTES = 2 * 10**9
+_CHUNK = 64
+
+
+def build_profile(
+    graph: Graph,
+    *,
+    device: str | None = None,
+    measure: bool = True,
+    cache_dir: Path | None = None,
+    progress: bool | None = None,
+) -> Profile:
+    """What each of the graph's distinct operations costs on a device.
+
+    Costs come from the disk cache where they are known, else from running the operation alone
+    (under 2 GB of inputs and outputs), else, where that fails, from the roofline.
+
+    Args:
+        device: a torch device, or a name in `MACHINES` to estimate for one that is not here;
+            None: the graph's.
+        measure: run operations that the cache does not know; False estimates them.
+        cache_dir: folder of the cache; None: ``$ACTCKPT_CACHE`` or ``~/.cache/actckpt``.
+        progress: show a bar on standard error; None: if that is a terminal.
+
+    Raises:
+        PlanError: the device is neither torch's nor known by name.
+    """
+    target = (device or graph.device).lower()
+    table = _table_machine(target)
+    if table is not None:
+        return _estimated(graph, table)
+    here = torch.device(target)
+    traced = torch.device(graph.device).type
+
+    def place(recorded: torch.device) -> torch.device:
+        return here if recorded.type in (traced, here.type) else recorded
+
+    store = CostStore(cache_dir or cache_folder(), environment(here))
+    known = store.costs(graph.signatures)
+    with alone(here):
+        machine = store.machine()
+        if machine is None:
+            machine = calibrate(here, device_name(here))
+            store.put_machine(machine)
+        missing = [s for s in dict.fromkeys(graph.signatures) if s not in known]
+        if not measure:
+            known.update({s: estimate(s, machine) for s in missing})
+            missing = []
+        with _bar(len(missing), progress) as advance:
+            for start in range(0, len(missing), _CHUNK):
+                fresh = _measure(missing[start : start + _CHUNK], machine, here, place, advance)
+                store.put(fresh)
+                known.update(fresh)
+    return Profile(
+        device=machine.name,
+        costs=tuple(known[s] for s in graph.signatures),
+        dispatch_s=machine.dispatch_s,
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """The processor's or accelerator's own name."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def environment(device: torch.device) -> str:
+    """All that a cost depends on beside its signature: device, threads, torch, numeric modes."""
+    return "|".join(
+        (
+            device.type,
+            device_name(device),
+            f"threads {torch.get_num_threads()}",
+            f"torch {torch.__version__}",
+            f"matmul {torch.get_float32_matmul_precision()}",
+            f"deterministic {torch.are_deterministic_algorithms_enabled()}",
+        )
+    )
+
+
+def _measure(
+    signatures: list[str],
+    machine: Machine,
+    device: torch.device,
+    place: Place,
+    advance: Callable[[], None],
+) -> dict[str, Cost]:
+    times: dict[str, float] = {}
+    costs: dict[str, Cost] = {}
+    for signature in signatures:
+        try:
+            size = input_bytes(signature) + output_bytes(signature)
+            if size > _LARGEST_BYTES:
+                raise UnrunnableError(f"{size / 1e9:.1f} GB of inputs and outputs")
+            times[signature] = time_op(signature, device, place)
+        except UnrunnableError as reason:
+            _LOG.debug("estimated, not measured: %s (%s)", signature[:120], reason)
+            costs[signature] = estimate(signature, machine)
+        advance()
+    scratch = workspaces(list(times), device, place)
+    for (signature, seconds), bytes_ in zip(times.items(), scratch, strict=True):
+        costs[signature] = Cost(seconds, bytes_, "measured")
+    return costs
+
+
+def _estimated(graph: Graph, machine: Machine) -> Profile:
+    costs = {s: estimate(s, machine) for s in dict.fromkeys(graph.signatures)}
+    return Profile(
+        device=machine.name,
+        costs=tuple(costs[s] for s in graph.signatures),
+        dispatch_s=machine.dispatch_s,
+    )
+
+
+def _table_machine(target: str) -> Machine | None:
+    if target in MACHINES:
+        return MACHINES[target]
+    try:
+        kind = torch.device(target).type
+    except RuntimeError:
+        raise PlanError(
+            f"no device {target!r}; use cpu, cuda, or one of {', '.join(MACHINES)}"
+        ) from None
+    if kind == "cuda" and torch.cuda.is_available():
+        return None
+    if kind == "cpu":
+        return None
+    raise PlanError(
+        f"device {target!r} is not here; to estimate for one, name it: {', '.join(MACHINES)}"
+    )
+
+
+@contextmanager
+def _bar(total: int, progress: bool | None) -> Iterator[Callable[[], None]]:
+    if progress is None:
+        progress = sys.stderr.isatty()
+    if not progress or not total:
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("measuring operations", total=total)
+        yield lambda: bar.advance(task)

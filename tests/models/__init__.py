@@ -1,0 +1,1 @@
+"""Models of the suite that no library has; each file is one model."""
