@@ -90,16 +90,22 @@ def _enter_residents(model: nn.Module, step: Step, graph: Graph, live: LiveMeter
         step.optimizer.step()  # creates the state that a steady step finds resident
         for state in step.optimizer.state.values():
             for t in tensors(state):
-                live.register(t, Category.OPTIMIZER)
+                _enter(live, t, Category.OPTIMIZER)
     for p in parameters.values():
         if not step.accumulate:
             p.grad = None
         elif p.grad is not None:
-            live.register(p.grad, Category.GRADIENT)
+            _enter(live, p.grad, Category.GRADIENT)
     for b in model.buffers():
         live.register(b, Category.BUFFER)
     for t in (*tensors(step.call), *tensors(step.target)):
         live.register(t, Category.BATCH)
+
+
+def _enter(live: LiveMeter, tensor: torch.Tensor, category: Category) -> None:
+    """Counts a tensor under a category, whatever it was taken for when it was made."""
+    live.register(tensor, category)
+    live.move(tensor, category)
 
 
 class _Settle:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import platform
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,6 +24,10 @@ from actckpt.profiler.timing import Place, alone, time_op, workspaces
 _LOG = logging.getLogger(__name__)
 _LARGEST_BYTES = 2 * 10**9
 _CHUNK = 64
+_SUSPECT = 8.0
+_SUSPECT_S = 1e-3
+_AGAIN_S = 1.0
+_ROUNDS = 3
 
 
 def build_profile(
@@ -73,6 +79,9 @@ def build_profile(
                 fresh = _measure(missing[start : start + _CHUNK], machine, here, place, advance)
                 store.put(fresh)
                 known.update(fresh)
+            calmer = _again({s: known[s] for s in missing}, machine, here, place)
+            store.put(calmer)
+            known.update(calmer)
     return Profile(
         device=machine.name,
         costs=tuple(known[s] for s in graph.signatures),
@@ -130,6 +139,33 @@ def _measure(
     for (signature, seconds), bytes_ in zip(times.items(), scratch, strict=True):
         costs[signature] = Cost(seconds, bytes_, "measured")
     return costs
+
+
+def _again(
+    costs: Mapping[str, Cost], machine: Machine, device: torch.device, place: Place
+) -> dict[str, Cost]:
+    """Better times for operations that took far longer than the roofline says, where there are.
+
+    While another process holds a core, every parallel operation waits for scheduler ticks: such
+    seconds pass, but a bad cost would stay in the cache.
+    """
+    slow = {
+        s: c
+        for s, c in costs.items()
+        if c.source == "measured"
+        and c.time_s > max(_SUSPECT_S, _SUSPECT * estimate(s, machine).time_s)
+    }
+    better = {}
+    for _ in range(_ROUNDS):
+        deadline = time.perf_counter() + _AGAIN_S
+        for signature, cost in slow.items():
+            if time.perf_counter() > deadline:
+                break
+            with suppress(UnrunnableError):
+                seconds = time_op(signature, device, place)
+                if seconds < better.get(signature, cost).time_s:
+                    better[signature] = replace(cost, time_s=seconds)
+    return better
 
 
 def _estimated(graph: Graph, machine: Machine) -> Profile:

@@ -144,7 +144,7 @@ def _flops(op: Any, args: Any, kwargs: Any, out: Any) -> float:
     return 0.0
 
 
-def _best(call: Any, device: torch.device, runs: int = 4) -> float:
+def _best(call: Any, device: torch.device, runs: int = 12) -> float:
     best = math.inf
     for _ in range(runs + 1):
         if device.type == "cuda":

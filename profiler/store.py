@@ -64,6 +64,8 @@ class CostStore:
 
     def put(self, costs: Mapping[str, Cost]) -> None:
         """Keeps these costs, all or none."""
+        if not costs:
+            return
         self._run(
             "INSERT OR REPLACE INTO costs VALUES (?, ?, ?, ?, ?)",
             [

@@ -18,6 +18,8 @@ from actckpt.profiler.census import resident_bytes
 from actckpt.profiler.live import LiveMeter
 from actckpt.profiler.meter import AllocatorMeter
 
+_ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+
 
 class _Register(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, meter: LiveMeter) -> None:
@@ -61,14 +63,14 @@ def _live_step(net: nn.Module, x: torch.Tensor) -> tuple[LiveMeter, int]:
         meter.register(resident)
     before = meter.level_bytes
     with _Register(meter):
-        net(x).sum().backward()  # type: ignore[no-untyped-call]
+        net(x).sum().backward()
     return meter, before
 
 
 def _allocator_step(net: nn.Module, x: torch.Tensor) -> AllocatorMeter:
     net.zero_grad()
     with AllocatorMeter() as meter:
-        net(x).sum().backward()  # type: ignore[no-untyped-call]
+        net(x).sum().backward()
     return meter
 
 
@@ -155,7 +157,7 @@ def test_both_meters_agree_without_kernel_scratch() -> None:
     assert allocator.end_bytes == live.level_bytes - before
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call], reason="no oneDNN")
+@pytest.mark.skipif(not _ONEDNN, reason="no oneDNN")
 def test_allocator_meter_sees_scratch_of_convolutions() -> None:
     net, x = _convolutions()
     _allocator_step(net, x)
@@ -254,7 +256,7 @@ def test_resident_bytes_counts_each_storage_once() -> None:
     net[2].weight = net[0].weight
     optimizer = torch.optim.AdamW(net.parameters())
     x = torch.randn(4, 10)
-    net(x).sum().backward()  # type: ignore[no-untyped-call]
+    net(x).sum().backward()
     optimizer.step()
     trained = 4 * (100 + 10 + 20 + 10)
     found = resident_bytes(net, optimizer, {"x": x, "again": [x.view(-1), x.to("meta")]})

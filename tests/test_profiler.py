@@ -23,6 +23,7 @@ from actckpt.profiler.timing import is_view, workspaces
 from actckpt.signature import encode
 
 _HERE = torch.device("cpu")
+_ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture(scope="module")
@@ -123,9 +124,8 @@ def test_measures_what_can_run(cache: Path) -> None:
     assert Profile.from_json(json.loads(json.dumps(profile.to_json()))) == profile
 
 
+@pytest.mark.skipif(not _ONEDNN, reason="no oneDNN")
 def test_sees_the_scratch_of_a_convolution() -> None:
-    if not torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]:
-        pytest.skip("no oneDNN")
     conv, product = workspaces([_CONV, _MM], _HERE, _place)
     assert conv > 0
     assert product == 0

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -136,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
             progress=status.update,
         ):
             rows.append(row)
-    console.print(make_table(rows, whole_bytes))
+    console.print(make_table(rows))
     _write(args, console, rows, untouched, whole_bytes)
     over = [r for r in rows if r.measured_bytes is not None and r.measured_bytes > r.budget_bytes]
     for row in over:
@@ -201,9 +202,9 @@ def sweep(
     reverted()
 
 
-def make_table(rows: Sequence[Row], whole_bytes: int) -> Table:
+def make_table(rows: Sequence[Row]) -> Table:
     """The rows as a rich table, a section for each policy."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=SIMPLE, pad_edge=False, header_style="bold")
     table.add_column("policy")
     for name in ("budget", "", "predicted", "measured", "of budget", "step", "time", "regions"):
         table.add_column(name, justify="right")
@@ -277,7 +278,8 @@ def draw(rows: Sequence[Row], whole_bytes: int, title: str) -> Figure:
     axes.set_xlabel("measured peak, % of the untouched one", color=MUTED, fontsize=9)
     axes.set_ylabel("step time, times the untouched one", color=MUTED, fontsize=9)
     axes.set_title(title, loc="left", fontsize=10, color=INK)
-    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    if any(row.fits for row in rows):
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
     return figure
 
 

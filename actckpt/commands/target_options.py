@@ -84,7 +84,7 @@ def describe(args: argparse.Namespace, model: nn.Module) -> str:
     shape = "" if ":" in args.target else f", batch {args.batch_size} × {args.seq_len}"
     return (
         f"{args.target}{f' ({settings})' if settings else ''}: "
-        f"{size / 1e6:.3g} M parameters{shape}, optimizer {args.optimizer}, {args.device}"
+        f"{size:,} parameters{shape}, optimizer {args.optimizer}, {args.device}"
     )
 
 

@@ -1,0 +1,288 @@
+"""The price of a plan: the memory and the time of a step, without running anything."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from actckpt.graph import Category, Graph
+from actckpt.plan import Plan
+from actckpt.pricing.price import Price
+from actckpt.profile import Profile
+from actckpt.regions import Placed, Replay, place, pruning_gain_s, replay_of
+
+# one state of torch's CPU generator, kept per region that draws random numbers
+GENERATOR_STATE_BYTES = 5056
+
+
+def price(graph: Graph, profile: Profile, plan: Plan) -> Price:
+    """What a step under ``plan`` is predicted to need.
+
+    Every storage is an interval of operations; a region shortens the intervals of what it drops
+    and adds others at the instant of its recomputation. O(storages + saves in regions).
+
+    Raises:
+        PlanError: the plan does not fit the graph.
+    """
+    return Pricer(graph, profile).price(plan)
+
+
+@dataclass(slots=True)
+class _Event:
+    """One recomputation: before operation ``at``, needing ``peak_bytes`` beside what is there."""
+
+    at: int
+    peak_bytes: int
+    stays_bytes: int
+
+
+@dataclass(slots=True)
+class _Tree:
+    """A region with what happens to it during the simulation."""
+
+    placed: Placed
+    replay: Replay
+    children: list[_Tree] = field(default_factory=list)
+    parent: _Tree | None = None
+    ready: bool = False
+    filled: bool = False
+    first_use: int = -1
+    last_use: int = -1
+
+
+class Pricer:
+    """Prices many plans of one graph: what does not depend on the plan is computed once."""
+
+    def __init__(self, graph: Graph, profile: Profile) -> None:
+        self.graph = graph
+        self.profile = profile
+        n = len(graph.ops)
+        self.count = n
+        costs = profile.costs
+        self.time_s = np.array([costs[op.signature].time_s for op in graph.ops], dtype=float)
+        self.workspace = np.array(
+            [costs[op.signature].workspace_bytes for op in graph.ops], dtype=np.int64
+        )
+        self.bytes = np.array([s.bytes for s in graph.storages], dtype=np.int64)
+        self.born = np.array([s.born for s in graph.storages], dtype=np.int64)
+        self.died = np.array([s.died for s in graph.storages], dtype=np.int64)
+        self.save_storage = [graph.values[s.value].storage for s in graph.saves]
+        self.by_birth: dict[int, list[int]] = {}
+        for sid, born in enumerate(self.born):
+            self.by_birth.setdefault(int(born), []).append(sid)
+        self.free = np.zeros(n + 1, dtype=np.int64)  # residents and arrived gradients
+        for s in graph.storages:
+            if s.born < 0:
+                self.free[0] += s.bytes
+                self.free[min(s.died, n)] -= s.bytes
+            elif s.category is Category.GRADIENT and s.settled >= 0:
+                self.free[min(s.settled, n)] += s.bytes
+                self.free[min(s.died, n)] -= s.bytes
+        self.free = np.cumsum(self.free)
+
+    def price(self, plan: Plan) -> Price:
+        """As `actckpt.pricing.simulate.price`.
+
+        Raises:
+            PlanError: the plan does not fit the graph.
+        """
+        trees = self._forest(place(self.graph, plan))
+        end = self._kept_intervals(trees)
+        starts, stops = np.maximum(self.born, 0), np.minimum(np.maximum(end, 0), self.count)
+        level = np.zeros(self.count + 1, dtype=np.int64)
+        np.add.at(level, starts, self.bytes)
+        np.add.at(level, stops, -self.bytes)
+        begun = np.zeros(self.count + 1, dtype=np.int64)  # what begins to exist at each operation
+        alive = (self.born >= 0) & (stops > starts)
+        np.add.at(begun, starts[alive], self.bytes[alive])
+        extra: list[tuple[int, int, int]] = []  # (start, stop, bytes) that regions add
+        events: list[_Event] = []
+        region_s = self._replay_all(trees, extra, events)
+        for start, stop, size in extra:
+            if stop > start:
+                level[start] += size
+                level[min(stop, self.count)] -= size
+                begun[start] += size
+        level = np.cumsum(level)
+        timeline = level[: self.count] + self.workspace
+        timeline = self._merge(timeline, level, begun, events)
+        added = timeline - self.free[: self.count]
+        peak_at = int(np.argmax(timeline)) if self.count else 0
+        return Price(
+            peak_bytes=int(timeline.max(initial=0)),
+            added_bytes=int(added.max(initial=0)),
+            time_s=float(self.time_s.sum() + sum(region_s)),
+            timeline=tuple(int(x) for x in timeline),
+            peak_at=peak_at,
+            region_bytes=tuple(self._dropped_bytes(t) for t in trees),
+            region_s=tuple(region_s),
+        )
+
+    # ---- structure
+
+    def _forest(self, placed: tuple[Placed, ...]) -> list[_Tree]:
+        trees = [_Tree(p, replay_of(self.graph, p)) for p in placed]
+        for tree in trees:
+            saves = [self.graph.saves[k] for k in tree.placed.dropped]
+            used = [s.first_use for s in saves if s.first_use >= 0]
+            tree.first_use = min(used, default=-1)
+            if tree.placed.parent >= 0:
+                tree.parent = trees[tree.placed.parent]
+                tree.parent.children.append(tree)
+            else:
+                tree.ready = True
+        for tree in reversed(trees):
+            tree.last_use = max(
+                [tree.first_use, *(c.last_use for c in tree.children)], default=-1
+            )
+        return trees
+
+    def _begin(self, tree: _Tree) -> int:
+        """Operation at which the outermost region around ``tree`` begins."""
+        while tree.parent is not None:
+            tree = tree.parent
+        return self.graph.stages[tree.placed.stages[0]].first
+
+    def _released(self, tree: _Tree, storage: int) -> int:
+        saves = (k for k in tree.placed.saves if self.save_storage[k] == storage)
+        own = max((self.graph.saves[k].released for k in saves), default=-1)
+        first = (c for c in tree.children if storage in c.placed.inputs)
+        return max([own, *(self._released(c, storage) for c in first)])
+
+    def _dropped_bytes(self, tree: _Tree) -> int:
+        return int(
+            sum(self.bytes[s] for s in {self.save_storage[k] for k in tree.placed.dropped})
+        )
+
+    # ---- what the forward pass keeps
+
+    def _kept_intervals(self, trees: list[_Tree]) -> np.ndarray:
+        """When each storage of the forward pass goes: saved, held by a region, or let go."""
+        end = self.died.copy()
+        dropped: set[int] = set()
+        for tree in trees:
+            inputs = set(tree.placed.inputs)
+            begin = self._begin(tree)
+            # what came from outside the whole tree is held, and autograd's alias of it costs nothing
+            dropped.update(
+                k
+                for k in tree.placed.dropped
+                if not (self.save_storage[k] in inputs and self.born[self.save_storage[k]] < begin)
+            )
+            if tree.parent is None:
+                for sid in inputs:
+                    end[sid] = max(end[sid], tree.last_use + 1)
+            gain = pruning_gain_s(self.graph, tree.placed, tree.replay, self.profile)
+            if gain > 0:
+                # a pruned replay reads what was kept
+                held = {self.save_storage[k] for k in tree.placed.kept}
+                for op in tree.placed.captured:
+                    held.update(self.graph.values[v].storage for v in self.graph.ops[op].outputs)
+                for sid in held:
+                    end[sid] = max(end[sid], tree.first_use + 1)
+        for k, save in enumerate(self.graph.saves):
+            sid = self.save_storage[k]
+            if sid >= 0 and k not in dropped:
+                end[sid] = max(end[sid], save.released)
+        return end
+
+    # ---- what the backward pass recomputes
+
+    def _replay_all(
+        self, trees: list[_Tree], extra: list[tuple[int, int, int]], events: list[_Event]
+    ) -> list[float]:
+        seconds = {id(t): 0.0 for t in trees}
+        for tree in sorted((t for t in trees if t.first_use >= 0), key=lambda t: t.first_use):
+            if tree.filled:
+                continue
+            path = [tree]
+            while not path[-1].ready and path[-1].parent is not None:
+                path.append(path[-1].parent)
+            for node in reversed(path):
+                seconds[id(node)] += self._replay(node, tree.first_use, extra, events)
+        for tree in trees:
+            if tree.parent is None and tree.last_use >= 0 and self.graph.device == "cpu":
+                first = self.graph.stages[tree.placed.stages[0]].first
+                if any(self.graph.ops[op].random for op in tree.replay.ops):
+                    extra.append((first, tree.last_use + 1, GENERATOR_STATE_BYTES))
+        return [seconds[id(t)] for t in trees]
+
+    def _replay(
+        self, tree: _Tree, at: int, extra: list[tuple[int, int, int]], events: list[_Event]
+    ) -> float:
+        """Recomputes one region before operation ``at``; returns its seconds."""
+        stays = 0
+        stop = -1
+        fills: dict[int, int] = {}
+        for k in tree.placed.dropped:
+            save = self.graph.saves[k]
+            if save.released > at:
+                sid = self.save_storage[k]
+                fills[sid] = max(fills.get(sid, 0), save.released)
+                stop = max(stop, save.at)
+        inputs = set(tree.placed.inputs)
+        for sid in inputs & set(fills):
+            fills.pop(sid)  # an input comes back as itself
+        stages = self.graph.stages
+        for child in tree.children:
+            if child.ready or child.last_use < at:
+                continue
+            child.ready = True
+            spanned = child.placed.stages[0] in tree.placed.stages
+            stop = max(stop, stages[child.placed.stages[0 if spanned else -1]].first)
+            for sid in child.placed.inputs:
+                if self.born[sid] >= self._begin(tree):
+                    # until the region has come back, and as long as it is saved in it, too
+                    until = max(child.last_use + 1, self._released(child, sid))
+                    extra.append((at, until, int(self.bytes[sid])))
+                    stays += int(self.bytes[sid])
+        for sid, released in fills.items():
+            extra.append((at, released, int(self.bytes[sid])))
+            stays += int(self.bytes[sid])
+        tree.filled = True
+        ops = [
+            i
+            for stage in tree.placed.stages
+            for i in range(self.graph.stages[stage].first, min(self.graph.stages[stage].last, stop))
+        ]
+        events.append(_Event(at, self._inner_peak(ops, set(fills)), stays))
+        time_s = float(self.time_s[ops].sum()) + self.profile.region_s
+        time_s += self.profile.save_s * len(fills)
+        return time_s - max(
+            0.0, pruning_gain_s(self.graph, tree.placed, tree.replay, self.profile)
+        )
+
+    def _inner_peak(self, ops: list[int], fills: set[int]) -> int:
+        """Highest level inside a recomputation, counting only what it allocates itself."""
+        level = peak = 0
+        dying: list[tuple[int, int]] = []  # heap of (operation before which it goes, bytes)
+        for i in ops:
+            while dying and dying[0][0] <= i:
+                level -= heapq.heappop(dying)[1]
+            for sid in self.by_birth.get(i, ()):
+                size = int(self.bytes[sid])
+                level += size
+                if sid not in fills:
+                    heapq.heappush(dying, (int(self.died[sid]), size))
+            peak = max(peak, level + int(self.workspace[i]))
+        return peak
+
+    def _merge(
+        self,
+        timeline: np.ndarray,
+        level: np.ndarray,
+        begun: np.ndarray,
+        events: list[_Event],
+    ) -> np.ndarray:
+        """The timeline with each recomputation at the operation before which it happens."""
+        timeline = timeline.copy()
+        settled: dict[int, int] = {}
+        for event in events:
+            if event.at >= self.count:
+                continue
+            before = int(level[event.at] - begun[event.at]) + settled.get(event.at, 0)
+            timeline[event.at] = max(timeline[event.at], before + event.peak_bytes)
+            settled[event.at] = settled.get(event.at, 0) + event.stays_bytes
+        return timeline

@@ -1,0 +1,198 @@
+"""The public surface, the direction of imports, and what the distribution contains."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import actckpt
+from actckpt import errors
+
+ROOT = Path(__file__).parent.parent
+# folder -> the package it is installed as
+FOLDERS = {
+    ROOT / "actckpt": "actckpt",
+    ROOT / "policies": "actckpt.policies",
+    ROOT / "profiler": "actckpt.profiler",
+}
+
+FUNCTIONS = {"measure", "optimize", "report", "revert", "trace"}
+DATA = {
+    "POLICIES",
+    "Call",
+    "Graph",
+    "Measurement",
+    "Plan",
+    "Profile",
+    "Region",
+    "Report",
+    "SavedOp",
+}
+ERRORS = {
+    name
+    for name, value in vars(errors).items()
+    if isinstance(value, type) and issubclass(value, errors.ActckptError)
+}
+
+# module or package -> what it may import; every arrow points down this list or sideways to itself
+MAY_IMPORT: dict[str, set[str]] = {}
+MAY_IMPORT["errors"] = set()
+MAY_IMPORT["versions"] = set()
+MAY_IMPORT["graph"] = {"errors"}
+MAY_IMPORT["profile"] = {"errors"}
+MAY_IMPORT["plan"] = {"errors", "graph", "profile"}
+MAY_IMPORT["signature"] = {"errors"}
+MAY_IMPORT["regions"] = {"plan", *MAY_IMPORT["plan"]}
+MAY_IMPORT["pricing"] = {"regions", *MAY_IMPORT["regions"]}
+MAY_IMPORT["policies"] = {"pricing", *MAY_IMPORT["pricing"]}
+MAY_IMPORT["tracing"] = {"errors", "graph", "plan", "signature", "versions"}
+MAY_IMPORT["profiler"] = {"errors", "graph", "plan", "profile", "signature", "tracing", "versions"}
+MAY_IMPORT["rewriting"] = {"regions", "signature", "tracing", *MAY_IMPORT["regions"]}
+MAY_IMPORT["dry_run"] = {"profiler", "rewriting", *MAY_IMPORT["profiler"], *MAY_IMPORT["rewriting"]}
+MAY_IMPORT["reporting"] = {"pricing", "versions", *MAY_IMPORT["pricing"]}
+LIBRARY = set(MAY_IMPORT)
+MAY_IMPORT["api"] = LIBRARY
+MAY_IMPORT["targets"] = {"errors"}
+MAY_IMPORT["demo"] = {"", "reporting"}
+MAY_IMPORT["commands"] = {"api", "demo", "targets", *LIBRARY}
+MAY_IMPORT["cli"] = {"commands", "errors", "versions"}
+MAY_IMPORT[""] = {"api", *LIBRARY}
+
+# plain data: to be read without torch
+PLAIN = ("errors", "graph", "plan", "profile", "regions", "reporting")
+
+
+def sources() -> Iterator[tuple[str, Path]]:
+    """(module name, file) of every module of the package."""
+    for folder, package in FOLDERS.items():
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            # Python 3.11 and 3.12 differ in whether rglob follows the symbolic links
+            if folder.name == "actckpt" and parts[0] in ("policies", "profiler"):
+                continue
+            yield ".".join([package, *(p for p in parts if p != "__init__")]), path
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Full names of the modules that a file imports anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative import"
+            assert node.module is not None
+            yield node.module
+            # `from actckpt import plan` may name a module or an object
+            if node.module == "actckpt":
+                yield from (f"actckpt.{alias.name}" for alias in node.names)
+
+
+def part(module: str) -> str:
+    """The top-level part of actckpt that a module belongs to, "" for the package itself."""
+    return (*module.split("."), "")[1]
+
+
+PARTS = {part(module) for module, _ in sources()}
+
+
+def test_public_surface() -> None:
+    assert set(actckpt.__all__) == FUNCTIONS | DATA | ERRORS
+    assert list(actckpt.__all__) == sorted(actckpt.__all__)
+    for name in actckpt.__all__:
+        assert getattr(actckpt, name) is not None
+    assert {"none", "full", "sqrt", "log", "selective", "auto"} <= set(actckpt.POLICIES)
+
+
+def test_public_errors_have_one_root() -> None:
+    assert all(issubclass(getattr(actckpt, name), actckpt.ActckptError) for name in ERRORS)
+
+
+def test_no_public_function_shares_its_name_with_a_module() -> None:
+    modules = {module.rpartition(".")[2] for module, _ in sources() if module.count(".") == 1}
+    assert not modules & FUNCTIONS
+
+
+@pytest.mark.parametrize(("module", "path"), [pytest.param(*s, id=s[0]) for s in sources()])
+def test_imports_point_one_way(module: str, path: Path) -> None:
+    own = part(module)
+    assert own in MAY_IMPORT, f"say in MAY_IMPORT what {own} may import"
+    for name in imported(path):
+        if name.split(".")[0] != "actckpt":
+            assert name.split(".")[0] not in ("experiments", "tests", "policies", "profiler")
+            continue
+        other = part(name)
+        if own == "demo" and other not in PARTS:
+            continue  # `from actckpt import optimize`: the public surface
+        assert other == own or other in MAY_IMPORT[own], f"{module} imports {name}"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "experiments").rglob("*.py")), ids=lambda path: path.name
+)
+def test_experiments_use_the_public_surface_only(path: Path) -> None:
+    for name in imported(path):
+        if name.split(".")[0] == "actckpt" and name != "actckpt":
+            assert name.removeprefix("actckpt.") in actckpt.__all__, f"{path.name} imports {name}"
+
+
+def loaded_after(statement: str, names: tuple[str, ...]) -> list[str]:
+    """Which of ``names`` a fresh process has imported after ``statement``."""
+    code = f"import sys\n{statement}\nprint(*(n for n in {names!r} if n in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return done.stdout.split()
+
+
+def test_importing_actckpt_imports_no_optional_dependency() -> None:
+    optional = ("matplotlib", "peft", "transformers", "pytest")
+    assert loaded_after("import actckpt", optional) == []
+
+
+def test_plain_data_imports_no_torch() -> None:
+    for module, path in sources():
+        if part(module) in PLAIN:
+            assert "torch" not in {name.split(".")[0] for name in imported(path)}, module
+
+
+def test_every_package_is_in_the_distribution() -> None:
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    setuptools = setup["tool"]["setuptools"]
+    packages = {m for m, path in sources() if path.name == "__init__.py"}
+    folders = {m if p.name == "__init__.py" else m.rpartition(".")[0] for m, p in sources()}
+    assert folders == packages, "a folder of modules without __init__.py"
+    assert set(setuptools["packages"]) == packages
+    assert setuptools["package-dir"] == {
+        "actckpt.policies": "policies",
+        "actckpt.profiler": "profiler",
+    }
+
+
+def test_folders_are_linked_for_tools_without_import_hooks() -> None:
+    for name in ("policies", "profiler"):
+        link = ROOT / "actckpt" / name
+        assert link.is_symlink()
+        assert link.readlink() == Path("..", name)
+
+
+def test_versions_agree() -> None:
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    version = setup["project"]["version"]
+    assert "## [Unreleased]" in changelog or f"## [{version}]" in changelog
+    pins = {
+        line.split("==")[0].lower()
+        for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if "==" in line
+    }
+    wanted = [
+        *setup["project"]["dependencies"],
+        *(name for extra in setup["project"]["optional-dependencies"].values() for name in extra),
+    ]
+    assert {name.split(">")[0].lower() for name in wanted} <= pins
