@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from actckpt.graph import Category, Graph
+from actckpt.graph import Category, Graph, Phase
 from actckpt.profile import Profile
 from actckpt.profiler.live import LiveMeter
 from actckpt.rewriting.patch import Rewrite, install
@@ -30,7 +30,8 @@ class DryRun:
         added_bytes: the highest level above parameters, buffers, optimizer state, batch, constants
             and the gradients that had arrived by then.
         categories: the split at the peak.
-        timeline: level after each operation.
+        timeline: level after each operation, its scratch under "workspace".
+        starts: phase -> how many operations of the timeline had run when it began.
     """
 
     peak_bytes: int
@@ -38,6 +39,7 @@ class DryRun:
     added_bytes: int
     categories: dict[str, int]
     timeline: tuple[dict[str, int], ...]
+    starts: dict[str, int]
 
 
 def dry_run(
@@ -66,8 +68,9 @@ def dry_run(
             with torch.enable_grad(), world.mode, meter:
                 _enter_residents(model, fake_step, graph, live)
                 meter.running = True
-                run_step(model, fake_step)
+                run_step(model, fake_step, enter=meter.enter)
                 if fake_step.optimizer is not None:
+                    meter.enter(Phase.OPTIMIZER)
                     fake_step.optimizer.step()
             return DryRun(
                 peak_bytes=meter.peak_bytes,
@@ -75,6 +78,7 @@ def dry_run(
                 added_bytes=meter.added_bytes,
                 categories={str(k): v for k, v in meter.peak_levels.items()},
                 timeline=tuple(meter.timeline),
+                starts=meter.starts,
             )
 
 
@@ -130,6 +134,10 @@ class _Meter(StepMode):
         self.peak_bytes = self.live_bytes = self.added_bytes = 0
         self.peak_levels: dict[Category, int] = {}
         self.timeline: list[dict[str, int]] = []
+        self.starts: dict[str, int] = {}
+
+    def enter(self, phase: Phase) -> None:
+        self.starts[str(phase)] = len(self.timeline)
 
     def constant(self, fake: torch.Tensor) -> None:
         self.live.register(fake, Category.CONSTANT)
@@ -149,4 +157,5 @@ class _Meter(StepMode):
             self.peak_levels = dict(self.live.levels)
         added = self.live.levels[Category.ACTIVATION] + workspace
         self.added_bytes = max(self.added_bytes, added)
-        self.timeline.append({str(k): v for k, v in self.live.levels.items() if v})
+        levels = {str(k): v for k, v in self.live.levels.items() if v}
+        self.timeline.append(levels | {"workspace": workspace} if workspace else levels)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from actckpt.plan import Plan
+
 
 class ActckptError(Exception):
     """Root of all errors raised by actckpt."""
@@ -25,14 +30,21 @@ class BudgetError(ActckptError, ValueError):
     Attributes:
         budget_bytes: what was asked, or None when it was not a number.
         smallest_bytes: the smallest peak found, or None when nothing was planned.
+        smallest_plan: the plan of that peak, where a policy raises the error and has one.
     """
 
     def __init__(
-        self, message: str, *, budget_bytes: int | None = None, smallest_bytes: int | None = None
+        self,
+        message: str,
+        *,
+        budget_bytes: int | None = None,
+        smallest_bytes: int | None = None,
+        smallest_plan: Plan | None = None,
     ) -> None:
         super().__init__(message)
         self.budget_bytes = budget_bytes
         self.smallest_bytes = smallest_bytes
+        self.smallest_plan = smallest_plan
 
 
 class TargetError(ActckptError, ValueError):

@@ -166,9 +166,13 @@ class Graph:
     resident_gradients: bool = False
     versions: dict[str, str] = field(default_factory=dict)
 
-    def children(self, stage: int) -> tuple[int, ...]:
-        """Ids of the stages called directly by ``stage``, in call order."""
-        return tuple(i for i, s in enumerate(self.stages) if s.parent == stage)
+    def children_of(self) -> tuple[tuple[int, ...], ...]:
+        """For each stage, the ids of the stages that it calls directly, in call order."""
+        table: list[list[int]] = [[] for _ in self.stages]
+        for i, stage in enumerate(self.stages):
+            if stage.parent >= 0:
+                table[stage.parent].append(i)
+        return tuple(tuple(children) for children in table)
 
     def stage_ids(self) -> dict[tuple[str, int], int]:
         """(path, call) -> stage id."""
@@ -193,14 +197,13 @@ class Graph:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any] | str) -> Graph:
+    def from_json(cls, text: dict[str, Any] | str) -> Graph:
         """The graph that `to_json` wrote.
 
         Raises:
             PlanError: the data has other fields than a graph.
         """
-        if isinstance(data, str):
-            data = json.loads(data)
+        data: dict[str, Any] = json.loads(text) if isinstance(text, str) else text
         try:
             return cls(
                 device=data["device"],

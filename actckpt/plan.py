@@ -47,7 +47,9 @@ class Region:
     @property
     def label(self) -> str:
         """Short name for tables and messages, such as ``h.0`` or ``h.0 … h.3``."""
-        first, last = (path + (f"#{call}" if call else "") for path, call in (self.first, self.last))
+        first, last = (
+            path + (f"#{call}" if call else "") for path, call in (self.first, self.last)
+        )
         return first if self.first == self.last else f"{first} … {last}"
 
 

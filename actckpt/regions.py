@@ -181,9 +181,16 @@ class _Placer:
         captured: set[int] = set()
         for saved in region.saved:
             op = self._find(region, saved.path, saved.call, saved.name, saved.nth)
-            created = [graph.values[v].storage for v in graph.ops[op].outputs]
-            created = [s for s in created if graph.storages[s].born == op]
-            packed = [k for s in created for k in by_storage.get(s, ())]
+            outputs = [graph.values[v].storage for v in graph.ops[op].outputs]
+            created = [s for s in outputs if graph.storages[s].born == op]
+            # an in-place operation's result is the storage as it stands afterwards
+            changed = [s for s in outputs if s in graph.ops[op].writes]
+            packed = [
+                k
+                for s in (*created, *changed)
+                for k in by_storage.get(s, ())
+                if graph.saves[k].at > op
+            ]
             kept.update(packed)
             if created and not packed:
                 captured.add(op)
@@ -293,7 +300,6 @@ def _read_too_early(
     }
 
 
-
 def pruning_gain_s(graph: Graph, placed: Placed, replay: Replay, profile: Profile) -> float:
     """Seconds per step that skipping the unneeded operations of a replay saves (may be negative).
 
@@ -304,7 +310,6 @@ def pruning_gain_s(graph: Graph, placed: Placed, replay: Replay, profile: Profil
         return 0.0
     skipped = (op for op in replay.ops if op not in replay.needed and not graph.ops[op].view)
     modes = 2 if placed.captured else 1
-    return (
-        sum(profile.costs[graph.ops[op].signature].time_s for op in skipped)
-        - modes * profile.dispatch_s * len(replay.ops)
-    )
+    return sum(
+        profile.costs[graph.ops[op].signature].time_s for op in skipped
+    ) - modes * profile.dispatch_s * len(replay.ops)

@@ -33,6 +33,7 @@ DATA = {
     "Region",
     "Report",
     "SavedOp",
+    "Selective",
 }
 ERRORS = {
     name
@@ -55,7 +56,16 @@ MAY_IMPORT["tracing"] = {"errors", "graph", "plan", "signature", "versions"}
 MAY_IMPORT["profiler"] = {"errors", "graph", "plan", "profile", "signature", "tracing", "versions"}
 MAY_IMPORT["rewriting"] = {"regions", "signature", "tracing", *MAY_IMPORT["regions"]}
 MAY_IMPORT["dry_run"] = {"profiler", "rewriting", *MAY_IMPORT["profiler"], *MAY_IMPORT["rewriting"]}
-MAY_IMPORT["reporting"] = {"pricing", "versions", *MAY_IMPORT["pricing"]}
+MAY_IMPORT["planning"] = {
+    "dry_run",
+    "policies",
+    *MAY_IMPORT["dry_run"],
+    *MAY_IMPORT["policies"],
+}
+MAY_IMPORT["reporting"] = {"planning", "versions", *MAY_IMPORT["planning"]}
+MAY_IMPORT["measuring"] = {"graph", "profiler", "reporting", "tracing"}
+MAY_IMPORT["batch_key"] = {"rewriting"}
+MAY_IMPORT["session"] = {"batch_key", "reporting", *MAY_IMPORT["reporting"]}
 LIBRARY = set(MAY_IMPORT)
 MAY_IMPORT["api"] = LIBRARY
 MAY_IMPORT["targets"] = {"errors"}
@@ -65,7 +75,7 @@ MAY_IMPORT["cli"] = {"commands", "errors", "versions"}
 MAY_IMPORT[""] = {"api", *LIBRARY}
 
 # plain data: to be read without torch
-PLAIN = ("errors", "graph", "plan", "profile", "regions", "reporting")
+PLAIN = ("errors", "graph", "plan", "profile", "regions", "reporting", "policies")
 
 
 def sources() -> Iterator[tuple[str, Path]]:

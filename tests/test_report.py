@@ -43,7 +43,8 @@ def report() -> Report:
                 "recomputed": ramp(1300, 100_000_000),
                 "strange": [7] * 1300,
             },
-            marks={"forward": 0.0, "loss": 0.49, "backward": 0.5, "optimizer": 0.95},
+            baseline_marks={"forward": 0.0, "loss": 0.49, "backward": 0.5, "optimizer": 0.95},
+            planned_marks={"forward": 0.0, "loss": 0.39, "backward": 0.4, "optimizer": 0.95},
         ),
         regions=(
             RegionRow("h.0 … h.11", 12, 1_000_000, 12_000_000, 0.01, 0),

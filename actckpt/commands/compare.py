@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,14 +173,14 @@ def sweep(
         known: dict[tuple[Region, ...], tuple[Measurement, Measurement]] = {}
         for percent in percents:
             budget_bytes = int(whole_bytes * percent / 100)
-            row = {"policy": policy, "percent": percent, "budget_bytes": budget_bytes}
+            row = Row(policy, percent, budget_bytes, fits=False)
             progress(f"{policy} at {percent:g} %")
             reverted()
             start = time.perf_counter()
             try:
                 regions, predicted_bytes = planned(policy, budget_bytes)
             except BudgetError as error:
-                yield Row(**row, fits=False, smallest_bytes=error.smallest_bytes)
+                yield replace(row, smallest_bytes=error.smallest_bytes)
                 continue
             plan_s = time.perf_counter() - start
             if regions not in known:
@@ -188,8 +188,8 @@ def sweep(
                 reverted()
                 known[regions] = (with_plan, measured())
             with_plan, without = known[regions]
-            yield Row(
-                **row,
+            yield replace(
+                row,
                 fits=True,
                 predicted_bytes=predicted_bytes,
                 measured_bytes=bounded(with_plan, scope),

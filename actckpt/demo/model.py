@@ -44,7 +44,8 @@ class Block(nn.Module):
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         attended = attended.transpose(1, 2).reshape(batch, context, width)
         x = x + self.dropout(self.projection(attended))
-        return x + self.dropout(self.down(F.gelu(self.up(self.norm_2(x)))))
+        x = x + self.dropout(self.down(F.gelu(self.up(self.norm_2(x)))))
+        return x
 
 
 class GPT(nn.Module):

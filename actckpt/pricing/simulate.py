@@ -134,9 +134,7 @@ class Pricer:
             else:
                 tree.ready = True
         for tree in reversed(trees):
-            tree.last_use = max(
-                [tree.first_use, *(c.last_use for c in tree.children)], default=-1
-            )
+            tree.last_use = max([tree.first_use, *(c.last_use for c in tree.children)], default=-1)
         return trees
 
     def _begin(self, tree: _Tree) -> int:
@@ -152,9 +150,7 @@ class Pricer:
         return max([own, *(self._released(c, storage) for c in first)])
 
     def _dropped_bytes(self, tree: _Tree) -> int:
-        return int(
-            sum(self.bytes[s] for s in {self.save_storage[k] for k in tree.placed.dropped})
-        )
+        return int(sum(self.bytes[s] for s in {self.save_storage[k] for k in tree.placed.dropped}))
 
     # ---- what the forward pass keeps
 
@@ -165,7 +161,7 @@ class Pricer:
         for tree in trees:
             inputs = set(tree.placed.inputs)
             begin = self._begin(tree)
-            # what came from outside the whole tree is held, and autograd's alias of it costs nothing
+            # what came from outside the whole tree is held: autograd's alias of it costs nothing
             dropped.update(
                 k
                 for k in tree.placed.dropped
@@ -250,9 +246,7 @@ class Pricer:
         events.append(_Event(at, self._inner_peak(ops, set(fills)), stays))
         time_s = float(self.time_s[ops].sum()) + self.profile.region_s
         time_s += self.profile.save_s * len(fills)
-        return time_s - max(
-            0.0, pruning_gain_s(self.graph, tree.placed, tree.replay, self.profile)
-        )
+        return time_s - max(0.0, pruning_gain_s(self.graph, tree.placed, tree.replay, self.profile))
 
     def _inner_peak(self, ops: list[int], fills: set[int]) -> int:
         """Highest level inside a recomputation, counting only what it allocates itself."""

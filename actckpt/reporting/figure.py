@@ -81,14 +81,15 @@ def draw_report(report: Report) -> Figure:
     Raises:
         ReportError: the report has no timeline, or matplotlib is not installed.
     """
+    timeline = report.timeline
     panels = [
-        (name, _in_scope(levels, report.scope), arm)
-        for name, levels, arm in (
-            ("untouched", report.timeline.baseline, report.baseline),
-            ("planned", report.timeline.planned, report.planned),
+        (name, _in_scope(levels, report.scope), marks, arm)
+        for name, levels, marks, arm in (
+            ("untouched", timeline.baseline, timeline.baseline_marks, report.baseline),
+            ("planned", timeline.planned, timeline.planned_marks, report.planned),
         )
     ]
-    if not all(levels for _, levels, _ in panels):
+    if not all(levels for _, levels, _, _ in panels):
         raise ReportError("this report has no timeline to plot")
     figure = blank_figure(10.5, 4.8)
     from matplotlib.patches import Patch
@@ -97,26 +98,26 @@ def draw_report(report: Report) -> Figure:
     left, right = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.04})
     highest = max(
         report.budget_bytes or 0,
-        *(max(_totals(levels)) for _, levels, _ in panels),
-        *(arm.best.bounded_bytes(report.scope) or 0 for _, _, arm in panels),
+        *(max(_totals(levels)) for _, levels, _, _ in panels),
+        *(arm.best.bounded_bytes(report.scope) or 0 for _, _, _, arm in panels),
     )
     unit, size = unit_of(highest)
-    colors = _colors([name for _, levels, _ in panels for name in levels])
-    for axes, (name, levels, arm) in zip((left, right), panels, strict=True):
+    colors = _colors([name for _, levels, _, _ in panels for name in levels])
+    for axes, (name, levels, marks, arm) in zip((left, right), panels, strict=True):
         bare_axes(axes)
         axes.set_xlim(0, 1)
         axes.set_xticks([])
         axes.set_xlabel("one training step, operation by operation", color=MUTED, fontsize=9)
         axes.set_title(_title(name, report, arm), loc="left", fontsize=11, color=INK)
         _draw_levels(axes, levels, colors, size)
-        _mark_phases(axes, report.timeline.marks)
+        _mark_phases(axes, marks)
         _mark_budget(axes, report, size, label=axes is right)
         _mark_measured(axes, levels, arm, report.scope, size)
     left.set_ylim(0, 1.16 * highest / size)
     left.yaxis.set_major_locator(MaxNLocator(6))
     what = "added by the step" if report.scope == "activations" else "allocated"
     left.set_ylabel(f"memory {what} ({unit})", color=MUTED, fontsize=9)
-    shown = [n for n in colors if any(any(levels.get(n, ())) for _, levels, _ in panels)]
+    shown = [n for n in colors if any(any(levels.get(n, ())) for _, levels, _, _ in panels)]
     figure.legend(
         handles=[Patch(color=colors[name], label=name) for name in shown],
         loc="outside lower center",

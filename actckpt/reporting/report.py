@@ -69,12 +69,14 @@ class Timeline:
         baseline: category -> level at each sample, from the first operation of the step to the
             last; categories stack in the order of the keys, lowest first.
         planned: the same under the plan; it may have another number of samples.
-        marks: phase -> where it begins, as a share of the samples in [0, 1].
+        baseline_marks: phase -> where it begins, as a share of the samples in [0, 1].
+        planned_marks: the same under the plan.
     """
 
     baseline: dict[str, tuple[int, ...]] = field(default_factory=dict)
     planned: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    marks: dict[str, float] = field(default_factory=dict)
+    baseline_marks: dict[str, float] = field(default_factory=dict)
+    planned_marks: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def downsampled(
@@ -82,10 +84,16 @@ class Timeline:
         baseline: Mapping[str, Sequence[int]],
         planned: Mapping[str, Sequence[int]],
         *,
-        marks: Mapping[str, float] | None = None,
+        baseline_marks: Mapping[str, float] | None = None,
+        planned_marks: Mapping[str, float] | None = None,
     ) -> Timeline:
         """A timeline of at most 400 samples that keeps both peaks."""
-        return cls(_downsampled(baseline), _downsampled(planned), dict(marks or {}))
+        return cls(
+            _downsampled(baseline),
+            _downsampled(planned),
+            dict(baseline_marks or {}),
+            dict(planned_marks or {}),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +189,8 @@ class Report:
                     "timeline": Timeline(
                         _levels(fields["timeline"]["baseline"]),
                         _levels(fields["timeline"]["planned"]),
-                        dict(fields["timeline"]["marks"]),
+                        dict(fields["timeline"]["baseline_marks"]),
+                        dict(fields["timeline"]["planned_marks"]),
                     ),
                     "regions": tuple(RegionRow(**r) for r in fields["regions"]),
                     "ops": tuple(OpRow(**o) for o in fields["ops"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from actckpt.reporting.units import format_bytes, format_percent, format_seconds
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 MAX_REGION_ROWS = 6
 MAX_OP_ROWS = 6
 MAX_LABEL = 44
+WIDTH = 100
 
 SCOPES = {
     "step": "allocated memory over the whole step",
@@ -41,8 +43,12 @@ def render_report(report: Report) -> str:
         _category_lines(report.timeline),
         _region_lines(report.regions),
         _op_lines(report),
-        [f"note: {note}" for note in report.notes],
-        [", ".join(f"{k} {v}" for k, v in report.versions.items())] if report.versions else [],
+        [
+            line
+            for note in report.notes
+            for line in wrap(f"note: {note}", WIDTH, subsequent_indent="  ")
+        ],
+        wrap(", ".join(f"{k} {v}" for k, v in report.versions.items()), WIDTH),
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block)
 

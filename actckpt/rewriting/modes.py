@@ -1,4 +1,4 @@
-"""Dispatch modes of a region: capture results as it is recorded, skip operations as it is replayed."""
+"""Dispatch modes of a region: capture results in the forward pass, skip operations in a replay."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _Following(TorchDispatchMode):
 
     def matches(self, func: Any, args: Any, kwargs: Any) -> bool | None:
         """Whether ``func`` is the next traced operation; None if it does not count."""
-        if func in SKIPPED or func.namespace == "prim":
+        if func in SKIPPED or func.namespace in ("prim", "profiler"):
             return None
         if self.position >= len(self.pruning.names):
             return None  # past the early stop of the traced replay

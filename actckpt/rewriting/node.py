@@ -54,9 +54,9 @@ class Node:
     """
 
     __slots__ = (
-        "__weakref__", "begin", "captured_to", "children", "drops", "end", "holders", "input_storages",
-        "inputs", "kept", "key", "owners", "parent", "program", "prunable", "random", "rewrite",
-        "span", "top",
+        "__weakref__", "begin", "captured_to", "children", "drops", "end", "holders",
+        "input_storages", "inputs", "kept", "key", "owners", "parent", "program", "prunable",
+        "random", "rewrite", "span", "top",
     )  # fmt: skip
 
     def __init__(

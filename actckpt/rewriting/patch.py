@@ -38,11 +38,20 @@ class Rewrite:
         self.root = weakref.ref(model)
         self.program = program
         self.planner = planner
-        self.device_type = next((p.device.type for p in model.parameters()), "cpu")
         self.checking = check
         self._runs = 0
         self._warned = False
         self._modules: dict[str, Any] = {}
+        self._device_type: str | None = None
+
+    @property
+    def device_type(self) -> str:
+        """Device of the parameters, read when first needed: a copy may be in the making."""
+        if self._device_type is None:
+            model = self.root()
+            parameters = model.parameters() if model is not None else iter(())
+            self._device_type = next((p.device.type for p in parameters), "cpu")
+        return self._device_type
 
     def module(self, path: str) -> nn.Module:
         """The module at ``path`` under the root."""
@@ -88,16 +97,7 @@ class Rewrite:
 
     def __reduce__(self) -> Any:
         # a loaded model keeps its plan; the loss and the optimizer that it was made with stay here
-        return _rebuild_rewrite, (self.root(), self.program)
-
-
-def _rebuild_rewrite(model: nn.Module, program: Program) -> Rewrite:
-    clone = Rewrite.__new__(Rewrite)
-    clone.__dict__.update(
-        root=weakref.ref(model), program=program, planner=None, device_type="cpu", checking=True,
-        _runs=0, _warned=False, _modules={},
-    )  # fmt: skip
-    return clone
+        return Rewrite, (self.root(), self.program)
 
 
 class PatchedForward:

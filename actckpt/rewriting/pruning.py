@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 import torch
 
 from actckpt.graph import Graph, Op
@@ -80,9 +81,7 @@ def _sources(
     return {s: source for s, source in found.items() if s in replay.cached}
 
 
-def _skip(
-    graph: Graph, op: Op, index: int, sources: dict[int, tuple[int, int]]
-) -> Skipped | None:
+def _skip(graph: Graph, op: Op, index: int, sources: dict[int, tuple[int, int]]) -> Skipped | None:
     """How to skip an operation, or None if it must run (views, empty or irregular results)."""
     if op.view or not op.outputs:
         return None

@@ -231,9 +231,7 @@ class _Replay:
                     random = random or record.program.moves_random
                     moves.extend(record.program.generators)
                 child.inputs = {k: available[k] for k in wanted if k[0] < position}
-                child.random = generator_states(
-                    random, tuple(moves), self.rewrite.device_type
-                )
+                child.random = generator_states(random, tuple(moves), self.rewrite.device_type)
                 del self.uncaptured[key]
 
     def call(self, patched: PatchedForward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -277,11 +275,9 @@ class _Replay:
         return self.rewrite.program.regions[region].parent
 
 
-
 def _drop(tensor: torch.Tensor) -> None:
     """Pack hook of what a replay runs only for its results."""
 
 
 def _never(_: Any) -> torch.Tensor:
     raise ReplayError("backward reached the graph of a recomputation, which holds no tensors")
-

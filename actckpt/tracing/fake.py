@@ -47,8 +47,8 @@ class FakeWorld:
 def faked(model: nn.Module, step: Step) -> Iterator[tuple[FakeWorld, Step]]:
     """Makes ``model`` and ``step`` fake; on exit everything real is as it was.
 
-    That covers every module's ``__dict__`` (and the lists, dicts and sets in it), gradients, and the
-    random states of Python, NumPy and torch.
+    That covers every module's ``__dict__`` (and the lists, dicts and sets in it), gradients, and
+    the random states of Python, NumPy and torch.
 
     Yields:
         (world, fake step): the fake step has fake batch, target and optimizer.
@@ -59,7 +59,7 @@ def faked(model: nn.Module, step: Step) -> Iterator[tuple[FakeWorld, Step]]:
     parameters = list(model.parameters())
     grads = [p.grad for p in parameters]
     with ExitStack() as stack:
-        stack.enter_context(_random_states())
+        stack.enter_context(random_states())
         stack.callback(_restore_grads, parameters, grads)
         for module, attributes, contents in dicts:
             stack.callback(_restore, module, attributes, contents)
@@ -118,7 +118,7 @@ def _swap(module: nn.Module, world: FakeWorld) -> None:
     for table in (module._parameters, module._buffers):
         for name, tensor in table.items():
             if tensor is not None:
-                table[name] = world.fake(tensor)
+                table[name] = world.fake(tensor)  # type: ignore[assignment]
     for name, value in list(module.__dict__.items()):
         if name in ("_parameters", "_buffers", "_modules"):
             continue
@@ -132,9 +132,7 @@ def _swap(module: nn.Module, world: FakeWorld) -> None:
                     value[key] = world.fake(v)
 
 
-def _fake_optimizer(
-    optimizer: torch.optim.Optimizer, world: FakeWorld
-) -> torch.optim.Optimizer:
+def _fake_optimizer(optimizer: torch.optim.Optimizer, world: FakeWorld) -> torch.optim.Optimizer:
     """A copy that steps the fake parameters and shares nothing mutable with the original."""
     clone = copy.copy(optimizer)
     clone.__dict__ = dict(optimizer.__dict__)
@@ -162,7 +160,8 @@ def _fake_optimizer(
 
 
 @contextmanager
-def _random_states() -> Iterator[None]:
+def random_states() -> Iterator[None]:
+    """Python's, NumPy's and torch's generators are afterwards as before."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:

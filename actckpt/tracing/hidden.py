@@ -21,7 +21,7 @@ def hidden_state(graph: Graph) -> Graph:
 
 def _autocast_casts(graph: Graph) -> set[int]:
     """Storages that hold a cast of a parameter."""
-    casts = set()
+    casts: set[int] = set()
     for op in graph.ops:
         if op.name == "aten._to_copy.default" and op.phase is not Phase.BACKWARD:
             source = graph.storages[graph.values[op.inputs[0]].storage]

@@ -33,9 +33,9 @@ class Opaque(StrEnum):
 def is_cache(x: Any) -> bool:
     """Whether ``x`` is a Hugging Face cache or a layer of one (by class name, nothing imported)."""
     return any(
-        c.__module__ == "transformers.cache_utils" and c.__name__ in ("Cache", "CacheLayerMixin", "EncoderDecoderCache")
+        c.__module__ == "transformers.cache_utils" and c.__name__ in ("Cache", "CacheLayerMixin")
         for c in type(x).__mro__
-    )  # fmt: skip
+    )
 
 
 def opaque_arguments(tree: Any) -> Opaque:

@@ -20,9 +20,7 @@ def is_small(t: torch.Tensor) -> bool:
     """Whether a tensor is worth carrying: integers and masks up to a million, a few floats."""
     if t.layout != torch.strided or t.is_complex():
         return False
-    return t.numel() <= (
-        _LARGEST_FLOAT_NUMEL if t.is_floating_point() else _LARGEST_INTEGER_NUMEL
-    )
+    return t.numel() <= (_LARGEST_FLOAT_NUMEL if t.is_floating_point() else _LARGEST_INTEGER_NUMEL)
 
 
 def attach_real(fake: torch.Tensor, real: torch.Tensor) -> None:

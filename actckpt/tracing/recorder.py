@@ -14,6 +14,7 @@ from actckpt.signature import encode
 from actckpt.tracing.fake import FakeWorld
 from actckpt.tracing.mode import StepMode, flat_outputs, flat_tensors
 
+
 def is_random(func: Any, args: Any, kwargs: Any) -> bool:
     """Whether an operation draws random numbers with these arguments."""
     if torch.Tag.nondeterministic_seeded not in func.tags:
@@ -282,9 +283,7 @@ def user_line(error: BaseException) -> str:
     import traceback
 
     frames = traceback.extract_tb(error.__traceback__)
-    outside = [
-        f for f in frames if "/torch/" not in f.filename and "/actckpt/" not in f.filename
-    ]
+    outside = [f for f in frames if "/torch/" not in f.filename and "/actckpt/" not in f.filename]
     if not outside:
         return "unknown line"
     f = outside[-1]

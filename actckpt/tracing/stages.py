@@ -76,7 +76,7 @@ class StageRecorder:
             stage["refusal"] = f"takes {opaque}, which a recomputation could see changed"
         versions = [t._version for t in tensors((args, kwargs))]
         before = dict(module.__dict__)
-        generators = (random.getstate(), np.random.get_state()[1:3])
+        generators = (random.getstate(), _numpy_state())
         self._stack.append(sid)
         try:
             out = original(*args, **kwargs)
@@ -95,12 +95,12 @@ class StageRecorder:
             for name in {**before, **module.__dict__}
             if name not in _TABLES and before.get(name) is not module.__dict__.get(name)
         )
-        after = (random.getstate(), np.random.get_state()[1:3])
+        after = (random.getstate(), _numpy_state())
         stage["generators"] = tuple(
             name
             for name, a, b in (
                 ("python", generators[0], after[0]),
-                ("numpy", repr(generators[1]), repr(after[1])),
+                ("numpy", generators[1], after[1]),
             )
             if a != b
         )
@@ -133,6 +133,11 @@ class StageRecorder:
     def finish(self) -> tuple[Stage, ...]:
         """The stages of the step, in order of their calls."""
         return tuple(Stage(**s) for s in self.stages)
+
+
+def _numpy_state() -> str:
+    state: Any = np.random.get_state()
+    return repr((state[1].tobytes(), state[2]))
 
 
 _TABLES = {"_parameters", "_buffers", "_modules", "forward"}

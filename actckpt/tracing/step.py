@@ -16,7 +16,7 @@ from actckpt.tracing.call import Call, LossFn, tensors
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one training step of a user is made of; ``target`` is for ``loss_fn(output, target)``."""
+    """What a user's training step is made of; ``target`` is for ``loss_fn(output, target)``."""
 
     call: Call
     loss_fn: LossFn | None = None
@@ -54,13 +54,19 @@ def find_loss(output: Any, step: Step) -> torch.Tensor | None:
     return loss
 
 
-def run_step(model: nn.Module, step: Step, enter: Callable[[Phase], None] = lambda _: None) -> bool:
+def run_step(
+    model: nn.Module,
+    step: Step,
+    enter: Callable[[Phase], None] = lambda _: None,
+    loss_of: Callable[[Any], torch.Tensor | None] | None = None,
+) -> bool:
     """Runs forward, loss and backward; returns whether a loss was seen.
 
     The output stays referenced until backward has ended, as in ``out = model(x)`` of a user's loop.
 
     Args:
         enter: told of each phase before it begins.
+        loss_of: finds the loss in the output; `find_loss` if None.
 
     Raises:
         TraceError: no output requires gradients.
@@ -68,7 +74,7 @@ def run_step(model: nn.Module, step: Step, enter: Callable[[Phase], None] = lamb
     enter(Phase.FORWARD)
     output = model(*step.call.args, **step.call.kwargs)
     enter(Phase.LOSS)
-    loss = find_loss(output, step)
+    loss = find_loss(output, step) if loss_of is None else loss_of(output)
     if loss is not None:
         enter(Phase.BACKWARD)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -76,7 +82,8 @@ def run_step(model: nn.Module, step: Step, enter: Callable[[Phase], None] = lamb
     roots = [t for t in tensors(output) if t.requires_grad]
     if not roots:
         raise TraceError(
-            "no output of the model requires gradients: is every parameter frozen, or grad disabled?"
+            "no output of the model requires gradients: is every parameter frozen, "
+            "or grad disabled?"
         )
     seeds = [torch.ones_like(t) for t in roots]
     enter(Phase.BACKWARD)

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 
-from actckpt.errors import PlanError, TraceError
+from actckpt.errors import PlanError
 from actckpt.graph import Category, Graph, Phase, Stage
 from actckpt.tracing.call import tensors
 from actckpt.tracing.fake import faked
@@ -160,4 +160,3 @@ def _assemble(
         resident_gradients=step.accumulate,
         versions=versions(),
     )
-

@@ -1,0 +1,48 @@
+"""Train a PyTorch model inside a memory budget, with the same gradients to the last bit."""
+
+from actckpt.api import measure, optimize, report, revert, trace
+from actckpt.errors import (
+    ActckptError,
+    BudgetError,
+    PlanError,
+    ReplayError,
+    ReportError,
+    TargetError,
+    TraceError,
+)
+from actckpt.graph import Graph
+from actckpt.plan import Plan, Region, SavedOp
+from actckpt.policies import POLICIES
+from actckpt.policies.selective import Selective
+from actckpt.profile import Profile
+from actckpt.reporting.measurement import Measurement
+from actckpt.reporting.report import Report
+from actckpt.tracing.call import Call
+from actckpt.versions import package_version
+
+__version__ = package_version()
+
+__all__ = [
+    "POLICIES",
+    "ActckptError",
+    "BudgetError",
+    "Call",
+    "Graph",
+    "Measurement",
+    "Plan",
+    "PlanError",
+    "Profile",
+    "Region",
+    "ReplayError",
+    "Report",
+    "ReportError",
+    "SavedOp",
+    "Selective",
+    "TargetError",
+    "TraceError",
+    "measure",
+    "optimize",
+    "report",
+    "revert",
+    "trace",
+]

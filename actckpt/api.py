@@ -1,0 +1,228 @@
+"""The public functions."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from actckpt.errors import BudgetError, PlanError
+from actckpt.graph import Graph
+from actckpt.measuring import measure_step
+from actckpt.planning import SCOPES, Request
+from actckpt.policies import POLICIES, Policy
+from actckpt.reporting.measurement import Measurement
+from actckpt.reporting.report import Report
+from actckpt.rewriting.patch import foreign, install, installed, uninstall
+from actckpt.session import Session, session_of
+from actckpt.tracing.call import Call, LossFn
+from actckpt.tracing.step import Step
+from actckpt.tracing.tracer import model_device, trace_step
+
+M = TypeVar("M", bound=nn.Module)
+
+# what an untouched model was measured at, for the report of the plan that it gets later
+_UNTOUCHED: weakref.WeakKeyDictionary[nn.Module, Measurement] = weakref.WeakKeyDictionary()
+
+
+def optimize(
+    model: M,
+    budget_gb: float | None,
+    *,
+    batch: Any = None,
+    loss_fn: LossFn | None = None,
+    target: Any = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    accumulate: bool = False,
+    policy: str | Policy = "auto",
+    scope: str = "step",
+) -> M:
+    """The same model, changed in place so that a training step stays within a budget.
+
+    Outputs, gradients, buffers and random states stay bitwise the same. If the untouched model
+    fits, nothing is recomputed. Calling it again replaces the plan; `revert` takes it off.
+
+    Args:
+        budget_gb: bound in GB (10^9 bytes), positive; None applies a named policy without a bound.
+        batch: a tensor (one positional argument), a tuple (positional), a dict (keyword) or a
+            `Call`. None plans on the first forward with gradients, from its arguments.
+        loss_fn: ``loss_fn(output)``, or ``loss_fn(output, target)`` when ``target`` is given,
+            returning a scalar. By default the output's ``.loss``, ``["loss"]``, or itself if it is
+            a scalar; else backward is taken to start from the outputs.
+        optimizer: its state and its step count, also before its first step. None: learned from its
+            first step, and planned again.
+        accumulate: gradients are resident when a step begins.
+        policy: a name in `POLICIES`, or a callable ``(graph, profile, budget_bytes) -> Plan``.
+        scope: "step" bounds the peak of allocated device memory over the whole step,
+            "activations" what the step adds to parameters, gradients, optimizer state and batch.
+
+    Raises:
+        BudgetError: no plan of the policy fits, or the budget is no positive number.
+        PlanError: the model cannot be planned for, or the policy's plan is malformed.
+        TraceError: the training step cannot be traced.
+        Exception: whatever the model raises for this batch. After any error the model is as it
+            was before the call.
+    """
+    request = Request(_budget_bytes(budget_gb, policy), _policy(policy), _scope(scope))
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module; found {type(model).__name__}")
+    _refuse(model)
+    session = Session(
+        model, request, loss_fn=loss_fn, target=target, optimizer=optimizer, accumulate=accumulate
+    )
+    call = Call.of(batch) if batch is not None else None
+    before, earlier = installed(model), session_of(model)
+    try:
+        if call is None:
+            session.wait()
+        else:
+            session.plan(call)
+            if (untouched := _UNTOUCHED.get(model)) is not None:
+                session.learn_measured(untouched, untouched=True)
+    except BaseException:
+        session.close()
+        uninstall(model)
+        if before is not None:
+            install(before)
+        raise
+    if earlier is not None:
+        earlier.close()
+    return model
+
+
+def revert(model: M) -> M:
+    """The same model as it was before `optimize`; unchanged if it was not optimized."""
+    session = session_of(model)
+    if session is not None:
+        session.close()
+    uninstall(model)
+    return model
+
+
+def report(model: nn.Module) -> Report:
+    """The report of the plan in force.
+
+    Raises:
+        PlanError: the model is not optimized, or has not planned yet.
+    """
+    session = session_of(model)
+    if session is None:
+        raise PlanError(
+            "this model is not optimized: call actckpt.optimize(model, budget_gb) first"
+        )
+    return session.report()
+
+
+def measure(
+    model: nn.Module,
+    batch: Any,
+    *,
+    loss_fn: LossFn | None = None,
+    target: Any = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    steps: int = 3,
+) -> Measurement:
+    """Peak memory and time of real training steps, planned or not.
+
+    Weights, buffers, gradients, optimizer state and random states are put back. What was measured
+    also goes into the model's `report`: measured before `optimize`, as the baseline.
+
+    Args:
+        steps: timed steps, at least 1.
+        batch, loss_fn, target, optimizer: as for `optimize`.
+
+    Raises:
+        ValueError: ``steps`` is not positive.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1; found {steps}")
+    session = session_of(model)
+    accumulate = session.accumulate if session is not None else False
+    step = Step(Call.of(batch), loss_fn, target, optimizer, accumulate)
+    measurement = measure_step(model, step, steps)
+    if session is not None:
+        session.learn_measured(measurement)
+    else:
+        _UNTOUCHED[model] = measurement
+    return measurement
+
+
+def trace(
+    model: nn.Module,
+    batch: Any,
+    *,
+    loss_fn: LossFn | None = None,
+    target: Any = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> Graph:
+    """One training step of the untouched model as a `Graph`, traced on fake tensors.
+
+    Args:
+        batch, loss_fn, target, optimizer: as for `optimize`.
+
+    Raises:
+        TraceError: the forward depends on values of activations, or there is nothing to train.
+    """
+    before = uninstall(model)
+    try:
+        return trace_step(model, Step(Call.of(batch), loss_fn, target, optimizer))
+    finally:
+        if before is not None:
+            install(before)
+
+
+def _budget_bytes(budget_gb: float | None, policy: str | Policy) -> int | None:
+    if budget_gb is None:
+        if policy == "auto":
+            raise BudgetError(
+                "budget_gb=None applies a policy without a bound, and policy 'auto' needs one: "
+                "pass a budget in GB, or a policy such as 'full'"
+            )
+        return None
+    if isinstance(budget_gb, bool) or not isinstance(budget_gb, (int, float, np.number)):
+        raise BudgetError(
+            f"budget_gb must be a number of GB (10^9 bytes); found {budget_gb!r}. "
+            "On the command line units are accepted, as in --budget-gb 8GiB"
+        )
+    budget = float(budget_gb)
+    if not math.isfinite(budget) or budget <= 0:
+        raise BudgetError(f"budget_gb must be positive and finite; found {budget_gb!r}")
+    return round(budget * 1e9)
+
+
+def _policy(policy: str | Policy) -> str | Policy:
+    if isinstance(policy, str):
+        if policy not in POLICIES:
+            raise PlanError(f"no policy {policy!r}; there are {', '.join(POLICIES)}")
+    elif not callable(policy):
+        raise PlanError(
+            "policy must be a name or a callable (graph, profile, budget_bytes) -> Plan; "
+            f"found {type(policy).__name__}"
+        )
+    return policy
+
+
+def _scope(scope: str) -> str:
+    if scope not in SCOPES:
+        raise PlanError(f"no scope {scope!r}; there are {' and '.join(map(repr, SCOPES))}")
+    return scope
+
+
+def _refuse(model: nn.Module) -> None:
+    """Models that no plan can be made for."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise PlanError(
+            f"{type(model).__name__} wraps the model that is to be planned: "
+            "call actckpt.optimize on the inner module first, then wrap it"
+        )
+    other = foreign(model)
+    if other is not None:
+        raise PlanError(
+            f"{other} is in the middle of another plan: it was optimized by itself, or is part of "
+            "an optimized model. Call actckpt.revert on that one first"
+        )
+    model_device(model)

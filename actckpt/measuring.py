@@ -1,0 +1,143 @@
+"""Real training steps, measured; afterwards everything is as before."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from actckpt.graph import Category
+from actckpt.profiler.census import resident_bytes
+from actckpt.profiler.meter import AllocatorMeter
+from actckpt.reporting.measurement import Measurement
+from actckpt.tracing.fake import random_states
+from actckpt.tracing.step import Step, find_loss, run_step
+from actckpt.tracing.tracer import model_device
+
+
+def measure_step(model: nn.Module, step: Step, steps: int) -> Measurement:
+    """Peak bytes of one real step by the allocator, and the median time of ``steps`` others.
+
+    Weights, buffers, gradients, optimizer state and random states are afterwards as before. With
+    ``step.accumulate`` gradients are resident when a step begins.
+
+    Args:
+        steps: timed steps, at least 1; two more run before and beside them.
+    """
+    device = torch.device(model_device(model))
+    with _put_back(model, step.optimizer):
+        loss = _one(model, step)  # warm-up: optimizer state, kernels, the first step's checks
+        meter, split, added = _metered(model, step, device)
+        times = []
+        for _ in range(steps):
+            _clear(model, step)
+            _synchronize(device)
+            begin = time.perf_counter()
+            _one(model, step)
+            _synchronize(device)
+            times.append(time.perf_counter() - begin)
+    return Measurement(
+        peak_bytes=sum(split.values()),
+        added_bytes=added,
+        reserved_bytes=meter.reserved_bytes,
+        step_s=statistics.median(times),
+        step_s_spread=(min(times), max(times)),
+        loss=loss,
+        steps=steps,
+        split={str(k): v for k, v in split.items()},
+    )
+
+
+def _one(model: nn.Module, step: Step) -> float | None:
+    seen: list[float] = []
+
+    def noted(output: Any) -> torch.Tensor | None:
+        loss = find_loss(output, step)
+        if loss is not None:
+            seen.append(loss.detach())  # type: ignore[arg-type]  # read after the step
+        return loss
+
+    run_step(model, step, loss_of=noted)
+    if step.optimizer is not None:
+        step.optimizer.step()
+    return float(seen[0]) if seen else None
+
+
+def _clear(model: nn.Module, step: Step) -> None:
+    for p in model.parameters():
+        if not step.accumulate:
+            p.grad = None
+
+
+def _metered(
+    model: nn.Module, step: Step, device: torch.device
+) -> tuple[AllocatorMeter, dict[Category, int], int]:
+    """The meter, the split at the peak, and the peak above residents and arrived gradients."""
+    _clear(model, step)
+    gc.collect()
+    residents = resident_bytes(model, step.optimizer, (step.call, step.target))
+    meter = AllocatorMeter(device)
+    arrived = [0]  # bytes of gradients that are there after each mark
+
+    def settled(p: torch.Tensor) -> None:
+        grad = p.grad
+        size = grad.untyped_storage().nbytes() if grad is not None else 0
+        arrived.append(arrived[-1] + (0 if step.accumulate else size))
+        meter.mark()
+
+    hooks = [
+        p.register_post_accumulate_grad_hook(settled) for p in model.parameters() if p.requires_grad
+    ]
+    try:
+        with meter:
+            _one(model, step)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    peaks = [s.peak_bytes for s in meter.segments]
+    at = max(range(len(peaks)), key=lambda i: peaks[i])
+    split = dict(residents)
+    split[Category.GRADIENT] = split.get(Category.GRADIENT, 0) + arrived[at]
+    split[Category.ACTIVATION] = peaks[at] - arrived[at]
+    added = max(p - g for p, g in zip(peaks, arrived, strict=True))
+    return meter, split, added
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def _put_back(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Iterator[None]:
+    """Copies on the CPU of everything that a step changes; copied back on exit."""
+    tensors = [*model.parameters(), *model.buffers()]
+    values = [t.detach().to("cpu", copy=True) for t in tensors]
+    grads = [
+        (p, p.grad, None if p.grad is None else p.grad.detach().clone()) for p in model.parameters()
+    ]
+    state = copy.deepcopy(optimizer.state_dict()) if optimizer is not None else None
+    fresh = optimizer is not None and not optimizer.state
+    try:
+        with random_states():
+            yield
+    finally:
+        with torch.no_grad():
+            for t, value in zip(tensors, values, strict=True):
+                t.copy_(value)
+            for p, grad, value in grads:
+                if grad is not None:
+                    grad.copy_(value)
+                p.grad = grad
+        if optimizer is not None and state is not None:
+            if fresh:
+                optimizer.state.clear()
+            else:
+                optimizer.load_state_dict(state)

@@ -1,0 +1,211 @@
+"""From a model and a training step to a plan that was seen to fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from dataclasses import dataclass
+
+from torch import nn
+
+from actckpt.dry_run import DryRun, dry_run
+from actckpt.errors import BudgetError, PlanError
+from actckpt.graph import Category, Graph
+from actckpt.plan import Plan
+from actckpt.policies import POLICIES, Policy
+from actckpt.pricing.price import Price
+from actckpt.pricing.simulate import Pricer
+from actckpt.profile import Profile
+from actckpt.profiler.build import build_profile
+from actckpt.rewriting.program import Program, compile_plan
+from actckpt.tracing.step import Step
+from actckpt.tracing.tracer import trace_step
+
+logger = logging.getLogger("actckpt")
+
+# a plan aims below its budget by this share: what a kernel allocates can differ by a little
+AIM = 0.995
+SCOPES = ("step", "activations")
+_ATTEMPTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a user asked for. ``budget_bytes`` None applies the policy without a bound."""
+
+    budget_bytes: int | None
+    policy: str | Policy
+    scope: str
+
+    @property
+    def policy_name(self) -> str:
+        """The policy's name for reports."""
+        if isinstance(self.policy, str):
+            return self.policy
+        return getattr(self.policy, "__name__", type(self.policy).__name__)
+
+    @property
+    def aim_bytes(self) -> int | None:
+        """What predictions must stay within, so that the measurement stays within the budget."""
+        return None if self.budget_bytes is None else math.floor(self.budget_bytes * AIM)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan with everything that led to it."""
+
+    graph: Graph
+    profile: Profile
+    plan: Plan
+    program: Program
+    untouched: Price
+    price: Price
+    dry: DryRun
+
+
+def make_plan(
+    model: nn.Module, step: Step, request: Request, *, progress: bool | None = None
+) -> Planned:
+    """Traces, profiles, asks the policy, and dry-runs its plan until it fits.
+
+    The model must carry no rewrite, and is left as it was.
+
+    Raises:
+        BudgetError: no plan of the policy fits.
+        PlanError: the policy returned something else than a plan for this model.
+        TraceError: the step cannot be traced.
+    """
+    graph = trace_step(model, step)
+    profile = build_profile(graph, progress=progress)
+    return choose_plan(model, step, request, graph, profile)
+
+
+def choose_plan(
+    model: nn.Module, step: Step, request: Request, graph: Graph, profile: Profile
+) -> Planned:
+    """As `make_plan`, for a graph and profile that exist already."""
+    pricer = Pricer(graph, profile)
+    view = graph if request.scope == "step" else without_residents(graph)
+    search = _Search(model, step, request, graph, view, profile, pricer)
+    return search.run()
+
+
+def without_residents(graph: Graph) -> Graph:
+    """The graph in which only activations weigh anything: what ``scope="activations"`` bounds."""
+    return dataclasses.replace(
+        graph,
+        storages=tuple(
+            dataclasses.replace(s, bytes=0) if s.born < 0 or s.category is Category.GRADIENT else s
+            for s in graph.storages
+        ),
+    )
+
+
+class _Search:
+    """One search for a plan whose dry run fits."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        step: Step,
+        request: Request,
+        graph: Graph,
+        view: Graph,
+        profile: Profile,
+        pricer: Pricer,
+    ) -> None:
+        self.model = model
+        self.step = step
+        self.request = request
+        self.graph = graph
+        self.view = view
+        self.profile = profile
+        self.pricer = pricer
+        self.untouched = pricer.price(Plan("none"))
+
+    def run(self) -> Planned:
+        aim = self.request.aim_bytes
+        if aim is None:
+            return self._dry(self._ask(None))
+        tried: dict[Plan, Planned] = {}
+        asked = aim
+        for _ in range(_ATTEMPTS):
+            try:
+                plan = self._ask(asked)
+            except BudgetError as error:
+                return self._smallest(error, aim)
+            if plan in tried:
+                # a policy of one plan: asking for less changes nothing
+                raise self._too_small(tried[plan])
+            planned = tried[plan] = self._dry(plan)
+            over = self.peak_bytes(planned) - aim
+            if over <= 0:
+                return planned
+            logger.debug("plan is %d bytes over its aim in the dry run; replanning", over)
+            asked -= over + aim // 1000
+        raise self._too_small(min(tried.values(), key=self.peak_bytes))
+
+    def peak_bytes(self, planned: Planned) -> int:
+        """The peak that the request bounds, as dry-run."""
+        dry = planned.dry
+        return dry.peak_bytes if self.request.scope == "step" else dry.added_bytes
+
+    def _ask(self, budget_bytes: int | None) -> Plan:
+        policy = self.request.policy
+        call = POLICIES[policy] if isinstance(policy, str) else policy
+        plan = call(self.view, self.profile, budget_bytes)
+        if not isinstance(plan, Plan):
+            raise PlanError(
+                f"policy {self.request.policy_name} must return an actckpt.Plan; "
+                f"found {type(plan).__name__}"
+            )
+        return plan
+
+    def _dry(self, plan: Plan) -> Planned:
+        program = compile_plan(self.graph, plan, self.profile)
+        dry = dry_run(self.model, self.step, self.graph, program, self.profile)
+        price = self.pricer.price(plan)
+        return Planned(self.graph, self.profile, plan, program, self.untouched, price, dry)
+
+    def _smallest(self, error: BudgetError, aim: int) -> Planned:
+        """The policy says that nothing fits; its smallest plan may still do so in the dry run."""
+        if error.smallest_plan is None:
+            raise error
+        planned = self._dry(error.smallest_plan)
+        if self.peak_bytes(planned) <= aim:
+            return planned
+        raise self._too_small(planned)
+
+    def _too_small(self, smallest: Planned) -> BudgetError:
+        budget = self.request.budget_bytes
+        assert budget is not None
+        needed = math.ceil(self.peak_bytes(smallest) / AIM) + 1
+        split = ", ".join(
+            f"{name} {size / 1e9:.3f}"
+            for name, size in sorted(smallest.dry.categories.items(), key=lambda x: -x[1])
+            if size
+        )
+        what = "step" if self.request.scope == "step" else "activations of a step"
+        return BudgetError(
+            f"budget {budget / 1e9:.3f} GB is below the {needed / 1e9:.3f} GB that the {what} "
+            f"needs under the smallest plan of policy {self.request.policy_name!r} "
+            f"(GB at its peak: {split}; reached {_where(self.graph, smallest.price)}). "
+            f"Raise budget_gb to {math.ceil(needed / 1e6) / 1e3:.3f}, or make the batch smaller",
+            budget_bytes=budget,
+            smallest_bytes=needed,
+        )
+
+
+def _where(graph: Graph, price: Price) -> str:
+    """Where in the step a peak is: the module, or what dominates outside of the modules."""
+    if not graph.ops:
+        return "nowhere"
+    op = graph.ops[price.peak_at]
+    owner = graph.ops[op.owner] if op.owner >= 0 else op
+    if op.phase == "optimizer":
+        return "in the optimizer's step"
+    path = graph.stages[owner.stage].path if owner.stage >= 0 else ""
+    if path:
+        return f"at {path} in the {op.phase} pass"
+    return f"at the loss ({op.name}, {op.phase} pass)"

@@ -1,0 +1,1 @@
+"""What a plan costs: the one place that predicts."""

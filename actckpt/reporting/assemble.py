@@ -1,0 +1,146 @@
+"""Puts a report together from what planning found."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+
+from actckpt.dry_run import DryRun
+from actckpt.graph import Category, Graph, Phase
+from actckpt.plan import Plan
+from actckpt.planning import Planned, Request
+from actckpt.profile import Profile
+from actckpt.regions import place
+from actckpt.reporting.report import Arm, Figures, OpRow, RegionRow, Report, Timeline
+from actckpt.versions import versions
+
+
+def assemble_report(planned: Planned, request: Request, notes: tuple[str, ...] = ()) -> Report:
+    """The report of a plan before anything was measured."""
+    graph, untouched = planned.graph, planned.untouched
+    dry = planned.dry
+    return Report(
+        policy=request.policy_name,
+        plan=planned.plan,
+        budget_bytes=request.budget_bytes,
+        scope=request.scope,
+        baseline=Arm(Figures(untouched.peak_bytes, untouched.time_s, untouched.added_bytes)),
+        planned=Arm(Figures(dry.peak_bytes, planned.price.time_s, dry.added_bytes)),
+        timeline=_timeline(graph, dry, planned.profile),
+        regions=_regions(graph, planned),
+        ops=_ops(graph, planned.plan, planned.profile),
+        notes=(*_unbounded(graph), *planned.plan.notes, *_refusals(graph), *notes),
+        versions=versions(),
+        device=planned.profile.device,
+    )
+
+
+def _unbounded(graph: Graph) -> list[str]:
+    notes = []
+    if not graph.loss_seen:
+        notes.append(
+            "the loss was not seen: backward was taken to start from the outputs, and memory of a "
+            "loss computed outside the model is not bounded (pass loss_fn, or labels)"
+        )
+    if not graph.optimizer_seen:
+        notes.append(
+            "no optimizer was seen: its state and its step are not bounded until its first step "
+            "(pass optimizer)"
+        )
+    return notes
+
+
+def _refusals(graph: Graph) -> list[str]:
+    """Why stages that save something may not be recomputed, once per reason."""
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for stage in graph.stages:
+        reason = stage.refusal or ("changes an argument in place" if stage.mutates else "")
+        if reason and stage.last_save > stage.first_save:
+            reasons[reason].append(stage.path or stage.kind)
+    return [
+        f"not recomputed: {paths[0]}"
+        + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
+        + f": {reason}"
+        for reason, paths in reasons.items()
+    ]
+
+
+def _regions(graph: Graph, planned: Planned) -> tuple[RegionRow, ...]:
+    rows = []
+    for p, dropped, seconds in zip(
+        place(graph, planned.plan),
+        planned.price.region_bytes,
+        planned.price.region_s,
+        strict=True,
+    ):
+        kept = {graph.values[graph.saves[k].value].storage for k in p.kept}
+        kept.update(graph.values[v].storage for op in p.captured for v in graph.ops[op].outputs)
+        rows.append(
+            RegionRow(
+                label=p.region.label,
+                stages=len(p.stages),
+                saved_bytes=sum(graph.storages[s].bytes for s in kept),
+                dropped_bytes=dropped,
+                recompute_s=seconds,
+                depth=p.depth,
+            )
+        )
+    return tuple(rows)
+
+
+def _ops(graph: Graph, plan: Plan, profile: Profile) -> tuple[OpRow, ...]:
+    dropped = {k for p in place(graph, plan) for k in p.dropped}
+    states: dict[int, bool] = {}
+    for k, save in enumerate(graph.saves):
+        sid = graph.values[save.value].storage
+        if not save.held and sid >= 0 and graph.storages[sid].born >= 0:
+            states[sid] = states.get(sid, True) and k in dropped
+    totals: dict[str, list[float]] = defaultdict(lambda: [0, 0, 0, 0.0])
+    for sid, recomputed in states.items():
+        op = graph.ops[graph.storages[sid].born]
+        row = totals[op.name]
+        row[0] += 1
+        row[1] += recomputed
+        row[2] += graph.storages[sid].bytes
+        row[3] += profile.costs[op.signature].time_s
+    rows = [
+        OpRow(
+            name=name,
+            count=int(count),
+            state="recomputed" if again == count else "mixed" if again else "saved",
+            bytes=int(size),
+            seconds=seconds,
+        )
+        for name, (count, again, size, seconds) in totals.items()
+    ]
+    return tuple(sorted(rows, key=lambda r: -r.bytes))
+
+
+def _timeline(graph: Graph, dry: DryRun, profile: Profile) -> Timeline:
+    n = len(graph.ops)
+    end = [s.died for s in graph.storages]
+    for save in graph.saves:
+        sid = graph.values[save.value].storage
+        if sid >= 0:
+            end[sid] = max(end[sid], save.released)
+    levels = {c: np.zeros(n + 1, dtype=np.int64) for c in Category}
+    for s, stop in zip(graph.storages, end, strict=True):
+        start, stop = max(s.born, 0), min(max(stop, 0), n)
+        if stop > start:
+            levels[s.category][start] += s.bytes
+            levels[s.category][stop] -= s.bytes
+    baseline = {
+        str(c): tuple(int(x) for x in np.cumsum(level)[:n])
+        for c, level in levels.items()
+        if level.any()
+    }
+    baseline["workspace"] = tuple(profile.costs[op.signature].workspace_bytes for op in graph.ops)
+    planned = {name: tuple(at.get(name, 0) for at in dry.timeline) for name in baseline}
+    phases = [op.phase for op in graph.ops]
+    return Timeline.downsampled(
+        baseline,
+        planned,
+        baseline_marks={str(p): phases.index(p) / max(n, 1) for p in Phase if p in phases},
+        planned_marks={p: at / max(len(dry.timeline), 1) for p, at in dry.starts.items()},
+    )

@@ -1,0 +1,222 @@
+"""One optimized model: its request, its plans by batch, and the report of the one in force."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from actckpt.batch_key import BatchKey, batch_key
+from actckpt.errors import PlanError
+from actckpt.planning import Planned, Request, make_plan
+from actckpt.reporting.assemble import assemble_report
+from actckpt.reporting.measurement import Measurement
+from actckpt.reporting.report import Figures, Report
+from actckpt.rewriting.patch import Rewrite, install, installed, uninstall
+from actckpt.rewriting.program import Program
+from actckpt.rewriting.run import CURRENT
+from actckpt.tracing.call import Call, LossFn
+from actckpt.tracing.step import Step
+
+logger = logging.getLogger("actckpt")
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A plan that was made for one batch."""
+
+    key: BatchKey
+    accumulate: bool
+    optimizer_seen: bool
+    planned: Planned
+    report: Report
+
+
+class Session:
+    """Plans on demand, before a forward whose batch no plan covers."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        request: Request,
+        *,
+        loss_fn: LossFn | None = None,
+        target: Any = None,
+        optimizer: torch.optim.Optimizer | None = None,
+        accumulate: bool = False,
+    ) -> None:
+        self._model = weakref.ref(model)
+        self.request = request
+        self.loss_fn = loss_fn
+        self.target = target
+        self.optimizer = optimizer
+        self.accumulate = accumulate
+        self.entries: list[_Entry] = []
+        self.current: _Entry | None = None
+        self._hook: Any = None
+        if optimizer is None:
+            self._watch_optimizers()
+
+    @property
+    def model(self) -> nn.Module:
+        """The model.
+
+        Raises:
+            PlanError: it no longer exists.
+        """
+        model = self._model()
+        if model is None:
+            raise PlanError("the optimized model no longer exists")
+        return model
+
+    # ---- planning
+
+    def plan(self, call: Call) -> None:
+        """Puts a plan for this batch in force.
+
+        Raises:
+            BudgetError, PlanError, TraceError: the model is then as before the call.
+        """
+        key = batch_key(self.model, call.args, call.kwargs)
+        step = Step(call, self.loss_fn, self.target, self.optimizer, self.accumulate)
+        self._enforce(self._make(key, step))
+
+    def before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Called before every forward with gradients: another batch may need another plan."""
+        key = batch_key(self.model, args, kwargs)
+        resident = any(p.grad is not None for p in self.model.parameters())
+        if self.current is not None and self._serves(self.current, key, resident):
+            return
+        for entry in self.entries:
+            if self._serves(entry, key, resident):
+                self._enforce(entry)
+                return
+        if self.current is not None:
+            logger.info("actckpt: planning again: %s", self._reason(key, resident))
+        accumulate = self.accumulate or resident
+        call = Call(*args, **kwargs)
+        step = Step(call, self.loss_fn, self.target, self.optimizer, accumulate)
+        self._enforce(self._make(key, step, self._target_fits(call)))
+
+    def _target_fits(self, call: Call) -> bool:
+        """Whether the loss that was given belongs to a batch of this size."""
+        if self.loss_fn is None or self.target is None or not self.entries:
+            return True
+        return self.entries[0].key.shapes == batch_key(self.model, call.args, call.kwargs).shapes
+
+    def _serves(self, entry: _Entry, key: BatchKey, resident: bool) -> bool:
+        return (
+            entry.key.covers(key)
+            and (entry.accumulate or not resident)
+            and (entry.optimizer_seen or self.optimizer is None)
+        )
+
+    def _reason(self, key: BatchKey, resident: bool) -> str:
+        assert self.current is not None
+        if not self.current.key.covers(key):
+            return "the batch or the model's state is not the one planned for"
+        if resident and not self.current.accumulate:
+            return "gradients are resident when the step begins (accumulate=True plans for that)"
+        return "the optimizer has become known"
+
+    def _make(self, key: BatchKey, step: Step, target_fits: bool = True) -> _Entry:
+        model = self.model
+        if CURRENT.run is not None:
+            raise PlanError("cannot plan while a planned forward or backward is running")
+        if not target_fits:
+            step = dataclasses.replace(step, loss_fn=None, target=None)
+        before = uninstall(model)
+        try:
+            planned = make_plan(model, step, self.request)
+        finally:
+            if before is not None:
+                install(before)
+        report = assemble_report(planned, self.request)
+        entry = _Entry(key, step.accumulate, step.optimizer is not None, planned, report)
+        self.entries.append(entry)
+        return entry
+
+    def _enforce(self, entry: _Entry) -> None:
+        install(Rewrite(self.model, entry.planned.program, planner=self))
+        self.current = entry
+
+    def wait(self) -> None:
+        """Plans on the first forward with gradients."""
+        install(Rewrite(self.model, Program(), planner=self))
+
+    # ---- what is learned later
+
+    def _watch_optimizers(self) -> None:
+        session = weakref.ref(self)
+
+        def after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            found = session()
+            if found is not None:
+                found.learn(optimizer)
+
+        self._hook = register_optimizer_step_post_hook(after_step)  # type: ignore[no-untyped-call]
+
+    def learn(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer has stepped: if it trains this model, the next forward plans with it."""
+        model = self._model()
+        if model is None:
+            self.close()
+            return
+        own = {id(p) for p in model.parameters()}
+        if any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+            self.optimizer = optimizer
+            self.close()
+
+    def learn_measured(self, measurement: Measurement, *, untouched: bool = False) -> None:
+        """Writes what was measured into the report in force."""
+        if self.current is None:
+            return
+        figures = Figures(measurement.peak_bytes, measurement.step_s, measurement.added_bytes)
+        report = self.current.report
+        name = "baseline" if untouched else "planned"
+        arm = dataclasses.replace(getattr(report, name), measured=figures)
+        self.current.report = dataclasses.replace(report, **{name: arm})
+
+    def close(self) -> None:
+        """Watches no optimizer any more."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    def report(self) -> Report:
+        """The report of the plan in force.
+
+        Raises:
+            PlanError: nothing was planned yet.
+        """
+        if self.current is None:
+            raise PlanError(
+                "this model plans on its first forward with gradients, which has not happened yet; "
+                "run a training step, or pass batch= to actckpt.optimize"
+            )
+        return self.current.report
+
+    # ---- copies
+
+    def copied(self, model: nn.Module) -> Session:
+        """The session of a deep copy: same request and plans, an optimizer still to be learned."""
+        clone = Session(model, self.request, loss_fn=self.loss_fn, target=self.target,
+                        accumulate=self.accumulate)  # fmt: skip
+        clone.entries = [dataclasses.replace(e, optimizer_seen=True) for e in self.entries]
+        return clone
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Session:
+        raise TypeError("a session is copied by the rewrite that holds it")
+
+
+def session_of(model: nn.Module) -> Session | None:
+    """The session of an optimized model."""
+    rewrite = installed(model)
+    planner = rewrite.planner if rewrite is not None else None
+    return planner if isinstance(planner, Session) else None

@@ -1,0 +1,1 @@
+"""Research and measurements, one question per file, with the public API only."""

@@ -1,0 +1,47 @@
+"""Regions in regions: logarithmic memory (Chen et al. 2016; treeverse, Griewank & Walther)."""
+
+from __future__ import annotations
+
+from actckpt.graph import Graph
+from actckpt.plan import Plan, Region
+from actckpt.policies.blocks import blocks, chains, region
+from actckpt.profile import Profile
+
+
+def log(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
+    """Each chain of n linked blocks halved again and again.
+
+    Memory O(log n) block inputs plus one block's activations, time O(n log n).
+
+    References:
+        Chen et al. 2016, Training Deep Nets with Sublinear Memory Cost, section 4.3.
+        Griewank & Walther 2000, Algorithm 799: revolve.
+    """
+    regions: list[Region] = []
+    for chain in chains(graph, blocks(graph)):
+        regions.extend(halves(graph, chain))
+    return Plan("log", tuple(regions))
+
+
+def halves(graph: Graph, chain: tuple[int, ...]) -> list[Region]:
+    """The right spine of the binary tree over ``chain``: a half, a quarter, …, the last block.
+
+    Backward reaches the end of the chain first, so a region over the whole of it would only be
+    recomputed at once.
+    """
+    regions: list[Region] = []
+    while len(chain) > 1:
+        middle = len(chain) // 2
+        regions.append(tree(graph, chain[:middle]))
+        chain = chain[middle:]
+    return [*regions, tree(graph, chain)]
+
+
+def tree(graph: Graph, chain: tuple[int, ...]) -> Region:
+    """The region over ``chain`` whose two halves are regions inside it, down to single blocks."""
+    if len(chain) == 1:
+        return region(graph, chain[0])
+    middle = len(chain) // 2
+    return region(
+        graph, chain[0], chain[-1], tree(graph, chain[:middle]), tree(graph, chain[middle:])
+    )
