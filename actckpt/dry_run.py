@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from actckpt.graph import Category, Graph, Phase
-from actckpt.profile import Profile
+from actckpt.profile import Cost, Profile
 from actckpt.profiler.live import LiveMeter
 from actckpt.rewriting.patch import Rewrite, install
 from actckpt.rewriting.program import Program
@@ -31,6 +31,7 @@ class DryRun:
             and the gradients that had arrived by then.
         categories: the split at the peak.
         timeline: level after each operation, its scratch under "workspace".
+        times_s: predicted time at which each operation of the timeline begins.
         starts: phase -> how many operations of the timeline had run when it began.
     """
 
@@ -39,6 +40,7 @@ class DryRun:
     added_bytes: int
     categories: dict[str, int]
     timeline: tuple[dict[str, int], ...]
+    times_s: tuple[float, ...]
     starts: dict[str, int]
 
 
@@ -55,16 +57,15 @@ def dry_run(
 
     Args:
         graph: the trace of the same step: it says which parameters get gradients.
-        profile: workspaces of the operations; None counts live storages only.
+        profile: workspaces and times of the operations; None counts live storages only.
     """
-    workspaces = {}
+    costs = {}
     if profile is not None:
-        costs = zip(graph.signatures, profile.costs, strict=True)
-        workspaces = {s: cost.workspace_bytes for s, cost in costs if cost.workspace_bytes}
+        costs = dict(zip(graph.signatures, profile.costs, strict=True))
     with faked(model, step) as (world, fake_step):
         install(Rewrite(model, program, check=False))
         with LiveMeter(torch.device(graph.device).type) as live:
-            meter = _Meter(world, live, workspaces)
+            meter = _Meter(world, live, costs)
             with torch.enable_grad(), world.mode, meter:
                 _enter_residents(model, fake_step, graph, live)
                 meter.running = True
@@ -78,6 +79,7 @@ def dry_run(
                 added_bytes=meter.added_bytes,
                 categories={str(k): v for k, v in meter.peak_levels.items()},
                 timeline=tuple(meter.timeline),
+                times_s=tuple(meter.times_s),
                 starts=meter.starts,
             )
 
@@ -126,14 +128,16 @@ class _Settle:
 class _Meter(StepMode):
     """Registers what each operation returns, and notes the level with the operation's scratch."""
 
-    def __init__(self, world: FakeWorld, live: LiveMeter, workspaces: dict[str, int]) -> None:
+    def __init__(self, world: FakeWorld, live: LiveMeter, costs: dict[str, Cost]) -> None:
         super().__init__(world)
         self.running = False
         self.live = live
-        self.workspaces = workspaces
+        self.costs = costs
         self.peak_bytes = self.live_bytes = self.added_bytes = 0
         self.peak_levels: dict[Category, int] = {}
         self.timeline: list[dict[str, int]] = []
+        self.times_s: list[float] = []
+        self.clock_s = 0.0
         self.starts: dict[str, int] = {}
 
     def enter(self, phase: Phase) -> None:
@@ -146,8 +150,10 @@ class _Meter(StepMode):
         for t in flat_outputs(out):
             self.live.register(t)
         if self.running:
-            signature = encode(str(func), args, kwargs) if self.workspaces else ""
-            self._note(self.workspaces.get(signature, 0))
+            cost = self.costs.get(encode(str(func), args, kwargs)) if self.costs else None
+            self._note(cost.workspace_bytes if cost is not None else 0)
+            self.times_s.append(self.clock_s)
+            self.clock_s += cost.time_s if cost is not None else 0.0
 
     def _note(self, workspace: int) -> None:
         level = self.live.level_bytes

@@ -33,6 +33,7 @@ def measure_step(model: nn.Module, step: Step, steps: int) -> Measurement:
     """
     device = torch.device(model_device(model))
     with _put_back(model, step.optimizer):
+        _clear(model, step)
         loss = _one(model, step)  # warm-up: optimizer state, kernels, the first step's checks
         meter, split, added = _metered(model, step, device)
         times = []
@@ -132,9 +133,9 @@ def _put_back(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Iter
         with torch.no_grad():
             for t, value in zip(tensors, values, strict=True):
                 t.copy_(value)
-            for p, grad, value in grads:
-                if grad is not None:
-                    grad.copy_(value)
+            for p, grad, saved in grads:
+                if grad is not None and saved is not None:
+                    grad.copy_(saved)
                 p.grad = grad
         if optimizer is not None and state is not None:
             if fresh:

@@ -71,14 +71,13 @@ class Plan:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any] | str) -> Plan:
+    def from_json(cls, text: dict[str, Any] | str) -> Plan:
         """The plan that `to_json` wrote.
 
         Raises:
             PlanError: the data has other fields than a plan.
         """
-        if isinstance(data, str):
-            data = json.loads(data)
+        data: dict[str, Any] = json.loads(text) if isinstance(text, str) else text
         try:
             return cls(
                 data["policy"],

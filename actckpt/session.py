@@ -160,7 +160,7 @@ class Session:
             if found is not None:
                 found.learn(optimizer)
 
-        self._hook = register_optimizer_step_post_hook(after_step)  # type: ignore[no-untyped-call]
+        self._hook = register_optimizer_step_post_hook(after_step)
 
     def learn(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer has stepped: if it trains this model, the next forward plans with it."""

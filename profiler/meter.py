@@ -140,7 +140,7 @@ class _CpuLog:
         self._meaning = {}
         if self._residents:
             self._watch_residents()
-        unknown = torch.UntypedStorage(1)  # type: ignore[no-untyped-call]
+        unknown = torch.UntypedStorage(1)
         # profile() would also build Python events for every operation: only the log is needed
         self._profiler = torch.autograd.profiler.profile(use_kineto=True, profile_memory=True)
         with quiet_profiler():
@@ -163,7 +163,7 @@ class _CpuLog:
         self._read(_allocations(results))
 
     def _write(self, meaning: int | None) -> None:
-        marker = torch.UntypedStorage(1)  # type: ignore[no-untyped-call]
+        marker = torch.UntypedStorage(1)
         self._markers.append(marker)
         self._meaning[marker.data_ptr()] = meaning
 

@@ -123,7 +123,7 @@ def is_view(signature: str) -> bool:
     return any(r.alias_info and not r.alias_info.is_write for r in schema.returns)
 
 
-class _Through(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Through(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **(kwargs or {}))
 
@@ -139,10 +139,10 @@ def _cpu_clock(call: Callable[[], Any]) -> float:
 def _cuda_clock(device: torch.device) -> Callable[[Callable[[], Any]], float]:
     def clock(call: Callable[[], Any]) -> float:
         with torch.cuda.device(device):
-            begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            begin = torch.cuda.Event(enable_timing=True)
+            end = torch.cuda.Event(enable_timing=True)
             # a busy stream, so that the host's launch is hidden as it is in a training step
-            torch.cuda._sleep(200_000)  # type: ignore[no-untyped-call]
+            torch.cuda._sleep(200_000)
             begin.record()
             result = call()
             end.record()

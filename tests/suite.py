@@ -72,7 +72,7 @@ def step(
             loss = loss_of(case, output)
             if case.micro_steps > 1:
                 loss = loss / case.micro_steps
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         total = total + loss.detach()
     if case.clip:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -18,10 +18,10 @@ from actckpt.profiler.census import resident_bytes
 from actckpt.profiler.live import LiveMeter
 from actckpt.profiler.meter import AllocatorMeter
 
-_ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+_ONEDNN = torch.backends.mkldnn.is_available()
 
 
-class _Register(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Register(TorchDispatchMode):
     def __init__(self, meter: LiveMeter) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.meter = meter
@@ -98,7 +98,7 @@ def test_allocator_meter_equals_known_allocations() -> None:
 def test_allocator_meter_counts_release_of_older_blocks() -> None:
     a = torch.empty(1000)
     w = torch.ones(500, requires_grad=True)
-    w.sum().backward()  # type: ignore[no-untyped-call]
+    w.sum().backward()
     with AllocatorMeter() as meter:
         del a
         b = torch.empty(100)

@@ -23,7 +23,7 @@ from actckpt.profiler.timing import is_view, workspaces
 from actckpt.signature import encode
 
 _HERE = torch.device("cpu")
-_ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+_ONEDNN = torch.backends.mkldnn.is_available()
 
 
 @pytest.fixture(scope="module")

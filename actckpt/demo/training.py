@@ -44,7 +44,7 @@ class Arm:
         start = time.perf_counter()
         self.optimizer.zero_grad()
         loss = next_byte_loss(self.model(ids), target)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         self.step_s.append(time.perf_counter() - start)
         self.losses.append(loss.item())

@@ -141,6 +141,8 @@ def _timeline(graph: Graph, dry: DryRun, profile: Profile) -> Timeline:
     return Timeline.downsampled(
         baseline,
         planned,
+        baseline_s=[0.0, *np.cumsum([profile.costs[op.signature].time_s for op in graph.ops])][:n],
+        planned_s=dry.times_s,
         baseline_marks={str(p): phases.index(p) / max(n, 1) for p in Phase if p in phases},
         planned_marks={p: at / max(len(dry.timeline), 1) for p, at in dry.starts.items()},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from actckpt.errors import ReportError
@@ -73,51 +74,72 @@ def unit_of(highest_bytes: float) -> tuple[str, float]:
     return next(((name, size) for name, size in units if highest_bytes >= size), ("B", 1.0))
 
 
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    """One arm: where its samples lie on the x axis, what is stacked there, where phases begin."""
+
+    name: str
+    xs: Sequence[float]
+    levels: Levels
+    marks: Mapping[str, float]
+    arm: Arm
+
+    @property
+    def totals(self) -> list[int]:
+        return [sum(at) for at in zip(*self.levels.values(), strict=True)]
+
+    def x_of(self, share: float) -> float:
+        """The place of a share of the samples."""
+        return self.xs[min(int(share * len(self.xs)), len(self.xs) - 1)]
+
+
 def draw_report(report: Report) -> Figure:
-    """Two stacked timelines on one memory axis, with the budget and the measured peaks.
+    """Two stacked timelines on the same two axes, with the budget and the measured peaks.
 
     With ``scope="activations"`` only what the step adds is drawn.
 
     Raises:
         ReportError: the report has no timeline, or matplotlib is not installed.
     """
-    timeline = report.timeline
-    panels = [
-        (name, _in_scope(levels, report.scope), marks, arm)
-        for name, levels, marks, arm in (
-            ("untouched", timeline.baseline, timeline.baseline_marks, report.baseline),
-            ("planned", timeline.planned, timeline.planned_marks, report.planned),
-        )
-    ]
-    if not all(levels for _, levels, _, _ in panels):
-        raise ReportError("this report has no timeline to plot")
+    panels = _panels(report)
     figure = blank_figure(10.5, 4.8)
     from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
 
-    left, right = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.04})
+    left, right = figure.subplots(1, 2, sharey=True, sharex=True, gridspec_kw={"wspace": 0.04})
     highest = max(
         report.budget_bytes or 0,
-        *(max(_totals(levels)) for _, levels, _, _ in panels),
-        *(arm.best.bounded_bytes(report.scope) or 0 for _, _, _, arm in panels),
+        *(max(panel.totals) for panel in panels),
+        *(panel.arm.best.bounded_bytes(report.scope) or 0 for panel in panels),
     )
     unit, size = unit_of(highest)
-    colors = _colors([name for _, levels, _, _ in panels for name in levels])
-    for axes, (name, levels, marks, arm) in zip((left, right), panels, strict=True):
+    colors = _colors([name for panel in panels for name in panel.levels])
+    in_seconds = bool(report.timeline.baseline_s and report.timeline.planned_s)
+    for axes, panel in zip((left, right), panels, strict=True):
         bare_axes(axes)
-        axes.set_xlim(0, 1)
-        axes.set_xticks([])
-        axes.set_xlabel("one training step, operation by operation", color=MUTED, fontsize=9)
-        axes.set_title(_title(name, report, arm), loc="left", fontsize=11, color=INK)
-        _draw_levels(axes, levels, colors, size)
-        _mark_phases(axes, marks)
+        axes.set_title(_title(panel.name, report, panel.arm), loc="left", fontsize=11, color=INK)
+        _draw_levels(axes, panel, colors, size)
+        _mark_phases(axes, panel, max(p.xs[-1] for p in panels))
         _mark_budget(axes, report, size, label=axes is right)
-        _mark_measured(axes, levels, arm, report.scope, size)
+        _mark_measured(axes, panel, report.scope, size)
+        axes.set_xlabel(
+            "predicted time (s)" if in_seconds else "one training step, operation by operation",
+            color=MUTED,
+            fontsize=9,
+        )
+    if not in_seconds:
+        left.set_xticks([])
+    left.set_xlim(0, max(panel.xs[-1] for panel in panels) or 1)
     left.set_ylim(0, 1.16 * highest / size)
     left.yaxis.set_major_locator(MaxNLocator(6))
     what = "added by the step" if report.scope == "activations" else "allocated"
     left.set_ylabel(f"memory {what} ({unit})", color=MUTED, fontsize=9)
-    shown = [n for n in colors if any(any(levels.get(n, ())) for _, levels, _, _ in panels)]
+    # a category that would be no wider than a line needs no entry
+    shown = [
+        name
+        for name in colors
+        if any(max(panel.levels.get(name, (0,))) > 0.004 * highest for panel in panels)
+    ]
     figure.legend(
         handles=[Patch(color=colors[name], label=name) for name in shown],
         loc="outside lower center",
@@ -129,6 +151,28 @@ def draw_report(report: Report) -> Figure:
         labelcolor=INK,
     )
     return figure
+
+
+def _panels(report: Report) -> list[_Panel]:
+    timeline = report.timeline
+    panels = []
+    for name, levels, times_s, marks, arm in (
+        (
+            "untouched",
+            timeline.baseline,
+            timeline.baseline_s,
+            timeline.baseline_marks,
+            report.baseline,
+        ),
+        ("planned", timeline.planned, timeline.planned_s, timeline.planned_marks, report.planned),
+    ):
+        in_scope = _in_scope(levels, report.scope)
+        samples = len(next(iter(in_scope.values()), ()))
+        if not samples:
+            raise ReportError("this report has no timeline to plot")
+        xs = times_s or tuple(i / max(samples - 1, 1) for i in range(samples))
+        panels.append(_Panel(name, xs, in_scope, marks, arm))
+    return panels
 
 
 def _in_scope(levels: Levels, scope: str) -> Levels:
@@ -144,49 +188,50 @@ def _title(name: str, report: Report, arm: Arm) -> str:
     return text if arm is report.baseline else f"{text} ({format_percent(report.overhead)})"
 
 
-def _draw_levels(axes: Axes, levels: Levels, colors: Mapping[str, str], size: float) -> None:
-    ordered = [name for name in colors if name in levels]
-    totals = _totals(levels)
-    xs = [_position(i, totals) for i in range(len(totals))]
+def _draw_levels(axes: Axes, panel: _Panel, colors: Mapping[str, str], size: float) -> None:
+    ordered = [name for name in colors if name in panel.levels]
     axes.stackplot(
-        xs,
-        [[b / size for b in levels[name]] for name in ordered],
+        panel.xs,
+        [[b / size for b in panel.levels[name]] for name in ordered],
         colors=[colors[name] for name in ordered],
         linewidth=0,
     )
-    axes.plot(xs, [t / size for t in totals], color=INK, linewidth=0.8)
+    axes.plot(panel.xs, [t / size for t in panel.totals], color=INK, linewidth=0.8)
 
 
-def _mark_phases(axes: Axes, marks: Mapping[str, float]) -> None:
-    ordered = sorted(marks.items(), key=lambda mark: mark[1])
-    ends = [at for _, at in ordered[1:]] + [1.0]
-    for (name, at), end in zip(ordered, ends, strict=True):
-        if at > 0:
-            axes.axvline(at, color=INK, linewidth=0.7, linestyle=(0, (1, 2)))
-        last = end == 1.0 and at > 0.85
-        if not last and end - at < 0.02 * len(name):
+def _mark_phases(axes: Axes, panel: _Panel, width: float) -> None:
+    # stable: of two phases that begin together (a loss inside the model) the later one is named
+    ordered = sorted(
+        ((panel.x_of(share), name) for name, share in panel.marks.items()), key=lambda mark: mark[0]
+    )
+    ends = [x for x, _ in ordered[1:]] + [width]
+    for i, ((x, name), end) in enumerate(zip(ordered, ends, strict=True)):
+        if i:
+            axes.axvline(x, color=INK, linewidth=0.7, linestyle=(0, (1, 2)))
+        at_edge = i == len(ordered) - 1 and x > 0.85 * width
+        if not at_edge and end - x < 0.022 * len(name) * width:
             continue  # too narrow for its name
         axes.annotate(
             name,
-            (at, 1.0),
+            (x, 1.0),
             xycoords=axes.get_xaxis_transform(),
             fontsize=8,
             color=MUTED,
-            xytext=(-4 if last else 4, -2),
+            xytext=(-4 if at_edge else 4, -2),
             textcoords="offset points",
             va="top",
-            ha="right" if last else "left",
+            ha="right" if at_edge else "left",
         )
 
 
-def _mark_measured(axes: Axes, levels: Levels, arm: Arm, scope: str, size: float) -> None:
-    measured = arm.measured.bounded_bytes(scope) if arm.measured else None
+def _mark_measured(axes: Axes, panel: _Panel, scope: str, size: float) -> None:
+    measured = panel.arm.measured.bounded_bytes(scope) if panel.arm.measured else None
     if measured is None:
         return
-    totals = _totals(levels)
-    at = _position(totals.index(max(totals)), totals)
+    totals = panel.totals
+    x = panel.xs[totals.index(max(totals))]
     axes.plot(
-        [at],
+        [x],
         [measured / size],
         marker="D",
         color="white",
@@ -197,10 +242,10 @@ def _mark_measured(axes: Axes, levels: Levels, arm: Arm, scope: str, size: float
     )
     axes.annotate(
         f"measured {format_bytes(measured)}",
-        (at, measured / size),
-        xytext=(0, 9),
+        (x, measured / size),
+        xytext=(9, 9),
         textcoords="offset points",
-        ha="center" if 0.2 < at < 0.8 else "left" if at <= 0.2 else "right",
+        ha="left",
         fontsize=8,
         color=INK,
         bbox=LABEL_BOX,
@@ -216,6 +261,7 @@ def _mark_budget(axes: Axes, report: Report, size: float, *, label: bool) -> Non
         axes.annotate(
             f"budget {format_bytes(report.budget_bytes)}",
             (1.0, report.budget_bytes / size),
+            xycoords=axes.get_yaxis_transform(),
             xytext=(-2, 5),
             textcoords="offset points",
             ha="right",
@@ -224,14 +270,6 @@ def _mark_budget(axes: Axes, report: Report, size: float, *, label: bool) -> Non
             fontweight="bold",
             bbox=LABEL_BOX,
         )
-
-
-def _position(sample: int, samples: Sequence[int]) -> float:
-    return sample / max(len(samples) - 1, 1)
-
-
-def _totals(levels: Levels) -> list[int]:
-    return [sum(at) for at in zip(*levels.values(), strict=True)]
 
 
 def _colors(names: Sequence[str]) -> dict[str, str]:

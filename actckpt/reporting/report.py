@@ -69,12 +69,16 @@ class Timeline:
         baseline: category -> level at each sample, from the first operation of the step to the
             last; categories stack in the order of the keys, lowest first.
         planned: the same under the plan; it may have another number of samples.
+        baseline_s: predicted time at which each sample is taken; empty where it is not known.
+        planned_s: the same under the plan.
         baseline_marks: phase -> where it begins, as a share of the samples in [0, 1].
         planned_marks: the same under the plan.
     """
 
     baseline: dict[str, tuple[int, ...]] = field(default_factory=dict)
     planned: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    baseline_s: tuple[float, ...] = ()
+    planned_s: tuple[float, ...] = ()
     baseline_marks: dict[str, float] = field(default_factory=dict)
     planned_marks: dict[str, float] = field(default_factory=dict)
 
@@ -84,13 +88,18 @@ class Timeline:
         baseline: Mapping[str, Sequence[int]],
         planned: Mapping[str, Sequence[int]],
         *,
+        baseline_s: Sequence[float] = (),
+        planned_s: Sequence[float] = (),
         baseline_marks: Mapping[str, float] | None = None,
         planned_marks: Mapping[str, float] | None = None,
     ) -> Timeline:
         """A timeline of at most 400 samples that keeps both peaks."""
+        picked = _instants(baseline), _instants(planned)
         return cls(
-            _downsampled(baseline),
-            _downsampled(planned),
+            _picked(baseline, picked[0]),
+            _picked(planned, picked[1]),
+            tuple(float(baseline_s[i]) for i in picked[0]) if baseline_s else (),
+            tuple(float(planned_s[i]) for i in picked[1]) if planned_s else (),
             dict(baseline_marks or {}),
             dict(planned_marks or {}),
         )
@@ -189,6 +198,8 @@ class Report:
                     "timeline": Timeline(
                         _levels(fields["timeline"]["baseline"]),
                         _levels(fields["timeline"]["planned"]),
+                        tuple(fields["timeline"]["baseline_s"]),
+                        tuple(fields["timeline"]["planned_s"]),
                         dict(fields["timeline"]["baseline_marks"]),
                         dict(fields["timeline"]["planned_marks"]),
                     ),
@@ -237,15 +248,22 @@ class Report:
         return figure
 
 
-def _downsampled(levels: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
-    # every category of a sample is read at the same instant, so that their sum is a real level
+def _instants(levels: Mapping[str, Sequence[int]]) -> list[int]:
+    """The highest instant of each of at most 400 equal spans."""
     totals = [sum(at) for at in zip(*levels.values(), strict=True)]
     count = min(len(totals), MAX_SAMPLES)
     picked = []
     for i in range(count):
         bucket = range(i * len(totals) // count, (i + 1) * len(totals) // count)
         picked.append(max(bucket, key=totals.__getitem__))
-    return {name: tuple(int(level[i]) for i in picked) for name, level in levels.items()}
+    return picked
+
+
+def _picked(
+    levels: Mapping[str, Sequence[int]], instants: Sequence[int]
+) -> dict[str, tuple[int, ...]]:
+    # every category is read at the same instants, so that their sum is a real level
+    return {name: tuple(int(level[i]) for i in instants) for name, level in levels.items()}
 
 
 def _levels(data: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:

@@ -16,6 +16,7 @@ MAX_REGION_ROWS = 6
 MAX_OP_ROWS = 6
 MAX_LABEL = 44
 WIDTH = 100
+VERSIONS = ("actckpt", "torch", "transformers", "cuda", "python")
 
 SCOPES = {
     "step": "allocated memory over the whole step",
@@ -48,9 +49,9 @@ def render_report(report: Report) -> str:
             for note in report.notes
             for line in wrap(f"note: {note}", WIDTH, subsequent_indent="  ")
         ],
-        wrap(", ".join(f"{k} {v}" for k, v in report.versions.items()), WIDTH),
+        [", ".join(f"{k} {report.versions[k]}" for k in VERSIONS if k in report.versions)],
     ]
-    return "\n\n".join("\n".join(block) for block in blocks if block)
+    return "\n\n".join("\n".join(block) for block in blocks if any(block))
 
 
 def _heading(report: Report) -> list[str]:

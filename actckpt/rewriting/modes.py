@@ -30,7 +30,7 @@ class _Following(TorchDispatchMode):
     """Follows the traced operations by name and by the shape of the first tensor argument."""
 
     def __init__(self, pruning: Pruning) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.pruning = pruning
         self.position = 0
 

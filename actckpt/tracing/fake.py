@@ -178,7 +178,7 @@ def random_states() -> Iterator[None]:
 def _answers_as_real() -> Iterator[None]:
     """Hugging Face asks whether a tensor is fake and takes another path if so: answer no."""
     patched: list[tuple[Any, str, Callable[..., Any]]] = []
-    module = sys.modules.get("transformers.utils.import_utils")
+    module: Any = sys.modules.get("transformers.utils.import_utils")
     if module is not None and hasattr(module, "is_fake_tensor"):
         patched.append((module, "is_fake_tensor", module.is_fake_tensor))
         module.is_fake_tensor = lambda _: False

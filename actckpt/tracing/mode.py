@@ -51,7 +51,7 @@ class StepMode(TorchDispatchMode):
     """
 
     def __init__(self, world: FakeWorld) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.world = world
         self.paused = False
 

@@ -158,7 +158,7 @@ class Recorder(StepMode):
             {self.values[self.value_id(t)].storage: None for t in written(func, args, kwargs)}
         )
         owner = -1
-        node = torch._C._current_autograd_node()
+        node: Any = torch._C._current_autograd_node()
         if self.phase is Phase.BACKWARD:
             if node is not None:
                 owner = self._sequence.get(node._sequence_nr(), -1)

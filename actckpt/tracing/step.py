@@ -77,7 +77,7 @@ def run_step(
     loss = find_loss(output, step) if loss_of is None else loss_of(output)
     if loss is not None:
         enter(Phase.BACKWARD)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return True
     roots = [t for t in tensors(output) if t.requires_grad]
     if not roots:
