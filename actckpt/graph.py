@@ -71,7 +71,8 @@ class Op:
 
     ``inputs`` and ``outputs`` are value ids, ``writes`` the storages changed in place, ``owner``
     the forward operation that a backward operation belongs to (-1 if none), and ``signature`` the
-    index in `Graph.signatures` under which the profile knows its cost.
+    index in `Graph.signatures` under which the profile knows its cost. ``plain``: it returns
+    tensors only, no lists and no None.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Op:
     view: bool = False
     owner: int = -1
     signature: int = 0
+    plain: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,8 @@ def _one(model: nn.Module, step: Step) -> float | None:
 
 
 def _clear(model: nn.Module, step: Step) -> None:
+    # a measurement within autocast: every step casts its weights, as in a context of its own
+    torch.clear_autocast_cache()
     for p in model.parameters():
         if not step.accumulate:
             p.grad = None
@@ -83,7 +85,8 @@ def _metered(
     """The meter, the split at the peak, and the peak above residents and arrived gradients."""
     _clear(model, step)
     gc.collect()
-    residents = resident_bytes(model, step.optimizer, (step.call, step.target))
+    batch = (step.call.args, step.call.kwargs, step.target)
+    residents = resident_bytes(model, step.optimizer, batch)
     meter = AllocatorMeter(device)
     arrived = [0]  # bytes of gradients that are there after each mark
 

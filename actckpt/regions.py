@@ -22,7 +22,8 @@ class Placed:
         own: the stages of ``stages`` that no child region takes over.
         split: for each stage of ``stages``, the child region that spans it, or -1.
         saves: indices in ``graph.saves`` of what autograd saves under this region itself and not
-            under a child, parameters apart, in order: their position is their number at run time.
+            under a child, parameters and buffers apart, in order: their position is their number
+            at run time.
         kept: those of ``saves`` that stay resident because the plan saves the operation.
         captured: operations that the plan saves though autograd does not save their outputs.
         inputs: storages that the region holds until it has been recomputed.
@@ -140,7 +141,7 @@ class _Placer:
             k
             for sid in stages
             for k in range(graph.stages[sid].first_save, graph.stages[sid].last_save)
-            if not any(a <= k < b for a, b in inside) and not self._is_parameter(k)
+            if not any(a <= k < b for a, b in inside) and not self._is_resident(k)
         )
         kept, captured = self._kept(region, saves)
         placed = Placed(
@@ -155,9 +156,10 @@ class _Placer:
             return True
         return any(a in stages for a in self.graph.ancestors(self.graph.stages[inner[0]].parent))
 
-    def _is_parameter(self, save: int) -> bool:
+    def _is_resident(self, save: int) -> bool:
         sid = self.graph.values[self.graph.saves[save].value].storage
-        return sid >= 0 and self.graph.storages[sid].category is Category.PARAMETER
+        category = self.graph.storages[sid].category if sid >= 0 else None
+        return category in (Category.PARAMETER, Category.BUFFER)
 
     def _inputs(self, stages: tuple[int, ...]) -> tuple[int, ...]:
         held: dict[int, None] = {}
@@ -235,17 +237,19 @@ def replay_of(graph: Graph, placed: Placed) -> Replay:
     """
     dropped = placed.dropped
     stop = max((graph.saves[k].at for k in dropped), default=-1)
-    if any(child >= 0 for child in placed.split) and placed.split[-1] >= 0:
-        stop = max(stop, graph.stages[placed.stages[-1]].first)
     ops = tuple(
         i
         for sid in placed.stages
         for i in range(graph.stages[sid].first, min(graph.stages[sid].last, stop))
     )
+    # storages of whatever cannot be skipped are made again, kept or not
+    fixed = {s for i in ops if not is_skippable(graph, i) for s in _made(graph, i)}
     available = {graph.values[graph.saves[k].value].storage for k in placed.kept}
-    for op in placed.captured:
+    reached = set(ops)
+    for op in placed.captured & reached:
         created = (graph.values[v].storage for v in graph.ops[op].outputs)
         available.update(s for s in created if graph.storages[s].born == op)
+    available -= fixed
     # a kept tensor that is written after it was saved is not the state that the replay needs
     for index in ops:
         for w in graph.ops[index].writes:
@@ -257,6 +261,30 @@ def replay_of(graph: Graph, placed: Placed) -> Replay:
         if not stale:
             return Replay(ops, needed, frozenset(available), stop)
         available -= stale
+
+
+def is_skippable(graph: Graph, index: int) -> bool:
+    """Whether a replay can return something else in place of an operation's results.
+
+    The results are new tensors, or the one argument that the operation changes in place.
+    """
+    op = graph.ops[index]
+    if op.view or not op.outputs or not op.plain:
+        return False
+    if is_in_place(graph, index):
+        return len(op.outputs) == 1
+    return all(graph.storages[graph.values[v].storage].born == index for v in op.outputs)
+
+
+def is_in_place(graph: Graph, index: int) -> bool:
+    """Whether an operation returns an argument that it changed (BatchNorm's statistics are not)."""
+    op = graph.ops[index]
+    return any(graph.values[v].storage in op.writes for v in op.outputs)
+
+
+def _made(graph: Graph, index: int) -> set[int]:
+    op = graph.ops[index]
+    return {graph.values[v].storage for v in op.outputs}.union(op.writes)
 
 
 def _saved_before(graph: Graph, placed: Placed, storage: int, op: int) -> bool:
@@ -276,7 +304,7 @@ def _needed(
     last_random = -1
     for index in reversed(ops):
         op = graph.ops[index]
-        made = {graph.values[v].storage for v in op.outputs}.union(op.writes)
+        made = _made(graph, index)
         if not op.view and not wanted.isdisjoint(made):
             needed.add(index)
             if op.random:
@@ -308,7 +336,7 @@ def pruning_gain_s(graph: Graph, placed: Placed, replay: Replay, profile: Profil
     """
     if any(child >= 0 for child in placed.split) or not placed.dropped:
         return 0.0
-    skipped = (op for op in replay.ops if op not in replay.needed and not graph.ops[op].view)
+    skipped = (op for op in replay.ops if op not in replay.needed and is_skippable(graph, op))
     modes = 2 if placed.captured else 1
     return sum(
         profile.costs[graph.ops[op].signature].time_s for op in skipped

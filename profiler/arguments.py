@@ -21,6 +21,10 @@ from actckpt.signature import decode
 _BLOCK = 1 << 16
 
 
+# descriptors and scratch of a forward kernel: a backward kernel trusts them, and crashes on others
+_KERNEL_OWNED = frozenset({"workspace", "reserve", "reservedSpace"})
+
+
 class UnrunnableError(Exception):
     """The operation cannot be run alone from its signature; the message says why."""
 
@@ -51,6 +55,10 @@ def rebuild(
         op, args, kwargs = decode(signature, make)
     except AttributeError as error:
         raise UnrunnableError(str(error)) from error
+    if op is torch.ops.aten.mkldnn_rnn_layer_backward.default:
+        _run_lstm_forward(args)
+    elif any(a.name in _KERNEL_OWNED for a in op._schema.arguments):
+        raise UnrunnableError("an argument whose contents only the kernel's forward can write")
     args, kwargs = tree_map_only(torch.device, place, (args, kwargs))
     for index, bound in _indices(op.name().split("::")[-1].split(".")[0], args):
         if bound > 1 and not index.is_floating_point() and index.device.type != "meta":
@@ -133,6 +141,25 @@ def _indices(name: str, args: list[Any]) -> Iterator[tuple[torch.Tensor, int]]:
                     yield index, args[0].shape[dim]
     except (IndexError, AttributeError, TypeError):
         return  # other arguments than known: zeros are legal
+
+
+def _run_lstm_forward(args: list[Any]) -> None:
+    """Puts what oneDNN's forward returns, its workspace too, among its backward's arguments."""
+    if args[0].device.type == "meta":
+        return
+    names = [a.name for a in torch.ops.aten.mkldnn_rnn_layer_backward.default._schema.arguments]
+    given = dict(zip(names, args, strict=False))
+    # it writes no workspace where gradients are disabled
+    with torch.enable_grad():
+        results = torch.ops.aten.mkldnn_rnn_layer(
+            *args[:7],
+            *(given[name] for name in ("reverse", "batch_sizes", "mode", "hidden_size")),
+            *(given[name] for name in ("num_layers", "has_biases", "bidirectional")),
+            *(given[name] for name in ("batch_first", "train")),
+        )
+    places = ("output", "hy_", "cy_", "workspace")
+    for name, made in zip(places, results, strict=True):
+        args[names.index(name)] = made
 
 
 def _spread_offsets(args: list[Any], kwargs: dict[str, Any]) -> None:

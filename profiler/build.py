@@ -84,9 +84,23 @@ def build_profile(
             known.update(calmer)
     return Profile(
         device=machine.name,
-        costs=tuple(known[s] for s in graph.signatures),
+        costs=_by_owner(graph, [known[s] for s in graph.signatures]),
         dispatch_s=machine.dispatch_s,
     )
+
+
+def _by_owner(graph: Graph, costs: list[Cost]) -> tuple[Cost, ...]:
+    """Backward operations that could not be run alone cost twice their forward, as flops do."""
+    for op in graph.ops:
+        cost = costs[op.signature]
+        if op.owner < 0 or cost.source != "roofline":
+            continue
+        forward = costs[graph.ops[op.owner].signature]
+        if forward.source == "measured" and 2 * forward.time_s > cost.time_s:
+            costs[op.signature] = Cost(
+                2 * forward.time_s, forward.workspace_bytes, source="roofline"
+            )
+    return tuple(costs)
 
 
 def device_name(device: torch.device) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from actckpt.cli import main
-from actckpt.commands.compare import Row, draw, make_table, sweep
+from actckpt.commands.compare import Pair, Row, draw, make_table, pair, sweep
 from actckpt.errors import BudgetError
 from actckpt.plan import Region
 from actckpt.reporting.measurement import Measurement
@@ -166,9 +166,10 @@ def test_sweep_measures_each_plan_once_beside_the_untouched_model() -> None:
         state["regions"] = (Region(("a", 0), ("a", 0)),)
         return state["regions"], 490
 
-    def measured() -> Measurement:
+    def measured() -> Pair:
         state["measured"] += 1
-        return measurement(2.0, 480) if state["regions"] else measurement(1.0, 1000)
+        assert state["regions"]
+        return pair([(measurement(2.0, 480), measurement(1.0, 1000))], "step")
 
     def reverted() -> None:
         state["regions"] = ()
@@ -178,14 +179,13 @@ def test_sweep_measures_each_plan_once_beside_the_untouched_model() -> None:
             ["full"],
             [90, 60, 40],
             1000,
-            scope="step",
             planned=planned,
             measured=measured,
             reverted=reverted,
             progress=lambda text: None,
         )
     )
-    assert state["measured"] == 2
+    assert state["measured"] == 1
     assert state["regions"] == ()
     assert [row.fits for row in rows] == [True, True, False]
     assert [row.ratio for row in rows] == [2.0, 2.0, None]
@@ -193,6 +193,16 @@ def test_sweep_measures_each_plan_once_beside_the_untouched_model() -> None:
     assert rows[2].smallest_bytes == 500
     assert make_table(rows).row_count == 3
     assert len(draw(rows, 1000, "title").axes[0].lines) >= 2
+
+
+def test_a_pair_takes_the_highest_peak_and_the_median_of_ratios() -> None:
+    rounds = [
+        (measurement(2.0, 480), measurement(1.0, 1000)),
+        (measurement(9.0, 490), measurement(9.0, 1000)),
+        (measurement(3.0, 470), measurement(1.0, 1000)),
+    ]
+    assert pair(rounds, "step") == Pair(490, 3.0, 1.0, 2.0)
+    assert pair(rounds, "activations").planned_bytes == 245
 
 
 def test_rows_without_any_fit_can_be_drawn() -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
@@ -47,7 +48,7 @@ class Row:
         percent: the budget as a share of the untouched peak.
         smallest_bytes: where the budget cannot be met: the smallest that can.
         predicted_bytes: what a budget of that scope is compared with, like ``measured_bytes``.
-        ratio: planned over untouched step time, measured one after the other.
+        ratio: planned over untouched step time, the median over rounds of one step of each.
     """
 
     policy: str
@@ -62,6 +63,16 @@ class Row:
     ratio: float | None = None
     regions: int | None = None
     plan_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A plan beside the untouched model."""
+
+    planned_bytes: int
+    step_s: float
+    untouched_step_s: float
+    ratio: float
 
 
 def add_parser(commands: Any) -> None:
@@ -102,10 +113,19 @@ def run(args: argparse.Namespace) -> int:
     if not console.is_terminal:
         console.width = 120
     model, batch, optimizer = load(args)
+    twin, _, twin_optimizer = load(args)
     console.print(describe(args, model))
 
-    def measured() -> Measurement:
-        return measure(model, batch, optimizer=optimizer, steps=args.steps)
+    def measured() -> Pair:
+        # in turns, so that whatever else the machine does slows both
+        rounds = [
+            (
+                measure(model, batch, optimizer=optimizer, steps=1),
+                measure(twin, batch, optimizer=twin_optimizer, steps=1),
+            )
+            for _ in range(args.steps)
+        ]
+        return pair(rounds, args.scope)
 
     def planned(policy: str, budget_bytes: int) -> tuple[tuple[Region, ...], int | None]:
         optimize(
@@ -119,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
         found = report(model)
         return found.plan.regions, found.planned.predicted.bounded_bytes(args.scope)
 
-    untouched = measured()
+    untouched = measure(twin, batch, optimizer=twin_optimizer, steps=args.steps)
     whole_bytes = bounded(untouched, args.scope)
     console.print(
         f"untouched: {format_bytes(whole_bytes)}, {format_seconds(untouched.step_s)} a step\n"
@@ -130,7 +150,6 @@ def run(args: argparse.Namespace) -> int:
             args.policies,
             args.budgets,
             whole_bytes,
-            scope=args.scope,
             planned=planned,
             measured=measured,
             reverted=lambda: revert(model),
@@ -150,14 +169,23 @@ def bounded(measurement: Measurement, scope: str) -> int:
     return measurement.added_bytes if scope == "activations" else measurement.peak_bytes
 
 
+def pair(rounds: Sequence[tuple[Measurement, Measurement]], scope: str) -> Pair:
+    """What rounds of one (planned, untouched) step each amount to: the highest peak, medians."""
+    return Pair(
+        planned_bytes=max(bounded(planned, scope) for planned, _ in rounds),
+        step_s=median(planned.step_s for planned, _ in rounds),
+        untouched_step_s=median(untouched.step_s for _, untouched in rounds),
+        ratio=median(planned.step_s / untouched.step_s for planned, untouched in rounds),
+    )
+
+
 def sweep(
     policies: Sequence[str],
     percents: Sequence[float],
     whole_bytes: int,
     *,
-    scope: str,
     planned: Callable[[str, int], tuple[tuple[Region, ...], int | None]],
-    measured: Callable[[], Measurement],
+    measured: Callable[[], Pair],
     reverted: Callable[[], Any],
     progress: Callable[[str], Any],
 ) -> Iterator[Row]:
@@ -166,11 +194,11 @@ def sweep(
     Args:
         percents: budgets in percent of ``whole_bytes``.
         planned: plans the model and returns the regions and the predicted bytes.
-        measured: measures the model as it is.
+        measured: measures the model as it is, and an untouched one.
         reverted: makes the model untouched.
     """
     for policy in policies:
-        known: dict[tuple[Region, ...], tuple[Measurement, Measurement]] = {}
+        known: dict[tuple[Region, ...], Pair] = {}
         for percent in percents:
             budget_bytes = int(whole_bytes * percent / 100)
             row = Row(policy, percent, budget_bytes, fits=False)
@@ -184,18 +212,16 @@ def sweep(
                 continue
             plan_s = time.perf_counter() - start
             if regions not in known:
-                with_plan = measured()
-                reverted()
-                known[regions] = (with_plan, measured())
-            with_plan, without = known[regions]
+                known[regions] = measured()
+            found = known[regions]
             yield replace(
                 row,
                 fits=True,
                 predicted_bytes=predicted_bytes,
-                measured_bytes=bounded(with_plan, scope),
-                step_s=with_plan.step_s,
-                untouched_step_s=without.step_s,
-                ratio=with_plan.step_s / without.step_s,
+                measured_bytes=found.planned_bytes,
+                step_s=found.step_s,
+                untouched_step_s=found.untouched_step_s,
+                ratio=found.ratio,
                 regions=sum(1 for region in regions for _ in region.walk()),
                 plan_s=plan_s,
             )

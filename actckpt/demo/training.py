@@ -108,7 +108,10 @@ def run_demo(*, steps: int, seed: int, out: Path) -> int:
         f"text: the Python standard library's sources, {len(text) / 1e6:.1f} MB\n"
     )
 
-    untouched_gb = plain.measure(batch).peak_bytes / 1e9
+    for arm in arms:
+        arm.measure(batch)
+    assert plain.measurement is not None
+    untouched_gb = plain.measurement.peak_bytes / 1e9
     console.print(f"no budget: {1000 * untouched_gb:.1f} MB measured")
     for arm, share in zip(arms[1:], (LOOSE, TIGHT), strict=True):
         arm.plan(share * untouched_gb, batch)

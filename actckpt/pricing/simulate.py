@@ -173,10 +173,7 @@ class Pricer:
             gain = pruning_gain_s(self.graph, tree.placed, tree.replay, self.profile)
             if gain > 0:
                 # a pruned replay reads what was kept
-                held = {self.save_storage[k] for k in tree.placed.kept}
-                for op in tree.placed.captured:
-                    held.update(self.graph.values[v].storage for v in self.graph.ops[op].outputs)
-                for sid in held:
+                for sid in tree.replay.cached:
                     end[sid] = max(end[sid], tree.first_use + 1)
         for k, save in enumerate(self.graph.saves):
             sid = self.save_storage[k]
@@ -243,12 +240,15 @@ class Pricer:
             for stage in tree.placed.stages
             for i in range(self.graph.stages[stage].first, min(self.graph.stages[stage].last, stop))
         ]
-        events.append(_Event(at, self._inner_peak(ops, set(fills)), stays))
+        gain_s = pruning_gain_s(self.graph, tree.placed, tree.replay, self.profile)
+        # a pruned replay returns what was kept instead of making it again
+        cached = tree.replay.cached if gain_s > 0 else frozenset()
+        events.append(_Event(at, self._inner_peak(ops, set(fills), cached), stays))
         time_s = float(self.time_s[ops].sum()) + self.profile.region_s
         time_s += self.profile.save_s * len(fills)
-        return time_s - max(0.0, pruning_gain_s(self.graph, tree.placed, tree.replay, self.profile))
+        return time_s - max(0.0, gain_s)
 
-    def _inner_peak(self, ops: list[int], fills: set[int]) -> int:
+    def _inner_peak(self, ops: list[int], fills: set[int], cached: frozenset[int]) -> int:
         """Highest level inside a recomputation, counting only what it allocates itself."""
         level = peak = 0
         dying: list[tuple[int, int]] = []  # heap of (operation before which it goes, bytes)
@@ -256,6 +256,8 @@ class Pricer:
             while dying and dying[0][0] <= i:
                 level -= heapq.heappop(dying)[1]
             for sid in self.by_birth.get(i, ()):
+                if sid in cached:
+                    continue
                 size = int(self.bytes[sid])
                 level += size
                 if sid not in fills:

@@ -117,7 +117,7 @@ def draw_report(report: Report) -> Figure:
     in_seconds = bool(report.timeline.baseline_s and report.timeline.planned_s)
     for axes, panel in zip((left, right), panels, strict=True):
         bare_axes(axes)
-        axes.set_title(_title(panel.name, report, panel.arm), loc="left", fontsize=11, color=INK)
+        axes.set_title(_title(panel, report), loc="left", fontsize=11, color=INK)
         _draw_levels(axes, panel, colors, size)
         _mark_phases(axes, panel, max(p.xs[-1] for p in panels))
         _mark_budget(axes, report, size, label=axes is right)
@@ -181,11 +181,13 @@ def _in_scope(levels: Levels, scope: str) -> Levels:
     return {name: level for name, level in levels.items() if name not in NOT_ADDED}
 
 
-def _title(name: str, report: Report, arm: Arm) -> str:
-    bounded = arm.best.bounded_bytes(report.scope)
+def _title(panel: _Panel, report: Report) -> str:
+    baseline, planned = report.compared
+    figures = baseline if panel.arm is report.baseline else planned
+    bounded = figures.bounded_bytes(report.scope)
     peak = "" if bounded is None else f"{format_bytes(bounded)}, "
-    text = f"{name}: {peak}{format_seconds(arm.step_s)} a step"
-    return text if arm is report.baseline else f"{text} ({format_percent(report.overhead)})"
+    text = f"{panel.name}: {peak}{format_seconds(figures.step_s)} a step"
+    return text if figures is baseline else f"{text} ({format_percent(report.overhead)})"
 
 
 def _draw_levels(axes: Axes, panel: _Panel, colors: Mapping[str, str], size: float) -> None:
@@ -206,11 +208,11 @@ def _mark_phases(axes: Axes, panel: _Panel, width: float) -> None:
     )
     ends = [x for x, _ in ordered[1:]] + [width]
     for i, ((x, name), end) in enumerate(zip(ordered, ends, strict=True)):
+        at_edge = i == len(ordered) - 1 and x > 0.85 * width
+        if not at_edge and end - x < 0.013 * len(name) * width:
+            continue  # too narrow for its name
         if i:
             axes.axvline(x, color=INK, linewidth=0.7, linestyle=(0, (1, 2)))
-        at_edge = i == len(ordered) - 1 and x > 0.85 * width
-        if not at_edge and end - x < 0.022 * len(name) * width:
-            continue  # too narrow for its name
         axes.annotate(
             name,
             (x, 1.0),

@@ -159,7 +159,7 @@ class Report:
     @property
     def overhead(self) -> float:
         """Planned over baseline step time, minus 1: measured where both were, else predicted."""
-        baseline, planned = self._comparable()
+        baseline, planned = self.compared
         return planned.step_s / baseline.step_s - 1 if baseline.step_s else 0.0
 
     @property
@@ -167,7 +167,9 @@ class Report:
         """Whether `overhead` compares measured steps."""
         return self.baseline.measured is not None and self.planned.measured is not None
 
-    def _comparable(self) -> tuple[Figures, Figures]:
+    @property
+    def compared(self) -> tuple[Figures, Figures]:
+        """(untouched, planned) from one source: measured where both were, else predicted."""
         if self.baseline.measured is not None and self.planned.measured is not None:
             return self.baseline.measured, self.planned.measured
         return self.baseline.predicted, self.planned.predicted

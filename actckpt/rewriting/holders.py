@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,6 +71,11 @@ def unpack(holder: Any) -> torch.Tensor:
     return found
 
 
+def is_resident(tensor: torch.Tensor, storages: Set[int]) -> bool:
+    """Whether a tensor lies in one of ``storages`` (addresses): saving it costs nothing."""
+    return tensor.layout == torch.strided and tensor.untyped_storage()._cdata in storages
+
+
 def is_parameter(tensor: torch.Tensor) -> bool:
     """Whether a tensor is a parameter or a view of one: saving it costs nothing."""
     if isinstance(tensor, nn.Parameter):
@@ -82,6 +88,8 @@ def bits(tensor: torch.Tensor) -> torch.Tensor | None:
     """An exclusive-or of the tensor's bits, or None where torch has none for it."""
     if tensor.layout != torch.strided or tensor.numel() == 0 or tensor.is_complex():
         return None
+    if tensor.dtype == torch.uint8:
+        return None  # a fused kernel's workspace (oneDNN's LSTM), with bytes that nobody writes
     with torch.no_grad():
         try:
             return torch.hash_tensor(tensor.detach())

@@ -9,7 +9,7 @@ import torch
 
 from actckpt.errors import ReplayError
 from actckpt.plan import Key
-from actckpt.rewriting.holders import Dropped, Kept, is_parameter
+from actckpt.rewriting.holders import Dropped, Kept, is_resident
 from actckpt.rewriting.program import RegionProgram
 
 if TYPE_CHECKING:
@@ -23,15 +23,19 @@ class Span:
     """The recorded calls of a chain of sibling stages, shared by every region that spans some.
 
     ``calls[i]`` is None while only an enclosing region's replay could provide the arguments.
+    ``moved`` are the calls that were seen to move torch's generators, ``draws`` those of them that
+    did not find the generators where the call before left them.
     """
 
-    __slots__ = ("calls", "last_use", "pending", "produced")
+    __slots__ = ("calls", "draws", "last_use", "moved", "pending", "produced")
 
     def __init__(self) -> None:
         self.calls: list[CallRecord | None] = []
         self.last_use: dict[Link, int] = {}
         self.produced: dict[int, tuple[Any, int, int, int]] = {}
         self.pending = 0
+        self.moved: set[int] = set()
+        self.draws: set[int] = set()
 
     def source(self, tensor: torch.Tensor) -> Link | None:
         """Which output of which call ``tensor`` is: the same object at the same version."""
@@ -56,7 +60,7 @@ class Node:
     __slots__ = (
         "__weakref__", "begin", "captured_to", "children", "drops", "end", "holders",
         "input_storages", "inputs", "kept", "key", "owners", "parent", "program", "prunable",
-        "random", "rewrite", "span", "top",
+        "random", "residents", "rewrite", "span", "top",
     )  # fmt: skip
 
     def __init__(
@@ -66,10 +70,12 @@ class Node:
         span: Span,
         parent: Node | None,
         key: Key,
+        residents: frozenset[int],
         top: bool,
     ) -> None:
         self.program = program
         self.key = key
+        self.residents = residents
         self.rewrite = rewrite
         self.span = span
         self.parent = parent
@@ -91,17 +97,18 @@ class Node:
 
     def pack(self, tensor: torch.Tensor) -> Any:
         """Hook: autograd saves ``tensor`` under this region."""
-        if is_parameter(tensor):
+        if is_resident(tensor, self.residents):
             return Kept(tensor)
         number = len(self.holders)
         if number in self.program.keep:
             kept = Kept(tensor)
             self.holders.append(None)
-            if self.prunable:
+            pruning = self.program.pruning
+            if self.prunable and pruning is not None and number in pruning.reads:
                 # a replay reads it, perhaps after its own backward has let go of it
                 self.kept[(number, -1)] = kept.tensor
             return kept
-        if tensor.untyped_storage()._cdata in self.input_storages:
+        if is_resident(tensor, self.input_storages):
             self.holders.append(None)
             return Kept(tensor)
         if not self.drops:

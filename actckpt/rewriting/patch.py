@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -65,6 +65,14 @@ class Rewrite:
             self._modules[path] = weakref.ref(module)
         return module
 
+    def residents(self) -> frozenset[int]:
+        """Addresses of the storages of the model's parameters and buffers."""
+        root = self.root()
+        if root is None or not self.program.regions:
+            return frozenset()
+        found = (*root.parameters(), *root.buffers())
+        return frozenset(t.untyped_storage()._cdata for t in found if t.layout == torch.strided)
+
     def snapshots(self, program: StageProgram) -> dict[tuple[str, str], torch.Tensor]:
         """Copies of the buffers that a stage reads before it changes them."""
         found = {}
@@ -100,6 +108,14 @@ class Rewrite:
         return Rewrite, (self.root(), self.program)
 
 
+class _Table(NamedTuple):
+    """Where one module keeps its own parameters and buffers: the very dictionaries."""
+
+    path: str
+    parameters: dict[str, nn.Parameter | None]
+    buffers: dict[str, torch.Tensor | None]
+
+
 class PatchedForward:
     """Stands in a module's ``__dict__`` as ``forward``; knows its module weakly.
 
@@ -113,6 +129,7 @@ class PatchedForward:
         self.path = path
         self.rewrite = rewrite
         self.original = original
+        self._tables: list[_Table] | None = None
 
     @property
     def module(self) -> nn.Module:
@@ -141,18 +158,37 @@ class PatchedForward:
         module = self.module
         return type(module).forward(module, *args, **kwargs)
 
-    def watched(self, program: StageProgram) -> list[tuple[str, torch.Tensor]]:
-        """Parameters and buffers of the module that its own forward does not change."""
-        module = self.module
-        changed = {f"{path}.{name}".lstrip(".") for path, name, _ in program.buffers}
-        return [
-            *module.named_parameters(prefix=self.path),
-            *((n, b) for n, b in module.named_buffers(prefix=self.path) if n not in changed),
+    def watched(self, program: StageProgram) -> list[tuple[torch.Tensor, int]]:
+        """Parameters and buffers that the forward reads and does not change, with versions."""
+        if self._tables is None:
+            self._tables = [
+                _Table(path, m._parameters, m._buffers)
+                for path, m in self.module.named_modules(prefix=self.path)
+                if m._parameters or m._buffers
+            ]
+        changed = {(path, name) for path, name, _ in program.buffers}
+        found = [
+            (p, p._version)
+            for table in self._tables
+            for p in table.parameters.values()
+            if p is not None
         ]
+        buffers = [
+            (b, b._version)
+            for table in self._tables
+            for name, b in table.buffers.items()
+            if b is not None and (table.path, name) not in changed
+        ]
+        return [*found, *buffers]
 
-    def versions(self, program: StageProgram) -> tuple[int, ...]:
-        """Version of each watched tensor."""
-        return tuple(t._version for _, t in self.watched(program))
+    def name_of(self, tensor: torch.Tensor) -> str:
+        """The name of a watched tensor, for messages."""
+        named = (
+            (f"{table.path}.{name}".lstrip("."), t)
+            for table in self._tables or ()
+            for name, t in (*table.parameters.items(), *table.buffers.items())
+        )
+        return next((name for name, t in named if t is tensor), "a parameter")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         run = CURRENT.run

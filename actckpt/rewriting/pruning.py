@@ -8,7 +8,7 @@ import torch
 
 from actckpt.graph import Graph, Op
 from actckpt.profile import Profile
-from actckpt.regions import Placed, Replay, pruning_gain_s
+from actckpt.regions import Placed, Replay, is_in_place, is_skippable, pruning_gain_s
 from actckpt.signature import overload
 
 Meta = tuple[tuple[int, ...], tuple[int, ...], int, str, str]
@@ -34,13 +34,15 @@ class Pruning:
 
     ``actions[i]`` is None to run ``names[i]``. ``shapes[i]`` is the shape of its first tensor
     argument: a run with other shapes is replayed whole. ``captured`` are the positions of
-    operations whose outputs are kept when the region is recorded, since autograd does not.
+    operations whose outputs are kept when the region is recorded, since autograd does not;
+    ``reads`` the numbers of the kept saves that a skipped operation returns.
     """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...] | None, ...]
     actions: tuple[Skipped | None, ...]
     captured: frozenset[int]
+    reads: frozenset[int]
 
 
 def pruning_of(
@@ -55,10 +57,10 @@ def pruning_of(
         names=tuple(graph.ops[op].name for op in replay.ops),
         shapes=tuple(_first_shape(graph, graph.ops[op]) for op in replay.ops),
         actions=tuple(
-            None if op in replay.needed else _skip(graph, graph.ops[op], op, sources)
-            for op in replay.ops
+            None if op in replay.needed else _skip(graph, op, sources) for op in replay.ops
         ),
         captured=frozenset(position[c] for c in placed.captured if c in position),
+        reads=frozenset(number for number, output in sources.values() if output < 0),
     )
 
 
@@ -81,27 +83,17 @@ def _sources(
     return {s: source for s, source in found.items() if s in replay.cached}
 
 
-def _skip(graph: Graph, op: Op, index: int, sources: dict[int, tuple[int, int]]) -> Skipped | None:
-    """How to skip an operation, or None if it must run (views, empty or irregular results)."""
-    if op.view or not op.outputs:
+def _skip(graph: Graph, index: int, sources: dict[int, tuple[int, int]]) -> Skipped | None:
+    """How to skip an operation, or None if it must run."""
+    if not is_skippable(graph, index):
         return None
-    schema = overload(op.name)._schema
-    if any(str(r.type) != "Tensor" for r in schema.returns) or len(schema.returns) != len(
-        op.outputs
-    ):
-        return None
-    in_place = bool(op.writes)
-    if in_place and (len(op.outputs) != 1 or not op.name.split(".")[1].endswith("_")):
-        return None
+    op = graph.ops[index]
     values = [graph.values[v] for v in op.outputs]
-    fresh = all(graph.storages[v.storage].born == index for v in values)
-    if not in_place and not fresh:
-        return None
     return Skipped(
         outputs=tuple((v.shape, v.stride, v.offset, v.dtype, v.device) for v in values),
         sources=tuple(sources.get(v.storage) for v in values),
-        single=len(schema.returns) == 1,
-        in_place=in_place,
+        single=len(overload(op.name)._schema.returns) == 1,
+        in_place=is_in_place(graph, index),
     )
 
 

@@ -64,8 +64,10 @@ class CallRecord:
         self.grad = torch.is_grad_enabled()
         self.autocast = autocast_state(patched.device_type)
         self.calls = {path: calls[path] for path in program.inner}
-        self.random = generator_states(program.random, program.generators, patched.device_type)
-        self.versions = patched.versions(program)
+        self.random = generator_states(
+            program.random or position in span.draws, program.generators, patched.device_type
+        )
+        self.versions = patched.watched(program)
         self.buffers = patched.rewrite.snapshots(program)
         held: dict[int, Held | Linked] = {}
 
@@ -131,18 +133,29 @@ def _each(tree: Any, kind: type, fn: Any) -> None:
     map_tensors(tree, visit, kind)
 
 
+def torch_states(device_type: str) -> dict[str, torch.Tensor]:
+    """States of torch's generators."""
+    states = {"cpu": torch.get_rng_state()}
+    if device_type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def same_states(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor] | None) -> bool:
+    """Whether torch's generators stand where they stood."""
+    return b is not None and all(torch.equal(state, b[name]) for name, state in a.items())
+
+
 def generator_states(torch_too: bool, names: tuple[str, ...], device_type: str) -> Any:
     """States of the random generators that a stage moves, or None if it moves none."""
     if not torch_too and not names:
         return None
     states: dict[str, Any] = {}
     if torch_too:
-        states["cpu"] = torch.get_rng_state()
+        states.update(torch_states(device_type))
         if is_tracing():
             # generators are real even in a dry run: let its meter see what the state costs
             states["stand-in"] = torch.empty(states["cpu"].numel(), dtype=torch.uint8)
-        if device_type == "cuda":
-            states["cuda"] = torch.cuda.get_rng_state()
     if "python" in names:
         states["python"] = random.getstate()
     if "numpy" in names:

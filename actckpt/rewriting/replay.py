@@ -11,7 +11,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from actckpt.errors import ReplayError
-from actckpt.rewriting.holders import Dropped, bits, is_parameter
+from actckpt.rewriting.holders import Dropped, bits, is_resident
 from actckpt.rewriting.modes import Mismatch, PruneMode
 from actckpt.rewriting.node import Link, Node, Span
 from actckpt.rewriting.record import (
@@ -22,6 +22,7 @@ from actckpt.rewriting.record import (
 )
 from actckpt.rewriting.run import CURRENT
 from actckpt.tracing.call import tensors
+from actckpt.tracing.fake import is_tracing
 
 if TYPE_CHECKING:
     from actckpt.rewriting.patch import PatchedForward
@@ -78,7 +79,8 @@ def _aside(node: Node) -> Iterator[None]:
     calls = [c for c in node.span.calls[node.begin : node.end] if c is not None]
     device_type = node.rewrite.device_type
     generators = tuple({g: None for c in calls for g in c.program.generators})
-    random = any(c.program.moves_random for c in calls)
+    # a stage may move them without drawing, so the trace does not say; a dry run moves none
+    random = any(c.program.moves_random for c in calls) or not is_tracing()
     states = generator_states(random, generators, device_type)
     previous = CURRENT.run
     with ExitStack() as stack:
@@ -111,6 +113,7 @@ class _Replay:
         self.remaining = len(waiting)
         self.number = 0
         self.mode = PruneMode(node) if prune else None
+        self.residents = set(node.residents)
         self.capturing: dict[int, Span] = {}
         children = ((key, ref()) for key, ref in node.children.items())
         self.uncaptured = {
@@ -159,7 +162,8 @@ class _Replay:
             table = self.rewrite.module(path)._buffers
             buffer = record.buffers.get((path, name), table[name])
             assert buffer is not None
-            table[name] = buffer.detach().clone()
+            clone = table[name] = buffer.detach().clone()
+            self.residents.add(clone.untyped_storage()._cdata)
         args, kwargs = record.materialize(available)
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(record.grad))
@@ -181,10 +185,9 @@ class _Replay:
         }
 
     def _check_versions(self, record: CallRecord) -> None:
-        for (name, t), version in zip(
-            record.patched.watched(record.program), record.versions, strict=True
-        ):
+        for t, version in record.versions:
             if t._version != version:
+                name = record.patched.name_of(t)
                 raise RuntimeError(
                     "one of the variables needed for gradient computation has been modified by an "
                     f"inplace operation: {name} was at version {version} in the forward pass and "
@@ -196,7 +199,7 @@ class _Replay:
 
     def _fill(self, tensor: torch.Tensor) -> None:
         """Pack hook: the next save of this region has been made again."""
-        if is_parameter(tensor):
+        if is_resident(tensor, self.residents):
             return
         number, self.number = self.number, self.number + 1
         holders = self.node.holders
@@ -225,10 +228,10 @@ class _Replay:
                 wanted: dict[Link, Any] = {}
                 moves: list[str] = []
                 random = False
-                for record in child.span.calls[child.begin : child.end]:
+                for n, record in enumerate(child.span.calls[child.begin : child.end], child.begin):
                     assert record is not None
                     wanted.update(record.links())
-                    random = random or record.program.moves_random
+                    random = random or record.program.moves_random or n in child.span.moved
                     moves.extend(record.program.generators)
                 child.inputs = {k: available[k] for k in wanted if k[0] < position}
                 child.random = generator_states(random, tuple(moves), self.rewrite.device_type)

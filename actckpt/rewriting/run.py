@@ -14,7 +14,7 @@ from actckpt.rewriting.holders import unpack
 from actckpt.rewriting.modes import CaptureMode
 from actckpt.rewriting.node import Node, Span
 from actckpt.rewriting.program import StageProgram
-from actckpt.rewriting.record import CallRecord
+from actckpt.rewriting.record import CallRecord, same_states, torch_states
 from actckpt.tracing.call import tensors
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ class Run:
         self.spans: dict[int, Span] = {}
         self.nodes: dict[int, Node] = {}
         self.stack: list[Node] = []
+        # where the stages of each outermost region left torch's generators
+        self.streams: dict[int, dict[str, torch.Tensor]] = {}
+        self.residents = rewrite.residents()
 
     def call(self, patched: PatchedForward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a patched forward, recorded if the plan has a region there."""
@@ -50,6 +53,7 @@ class Run:
         if program is None:
             return patched.run(args, kwargs)
         node, position = self._enter(program, patched, args, kwargs)
+        before = torch_states(patched.device_type)
         self.stack.append(node)
         try:
             with saved_tensors_hooks(node.pack, unpack):
@@ -60,8 +64,33 @@ class Run:
                     out = patched.run(args, kwargs)
         finally:
             self.stack.pop()
+        self._note_draws(program, node.span, position, before, torch_states(patched.device_type))
         node.span.enter_outputs(position, list(tensors(out)))
         return out
+
+    def _note_draws(
+        self,
+        program: StageProgram,
+        span: Span,
+        position: int,
+        before: dict[str, torch.Tensor],
+        after: dict[str, torch.Tensor],
+    ) -> None:
+        """Keeps the generators' states of a call that drew though the trace did not say so.
+
+        Between tracing and this call a dropout may have been switched on, the user's code may
+        have seeded or drawn, or the region may have ended early.
+        """
+        if same_states(after, before):
+            return
+        outer = program.chain[0]
+        span.moved.add(position)
+        if not program.random and not same_states(before, self.streams.get(outer)):
+            span.draws.add(position)
+            record = span.calls[position]
+            if record is not None:
+                record.random = {**(record.random or {}), **before}
+        self.streams[outer] = after
 
     def _enter(
         self,
@@ -76,6 +105,7 @@ class Run:
         span = self.spans.get(outer)
         if span is None or not self._continues(span, program, args, kwargs):
             span = self.spans[outer] = Span()
+            self.streams.pop(outer, None)
             for index in program.chain:
                 self.nodes.pop(index, None)
         position = len(span.calls)
@@ -89,6 +119,7 @@ class Run:
                     span,
                     parent,
                     program.key,
+                    self.residents,
                     top=depth == 0 and enclosing is None,
                 )
             if depth:

@@ -157,6 +157,7 @@ class Recorder(StepMode):
         writes = tuple(
             {self.values[self.value_id(t)].storage: None for t in written(func, args, kwargs)}
         )
+        results = out if isinstance(out, (list, tuple)) else (out,)
         owner = -1
         node: Any = torch._C._current_autograd_node()
         if self.phase is Phase.BACKWARD:
@@ -179,6 +180,8 @@ class Recorder(StepMode):
                 view=len(self.storages) == count and not writes and bool(outputs),
                 owner=owner,
                 signature=self.signatures.setdefault(text, len(self.signatures)),
+                plain=not isinstance(out, list)
+                and all(isinstance(r, torch.Tensor) for r in results),
             )
         )
 

@@ -110,7 +110,7 @@ def _run(model: nn.Module, step: Step, recorder: Recorder) -> bool:
         if p.requires_grad:
             # the hook goes with the fake parameter
             p.register_post_accumulate_grad_hook(
-                lambda p, name=name: recorder.settle(p.grad, name)  # type: ignore[misc]
+                lambda p, name=name: recorder.settle(p.grad, name)
             )
     seen = run_step(model, step, enter)
     if step.optimizer is not None:

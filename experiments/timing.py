@@ -1,0 +1,77 @@
+"""Step times of several arms side by side: interleaved, in processor time, with their spread."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """How many times as long one arm takes as another.
+
+    Args:
+        median: ratio of the two medians.
+        low: lower quartile of the ratios round by round.
+        high: upper quartile of the same.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.3f} ({self.low:.3f}–{self.high:.3f})"
+
+
+def interleaved(
+    arms: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warmup: int = 2,
+    seed: int = 0,
+    tick: Callable[[], object] = lambda: None,
+) -> dict[str, tuple[float, ...]]:
+    """Processor seconds of every arm in every round.
+
+    Every round runs every arm once, beginning with the next one each time, forwards and backwards
+    in turn: what drifts or lingers, drifts for all. Processor time does not count what other
+    processes take; with one thread and no waiting it is the time of the step. Every arm of a round
+    draws the same random numbers.
+
+    Args:
+        rounds: timed rounds, at least 2.
+        warmup: rounds before them, not timed.
+        tick: called after each round.
+    """
+    names = list(arms)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    gc.collect()
+    gc.freeze()
+    try:
+        for number in range(-warmup, rounds):
+            start = number % len(names)
+            order = names[start:] + names[:start]
+            for name in order if number % 2 else reversed(order):
+                torch.manual_seed(seed + number)
+                gc.collect()
+                begin = time.process_time()
+                arms[name]()
+                seconds = time.process_time() - begin
+                if number >= 0:
+                    times[name].append(seconds)
+            tick()
+    finally:
+        gc.unfreeze()
+    return {name: tuple(found) for name, found in times.items()}
+
+
+def ratio(arm: Sequence[float], to: Sequence[float]) -> Ratio:
+    """``arm`` over ``to``, both from the same rounds."""
+    low, _, high = statistics.quantiles([a / b for a, b in zip(arm, to, strict=True)], n=4)
+    return Ratio(statistics.median(arm) / statistics.median(to), low, high)

@@ -1,0 +1,149 @@
+"""What holds for every plan of every policy on every model of the suite."""
+
+from __future__ import annotations
+
+import gc
+import json
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from actckpt.plan import Plan
+from actckpt.planning import Planned
+from actckpt.policies import POLICIES
+from actckpt.profiler.census import resident_bytes
+from actckpt.profiler.meter import AllocatorMeter
+from actckpt.regions import place
+from tests.predictions import in_force, live_storages, planned, prepared, smallest
+from tests.suite import CASES, Case, adamw, step, trainable
+
+FIXED = tuple(name for name in POLICIES if name != "auto")
+HALF, SMALLEST = "auto at 50 %", "auto at its smallest"
+
+each_case = pytest.mark.parametrize("name", CASES)
+each_plan = pytest.mark.parametrize("which", [*FIXED, HALF, SMALLEST])
+
+
+@cache
+def least(name: str) -> int:
+    return smallest(prepared(name), "auto")
+
+
+def budget_of(name: str, which: str) -> int | None:
+    """A budget in bytes; None for the policies that do not look at it."""
+    if which in FIXED:
+        return None
+    half = prepared(name).pricer.price(Plan("none")).peak_bytes // 2
+    return least(name) if which == SMALLEST else max(least(name), half)
+
+
+@cache
+def plan_of(name: str, which: str) -> Planned:
+    policy = which if which in FIXED else "auto"
+    return planned(prepared(name), policy, budget_of(name, which))
+
+
+@dataclass
+class Observed:
+    """What two real steps leave behind, and what they were seen to need."""
+
+    live_bytes: int = 0
+    peak_bytes: int = 0
+    left: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def observe(case: Case, plan: Planned | None) -> Observed:
+    """Two steps of a fresh model: one under the live meter, one under the allocator's."""
+    model, batch = case.build(), case.batch()
+    optimizer = (case.optimizer or adamw)(trainable(model))
+    for p in trainable(model):
+        p.grad = torch.zeros_like(p)
+    optimizer.step()  # both steps find its state
+    model.zero_grad(set_to_none=True)
+    seen = Observed()
+
+    def note(number: int, loss: torch.Tensor) -> None:
+        found: dict[str, Any] = {f"gradient of {n}": p.grad for n, p in model.named_parameters()}
+        found |= {f"buffer {n}": b for n, b in model.named_buffers()}
+        found |= {"loss": loss, "random state": torch.get_rng_state()}
+        if number:
+            found |= {f"parameter {n}": p.detach() for n, p in model.named_parameters()}
+        seen.left |= {f"{k}, step {number}": t.clone() for k, t in found.items() if t is not None}
+        model.zero_grad(set_to_none=True)
+
+    torch.manual_seed(0)
+    with in_force(model, plan) if plan is not None else nullcontext():
+        with live_storages(model, optimizer, batch) as live:
+            loss = step(case, model, batch, optimizer)
+            seen.live_bytes = live.peak_bytes
+        note(0, loss)
+        gc.collect()
+        residents = resident_bytes(model, optimizer, batch)
+        with AllocatorMeter() as meter:
+            loss = step(case, model, batch, optimizer)
+        seen.peak_bytes = sum(residents.values()) + meter.peak_bytes
+        note(1, loss)
+    return seen
+
+
+@cache
+def untouched(name: str) -> dict[str, torch.Tensor]:
+    return observe(CASES[name], None).left
+
+
+@cache
+def observed(name: str, which: str) -> Observed:
+    return observe(CASES[name], plan_of(name, which))
+
+
+@each_plan
+@each_case
+def test_plan_is_well_formed_and_reads_back(name: str, which: str) -> None:
+    plan = plan_of(name, which).plan
+    assert len(place(prepared(name).graph, plan)) == len(list(plan.walk()))
+    assert Plan.from_json(json.dumps(plan.to_json())) == plan
+
+
+@each_plan
+@each_case
+def test_policy_decides_the_same_again(name: str, which: str) -> None:
+    p = prepared(name)
+    plan = plan_of(name, which)
+    budget = budget_of(name, which)
+    if budget is None:
+        again = POLICIES[which](p.graph, p.profile, None)
+        assert again == plan.plan
+    elif which == HALF:
+        decided = [POLICIES["auto"](p.graph, p.profile, budget) for _ in range(2)]
+        assert decided[0] == decided[1]
+
+
+@each_plan
+@each_case
+def test_price_agrees_with_dry_run(name: str, which: str) -> None:
+    plan = plan_of(name, which)
+    assert plan.price.peak_bytes == pytest.approx(plan.dry.peak_bytes, rel=0.02)
+    assert plan.price.added_bytes == pytest.approx(plan.dry.added_bytes, rel=0.02)
+
+
+@each_plan
+@each_case
+def test_dry_run_agrees_with_real_steps(name: str, which: str) -> None:
+    dry, real = plan_of(name, which).dry, observed(name, which)
+    assert dry.live_bytes == pytest.approx(real.live_bytes, rel=1e-3)
+    assert 0.995 <= dry.peak_bytes / real.peak_bytes <= 1.02
+    budget = budget_of(name, which)
+    assert budget is None or real.peak_bytes <= budget
+
+
+@each_plan
+@each_case
+def test_a_planned_model_trains_bitwise_as_the_untouched_one(name: str, which: str) -> None:
+    expected, found = untouched(name), observed(name, which).left
+    assert found.keys() == expected.keys()
+    different = [k for k, t in expected.items() if not torch.equal(t, found[k])]
+    assert not different, f"{len(different)} of {len(expected)} differ: {different[:5]}"
