@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 from actckpt.errors import PlanError
@@ -148,7 +149,7 @@ class Stage:
         return (self.path, self.call)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: what is derived from it is kept
 class Graph:
     """One training step of one model on one batch.
 
@@ -168,7 +169,8 @@ class Graph:
     resident_gradients: bool = False
     versions: dict[str, str] = field(default_factory=dict)
 
-    def children_of(self) -> tuple[tuple[int, ...], ...]:
+    @cached_property
+    def children(self) -> tuple[tuple[int, ...], ...]:
         """For each stage, the ids of the stages that it calls directly, in call order."""
         table: list[list[int]] = [[] for _ in self.stages]
         for i, stage in enumerate(self.stages):
@@ -176,6 +178,7 @@ class Graph:
                 table[stage.parent].append(i)
         return tuple(tuple(children) for children in table)
 
+    @cached_property
     def stage_ids(self) -> dict[tuple[str, int], int]:
         """(path, call) -> stage id."""
         return {s.key: i for i, s in enumerate(self.stages)}

@@ -92,7 +92,7 @@ def is_linked(graph: Graph, earlier: tuple[int, ...], stage: int) -> bool:
 class _Placer:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.ids = graph.stage_ids()
+        self.ids = graph.stage_ids
         self.found: list[Placed] = []
 
     def place(self, plan: Plan) -> tuple[Placed, ...]:
@@ -250,8 +250,13 @@ def replay_of(graph: Graph, placed: Placed) -> Replay:
         created = (graph.values[v].storage for v in graph.ops[op].outputs)
         available.update(s for s in created if graph.storages[s].born == op)
     available -= fixed
-    # a kept tensor that is written after it was saved is not the state that the replay needs
-    for index in ops:
+    # a kept tensor that is written after it was saved is not the state that the replay needs: by
+    # the replay's own operations, by what comes after them in the region, or after the region
+    returned = {graph.values[v].storage for s in placed.stages for v in graph.stages[s].outputs}
+    end = graph.stages[placed.stages[-1]].last
+    if not available.isdisjoint(returned):
+        end = graph.forward_end
+    for index in range(graph.stages[placed.stages[0]].first, end):
         for w in graph.ops[index].writes:
             if w in available and _saved_before(graph, placed, w, index):
                 available.discard(w)

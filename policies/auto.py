@@ -15,8 +15,7 @@ from actckpt.policies.knapsack import Knapsack
 from actckpt.policies.log import halves, log
 from actckpt.policies.selective import Selective
 from actckpt.policies.sqrt import segments, sqrt
-from actckpt.pricing.price import Price
-from actckpt.pricing.simulate import Pricer
+from actckpt.pricing.simulate import Estimate, Pricer
 from actckpt.profile import Profile
 
 logger = logging.getLogger("actckpt")
@@ -34,7 +33,7 @@ def auto(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
     """
     pricer = Pricer(graph, profile)
     untouched = Plan("none")
-    if budget_bytes is None or pricer.price(untouched).peak_bytes <= budget_bytes:
+    if budget_bytes is None or pricer.estimate(untouched).peak_bytes <= budget_bytes:
         return dataclasses.replace(untouched, policy="auto")
     best: tuple[float, int, Plan] | None = None
     smallest: tuple[int, float, Plan] | None = None
@@ -50,7 +49,7 @@ def auto(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
         ):
             best = (price.time_s, price.peak_bytes, plan)
     if best is None:
-        found, _, plan = smallest or (pricer.price(untouched).peak_bytes, 0.0, untouched)
+        found, _, plan = smallest or (pricer.estimate(untouched).peak_bytes, 0.0, untouched)
         raise BudgetError(
             f"no plan within {budget_bytes} bytes: the smallest peak found is {found}",
             budget_bytes=budget_bytes,
@@ -60,9 +59,9 @@ def auto(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
     return dataclasses.replace(best[2], policy="auto")
 
 
-def _priced(pricer: Pricer, plan: Plan) -> Price | None:
+def _priced(pricer: Pricer, plan: Plan) -> Estimate | None:
     try:
-        return pricer.price(plan)
+        return pricer.estimate(plan)
     except PlanError as error:
         # a shape that this model's stages do not allow is no candidate
         logger.debug("auto: %s", error)

@@ -34,7 +34,7 @@ def blocks(graph: Graph) -> tuple[int, ...]:
     its children own most of that, unless it is one of three or more siblings of the same class.
     """
     total = saved_bytes(graph, 0)
-    children = graph.children_of()
+    children = graph.children
 
     def visit(stage: int) -> list[int]:
         own = saved_bytes(graph, stage)
@@ -62,7 +62,7 @@ def opened(graph: Graph, stage: int) -> tuple[int, ...]:
 
     A call whose only content is another call (a wrapper) is passed through.
     """
-    children = graph.children_of()
+    children = graph.children
     found: list[int] = []
     for child in children[stage]:
         if saved_bytes(graph, child) == 0:
@@ -80,7 +80,7 @@ def chains(graph: Graph, stages: tuple[int, ...]) -> tuple[tuple[int, ...], ...]
     Stages between two of them that save nothing belong to the run if they link it.
     """
     runs: list[list[int]] = []
-    children = graph.children_of()
+    children = graph.children
     for stage in stages:
         if runs:
             last = runs[-1][-1]

@@ -40,8 +40,8 @@ class Knapsack:
     def __init__(self, graph: Graph, profile: Profile, pricer: Pricer, stages: tuple[int, ...]):
         self.pricer = pricer
         self.items = len(stages)
-        base = pricer.price(Plan("none"))
-        self.base = np.array(base.timeline, dtype=np.int64)
+        base = pricer.estimate(Plan("none"))
+        self.base = base.timeline
         self.base_peak_at = base.peak_at
         self.base_time_s = base.time_s
         self.choices: list[_Choice] = []
@@ -49,10 +49,10 @@ class Knapsack:
             candidates = []
             for option in options(graph, profile, stage):
                 try:
-                    price = pricer.price(Plan("", (option,)))
+                    price = pricer.estimate(Plan("", (option,)))
                 except PlanError:
                     continue
-                delta = np.array(price.timeline, dtype=np.int64) - self.base
+                delta = price.timeline - self.base
                 candidates.append(_Choice(item, option, price.time_s - base.time_s, delta))
             self.choices.extend(_undominated(candidates))
 
@@ -75,7 +75,7 @@ class Knapsack:
             if picked is None:
                 break
             plan = Plan("auto", tuple(c.region for c in picked))
-            price = self.pricer.price(plan)
+            price = self.pricer.estimate(plan)
             if budget_bytes is not None and price.peak_bytes <= budget_bytes:
                 return plan
             if best is None or price.peak_bytes < best[0]:
@@ -87,9 +87,8 @@ class Knapsack:
         return None if budget_bytes is not None or best is None else best[1]
 
     @staticmethod
-    def _binding(timeline: tuple[int, ...], budget_bytes: int | None, rows: list[int]) -> list[int]:
+    def _binding(levels: np.ndarray, budget_bytes: int | None, rows: list[int]) -> list[int]:
         """The highest instants that the program does not know yet, a few at a time, far apart."""
-        levels = np.array(timeline, dtype=np.int64)
         window = max(1, len(levels) // 64)
         found: list[int] = []
         known = set(rows)

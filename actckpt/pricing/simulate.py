@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from actckpt.graph import Category, Graph
-from actckpt.plan import Plan
+from actckpt.plan import Plan, Region
 from actckpt.pricing.price import Price
 from actckpt.profile import Profile
 from actckpt.regions import Placed, Replay, place, pruning_gain_s, replay_of
@@ -52,6 +52,42 @@ class _Tree:
     last_use: int = -1
 
 
+@dataclass(frozen=True, slots=True)
+class _Effect:
+    """What one outermost region changes, whatever other regions the plan has.
+
+    Attributes:
+        dropped: saves that autograd no longer holds.
+        holds: (storage, operation before which the region lets go of it).
+        extra: (start, stop, bytes) of what recomputations leave behind.
+        seconds: of each region of the tree, in walking order.
+        dropped_bytes: in the same order.
+    """
+
+    dropped: np.ndarray
+    holds: tuple[tuple[int, int], ...]
+    extra: tuple[tuple[int, int, int], ...]
+    events: tuple[_Event, ...]
+    seconds: tuple[float, ...]
+    dropped_bytes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A price as policies compare it: ``timeline`` has one level per operation."""
+
+    peak_bytes: int
+    added_bytes: int
+    time_s: float
+    timeline: np.ndarray
+    effects: tuple[_Effect, ...]
+
+    @property
+    def peak_at(self) -> int:
+        """Index of the operation at which the peak is reached."""
+        return int(np.argmax(self.timeline)) if len(self.timeline) else 0
+
+
 class Pricer:
     """Prices many plans of one graph: what does not depend on the plan is computed once."""
 
@@ -69,6 +105,12 @@ class Pricer:
         self.born = np.array([s.born for s in graph.storages], dtype=np.int64)
         self.died = np.array([s.died for s in graph.storages], dtype=np.int64)
         self.save_storage = [graph.values[s.value].storage for s in graph.saves]
+        # of the saves that have a storage at all (sparse tensors have none)
+        self.stored = np.array(
+            [k for k, sid in enumerate(self.save_storage) if sid >= 0], dtype=np.int64
+        )
+        self.released = np.array([s.released for s in graph.saves], dtype=np.int64)
+        self._effects: dict[Region, _Effect] = {}
         self.by_birth: dict[int, list[int]] = {}
         for sid, born in enumerate(self.born):
             self.by_birth.setdefault(int(born), []).append(sid)
@@ -88,37 +130,75 @@ class Pricer:
         Raises:
             PlanError: the plan does not fit the graph.
         """
-        trees = self._forest(place(self.graph, plan))
-        end = self._kept_intervals(trees)
-        starts, stops = np.maximum(self.born, 0), np.minimum(np.maximum(end, 0), self.count)
+        place(self.graph, plan)  # regions must not overlap, which `estimate` takes for granted
+        found = self.estimate(plan)
+        return Price(
+            peak_bytes=found.peak_bytes,
+            added_bytes=found.added_bytes,
+            time_s=found.time_s,
+            timeline=tuple(int(x) for x in found.timeline),
+            peak_at=found.peak_at,
+            region_bytes=tuple(b for e in found.effects for b in e.dropped_bytes),
+            region_s=tuple(t for e in found.effects for t in e.seconds),
+        )
+
+    def estimate(self, plan: Plan) -> Estimate:
+        """The price of a plan whose regions are disjoint; what a region does is computed once.
+
+        Raises:
+            PlanError: a region does not fit the graph.
+        """
+        effects = tuple(self._effect(region) for region in plan.regions)
+        end = self.died.copy()
+        saved = np.ones(len(self.graph.saves), dtype=bool)
+        for effect in effects:
+            saved[effect.dropped] = False
+        kept = self.stored[saved[self.stored]]
+        np.maximum.at(end, np.array(self.save_storage, dtype=np.int64)[kept], self.released[kept])
+        for effect in effects:
+            for sid, until in effect.holds:
+                end[sid] = max(end[sid], until)
+        starts, stops = np.maximum(self.born, 0), np.clip(end, 0, self.count)
         level = np.zeros(self.count + 1, dtype=np.int64)
         np.add.at(level, starts, self.bytes)
         np.add.at(level, stops, -self.bytes)
         begun = np.zeros(self.count + 1, dtype=np.int64)  # what begins to exist at each operation
         alive = (self.born >= 0) & (stops > starts)
         np.add.at(begun, starts[alive], self.bytes[alive])
-        extra: list[tuple[int, int, int]] = []  # (start, stop, bytes) that regions add
-        events: list[_Event] = []
-        region_s = self._replay_all(trees, extra, events)
-        for start, stop, size in extra:
-            if stop > start:
-                level[start] += size
-                level[min(stop, self.count)] -= size
-                begun[start] += size
+        for effect in effects:
+            for start, stop, size in effect.extra:
+                if stop > start:
+                    level[start] += size
+                    level[min(stop, self.count)] -= size
+                    begun[start] += size
         level = np.cumsum(level)
-        timeline = level[: self.count] + self.workspace
-        timeline = self._merge(timeline, level, begun, events)
-        added = timeline - self.free[: self.count]
-        peak_at = int(np.argmax(timeline)) if self.count else 0
-        return Price(
+        events = [event for effect in effects for event in effect.events]
+        timeline = self._merge(level[: self.count] + self.workspace, level, begun, events)
+        return Estimate(
             peak_bytes=int(timeline.max(initial=0)),
-            added_bytes=int(added.max(initial=0)),
-            time_s=float(self.time_s.sum() + sum(region_s)),
-            timeline=tuple(int(x) for x in timeline),
-            peak_at=peak_at,
-            region_bytes=tuple(self._dropped_bytes(t) for t in trees),
-            region_s=tuple(region_s),
+            added_bytes=int((timeline - self.free[: self.count]).max(initial=0)),
+            time_s=float(self.time_s.sum() + sum(sum(e.seconds) for e in effects)),
+            timeline=timeline,
+            effects=effects,
         )
+
+    def _effect(self, region: Region) -> _Effect:
+        found = self._effects.get(region)
+        if found is None:
+            trees = self._forest(place(self.graph, Plan("", (region,))))
+            dropped, holds = self._kept(trees)
+            extra: list[tuple[int, int, int]] = []
+            events: list[_Event] = []
+            seconds = self._replay_all(trees, extra, events)
+            found = self._effects[region] = _Effect(
+                dropped=np.array(sorted(dropped), dtype=np.int64),
+                holds=tuple(holds.items()),
+                extra=tuple(extra),
+                events=tuple(events),
+                seconds=tuple(seconds),
+                dropped_bytes=tuple(self._dropped_bytes(t) for t in trees),
+            )
+        return found
 
     # ---- structure
 
@@ -154,10 +234,10 @@ class Pricer:
 
     # ---- what the forward pass keeps
 
-    def _kept_intervals(self, trees: list[_Tree]) -> np.ndarray:
-        """When each storage of the forward pass goes: saved, held by a region, or let go."""
-        end = self.died.copy()
+    def _kept(self, trees: list[_Tree]) -> tuple[set[int], dict[int, int]]:
+        """The saves that a region tree drops, and until when it holds which storages."""
         dropped: set[int] = set()
+        holds: dict[int, int] = {}
         for tree in trees:
             inputs = set(tree.placed.inputs)
             begin = self._begin(tree)
@@ -167,19 +247,15 @@ class Pricer:
                 for k in tree.placed.dropped
                 if not (self.save_storage[k] in inputs and self.born[self.save_storage[k]] < begin)
             )
+            held: list[tuple[int, int]] = []
             if tree.parent is None:
-                for sid in inputs:
-                    end[sid] = max(end[sid], tree.last_use + 1)
-            gain = pruning_gain_s(self.graph, tree.placed, tree.replay, self.profile)
-            if gain > 0:
+                held.extend((sid, tree.last_use + 1) for sid in inputs)
+            if pruning_gain_s(self.graph, tree.placed, tree.replay, self.profile) > 0:
                 # a pruned replay reads what was kept
-                for sid in tree.replay.cached:
-                    end[sid] = max(end[sid], tree.first_use + 1)
-        for k, save in enumerate(self.graph.saves):
-            sid = self.save_storage[k]
-            if sid >= 0 and k not in dropped:
-                end[sid] = max(end[sid], save.released)
-        return end
+                held.extend((sid, tree.first_use + 1) for sid in tree.replay.cached)
+            for sid, until in held:
+                holds[sid] = max(holds.get(sid, 0), until)
+        return dropped, holds
 
     # ---- what the backward pass recomputes
 
