@@ -243,7 +243,12 @@ def replay_of(graph: Graph, placed: Placed) -> Replay:
         for i in range(graph.stages[sid].first, min(graph.stages[sid].last, stop))
     )
     # storages of whatever cannot be skipped are made again, kept or not
-    fixed = {s for i in ops if not is_skippable(graph, i) for s in _made(graph, i)}
+    fixed = {
+        s
+        for i in ops
+        if not graph.ops[i].view and not is_skippable(graph, i)
+        for s in _made(graph, i)
+    }
     available = {graph.values[graph.saves[k].value].storage for k in placed.kept}
     reached = set(ops)
     for op in placed.captured & reached:

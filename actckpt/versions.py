@@ -21,14 +21,13 @@ def package_version() -> str:
 def versions() -> dict[str, str]:
     """Versions and machine, to be kept beside every result.
 
-    ``transformers`` is listed only if it was imported; nothing is imported and no device is
-    initialised to answer.
+    ``transformers`` is listed only if it was imported: nothing is imported to answer.
     """
     found = {
         "actckpt": package_version(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "cpus": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
     }
@@ -38,5 +37,5 @@ def versions() -> dict[str, str]:
         found["device"] = torch.cuda.get_device_name()
         found["cuda"] = str(torch.version.cuda)
     else:
-        found["device"] = platform.processor() or platform.machine()
+        found["device"] = "cpu"
     return found

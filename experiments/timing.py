@@ -16,9 +16,9 @@ class Ratio:
     """How many times as long one arm takes as another.
 
     Args:
-        median: ratio of the two medians.
-        low: lower quartile of the ratios round by round.
-        high: upper quartile of the same.
+        median: of the ratios round by round.
+        low: their lower quartile.
+        high: their upper quartile.
     """
 
     median: float
@@ -73,5 +73,7 @@ def interleaved(
 
 def ratio(arm: Sequence[float], to: Sequence[float]) -> Ratio:
     """``arm`` over ``to``, both from the same rounds."""
-    low, _, high = statistics.quantiles([a / b for a, b in zip(arm, to, strict=True)], n=4)
-    return Ratio(statistics.median(arm) / statistics.median(to), low, high)
+    low, median, high = statistics.quantiles(
+        [a / b for a, b in zip(arm, to, strict=True)], n=4, method="inclusive"
+    )
+    return Ratio(median, low, high)

@@ -66,7 +66,7 @@ def halves(prefix: str, first: int, last: int) -> Region:
 
 def saving(graph: Graph, stage: str, *names: str) -> tuple[SavedOp, ...]:
     """Every operation of these names (without overload) inside the first call of a stage."""
-    outer = graph.stages[graph.stage_ids()[(stage, 0)]]
+    outer = graph.stages[graph.stage_ids[(stage, 0)]]
     counts: dict[tuple[int, str], int] = {}
     found = []
     for op in graph.ops[outer.first : outer.last]:

@@ -9,18 +9,22 @@ from functools import cache
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from actckpt.dry_run import dry_run
 from actckpt.errors import BudgetError
 from actckpt.graph import Category, Graph, Phase
+from actckpt.plan import Plan
 from actckpt.planning import Planned, Request, choose_plan
 from actckpt.pricing.simulate import Pricer
 from actckpt.profile import Profile
 from actckpt.profiler.build import build_profile
 from actckpt.profiler.live import LiveMeter
 from actckpt.rewriting.patch import Rewrite, install, uninstall
+from actckpt.rewriting.program import Program, compile_plan
 from actckpt.tracing.call import Call, tensors
 from actckpt.tracing.mode import SKIPPED, flat_outputs, flat_tensors
 from actckpt.tracing.step import Step, run_step
@@ -77,22 +81,44 @@ def planned(p: Prepared, policy: str, budget_bytes: int | None, scope: str = "st
 
 def smallest(p: Prepared, policy: str, scope: str = "step") -> int:
     """The smallest budget that the policy says it can meet."""
-    try:
+    with pytest.raises(BudgetError) as raised:
         planned(p, policy, 1, scope)
-    except BudgetError as error:
-        assert error.smallest_bytes is not None
-        return error.smallest_bytes
-    raise AssertionError("a plan for a budget of one byte")
+    found = raised.value.smallest_bytes
+    assert found is not None
+    return found
 
 
 @contextmanager
-def in_force(model: nn.Module, plan: Planned) -> Iterator[None]:
+def in_force(model: nn.Module, program: Program) -> Iterator[None]:
     """The model under a plan; its first step is not checked by hashes, as in a steady step."""
-    install(Rewrite(model, plan.program, check=False))
+    install(Rewrite(model, program, check=False))
     try:
         yield
     finally:
         uninstall(model)
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """One plan by three accounts, workspaces left out of the live storages."""
+
+    price_peak_bytes: int
+    price_added_bytes: int
+    dry_live_bytes: int
+    real_live_bytes: int
+
+
+@cache
+def agreement(name: str, plan: Plan) -> Agreement:
+    """The price of a plan, and live storages of its dry run and of a real step under it."""
+    p = prepared(name)
+    price = p.pricer.price(plan)
+    program = compile_plan(p.graph, plan, p.profile)
+    with autocast(p.case):
+        dry = dry_run(p.model, p.step, p.graph, program, p.profile)
+    with in_force(p.model, program):
+        real = real_live_bytes(p)
+    return Agreement(price.peak_bytes, price.added_bytes, dry.live_bytes, real)
 
 
 class LiveMode(TorchDispatchMode):

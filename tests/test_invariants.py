@@ -76,7 +76,7 @@ def observe(case: Case, plan: Planned | None) -> Observed:
         model.zero_grad(set_to_none=True)
 
     torch.manual_seed(0)
-    with in_force(model, plan) if plan is not None else nullcontext():
+    with in_force(model, plan.program) if plan is not None else nullcontext():
         with live_storages(model, optimizer, batch) as live:
             loss = step(case, model, batch, optimizer)
             seen.live_bytes = live.peak_bytes

@@ -81,7 +81,9 @@ def test_some_random_operations_saved_and_others_recomputed(
             raise
 
 
-@pytest.mark.parametrize("wanted", [plan(halves("blocks", 0, 2)), plan(region("blocks.0", "blocks.2"))])
+@pytest.mark.parametrize(
+    "wanted", [plan(halves("blocks", 0, 2)), plan(region("blocks.0", "blocks.2"))]
+)
 def test_streams_line_up_across_stages_of_a_region(wanted: Plan) -> None:
     assert_exact(noisy, rows, wanted)
 

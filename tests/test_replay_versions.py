@@ -14,6 +14,7 @@ from actckpt.graph import Graph
 from actckpt.plan import Plan
 from tests.exact import (
     assert_exact,
+    differences,
     enforce,
     halves,
     outcome,
@@ -212,40 +213,59 @@ class ChangedLater(nn.Module):
         return y.mul_(0.5) + z
 
 
+def saving_products(stage: str) -> Callable[[Graph], Plan]:
+    return lambda g: plan(region(stage, saved=saving(g, stage, "aten.addmm")))
+
+
 def test_a_captured_result_that_changes_after_the_replays_end() -> None:
-    assert_exact(
-        lambda: Chain(ChangedLater(), ChangedLater()),
-        rows,
-        lambda g: plan(region("blocks.0", saved=saving(g, "blocks.0", "aten.addmm"))),
-        prune=True,
-    )
+    def make() -> nn.Module:
+        return Chain(ChangedLater(), ChangedLater())
+
+    with pytest.raises(AssertionError, match="nothing is pruned"):
+        assert_exact(make, rows, saving_products("blocks.0"), prune=True)
+    assert_exact(make, rows, saving_products("blocks.0"))
+
+
+class Returns(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.linear(x)
+        return y, (y + 1.0).exp()
+
+
+class ChangesWhatItGot(nn.Module):
+    def __init__(self, changes: bool = True) -> None:
+        super().__init__()
+        self.block = Returns()
+        self.changes = changes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, z = self.block(x)
+        if self.changes:
+            y.view(-1)[:3].mul_(2.0)
+        return y + z
 
 
 def test_a_captured_output_that_the_caller_changes() -> None:
-    class Caller(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.block = Returns()
+    with pytest.raises(AssertionError, match="nothing is pruned"):
+        assert_exact(ChangesWhatItGot, rows, saving_products("block"), prune=True)
+    assert_exact(ChangesWhatItGot, rows, saving_products("block"))
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y, z = self.block(x)
-            return y.mul_(2.0) + z
 
-    class Returns(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(WIDTH, WIDTH)
+def test_a_captured_output_that_the_caller_changes_though_it_did_not_when_traced() -> None:
+    def run(planned: bool) -> dict[str, torch.Tensor]:
+        model = seeded(lambda: ChangesWhatItGot(changes=False))()
+        if planned:
+            enforce(model, rows(), saving_products("block"), prune=True)
+        assert isinstance(model, ChangesWhatItGot)
+        first = outcome(model, rows())
+        model.changes = True
+        return {**first, **{f"changing {k}": t for k, t in outcome(model, rows()).items()}}
 
-        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            y = self.linear(x)
-            return y, (y + 1.0).exp()
-
-    assert_exact(
-        Caller,
-        rows,
-        lambda g: plan(region("block", saved=saving(g, "block", "aten.addmm"))),
-        prune=True,
-    )
+    assert not differences(run(False), run(True))
 
 
 class Illegal(nn.Module):
@@ -330,9 +350,7 @@ def test_saved_tensors_that_stay_refuse_an_in_place_change() -> None:
             return out
 
     model = Two()
-    enforce(
-        model, rows(), lambda g: plan(region("block", saved=saving(g, "block", "aten.exp")))
-    )
+    enforce(model, rows(), lambda g: plan(region("block", saved=saving(g, "block", "aten.exp"))))
     y, z = model(rows())
     with torch.no_grad():
         y.add_(1)

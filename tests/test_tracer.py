@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import json
-import random
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import actckpt
-from actckpt.errors import TraceError
-from actckpt.graph import Category, Graph, Phase
+from actckpt.graph import Graph, Phase
 from actckpt.tracing.mode import SKIPPED
-from actckpt.tracing.step import Step, find_loss
 from actckpt.tracing.tracer import trace_step
-from tests.predictions import autocast, case_step, prepared
-from tests.suite import CASES, Case, loss_of, call
+from tests.predictions import autocast, case_step
+from tests.suite import CASES, Case, call, loss_of
 
 each_case = pytest.mark.parametrize("name", CASES)
 STEP = (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD)
@@ -94,7 +87,8 @@ def saved_bytes(graph: Graph) -> int:
 def first_difference(a: list[str], b: list[str]) -> str:
     for i, (x, y) in enumerate(itertools.zip_longest(a, b)):
         if x != y:
-            return f"op {i} of {len(a)} and {len(b)}: {a[max(0, i - 3) : i + 3]} {b[max(0, i - 3) : i + 3]}"
+            around = slice(max(0, i - 3), i + 3)
+            return f"operation {i} of {len(a)} and {len(b)}: {a[around]}, {b[around]}"
     return ""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,11 +20,23 @@ CHANGED = (
 class Kept:
     """A saved tensor that stays resident; refuses to be read after an in-place change."""
 
-    __slots__ = ("tensor", "version")
+    __slots__ = ("guard", "tensor", "version")
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor.detach()  # not itself: that would be a reference cycle
+        self.watch(self.tensor)
+
+    def watch(self, tensor: torch.Tensor) -> None:
+        """Takes the version from ``tensor``, an alias, from now on.
+
+        For a tensor caught below autograd, whose own versions nobody counts.
+        """
+        self.guard = tensor.detach()
         self.version = tensor._version
+
+    def is_changed(self) -> bool:
+        """Whether it was changed in place since it was saved."""
+        return self.guard._version != self.version
 
     def get(self) -> torch.Tensor:
         """The tensor.
@@ -32,10 +44,10 @@ class Kept:
         Raises:
             RuntimeError: it was changed in place since it was saved, as autograd would say.
         """
-        if self.tensor._version != self.version:
+        if self.is_changed():
             what = f"a {tuple(self.tensor.shape)} tensor"
             raise RuntimeError(
-                CHANGED.format(what=what, saved=self.version, found=self.tensor._version)
+                CHANGED.format(what=what, saved=self.version, found=self.guard._version)
             )
         return self.tensor
 
@@ -43,7 +55,7 @@ class Kept:
 class Dropped:
     """A saved tensor that is recomputed when backward first asks for one of its region."""
 
-    __slots__ = ("__weakref__", "dtype", "hash", "node", "shape", "tensor")
+    __slots__ = ("__weakref__", "dtype", "hash", "node", "shape", "tensor", "version")
 
     def __init__(self, node: Node, tensor: torch.Tensor, checked: bool) -> None:
         self.node = node
@@ -51,6 +63,24 @@ class Dropped:
         self.dtype = tensor.dtype
         self.hash: torch.Tensor | None = bits(tensor) if checked else None
         self.tensor: torch.Tensor | None = None
+        self.version = 0
+
+    def fill(self, tensor: torch.Tensor) -> None:
+        """The recomputation has made it again."""
+        self.tensor = tensor.detach()
+        self.version = tensor._version
+
+    def check(self) -> None:
+        """Raises what autograd would if the forward changes in place what it had saved.
+
+        Raises:
+            RuntimeError: the forward did so, in the recomputation as before.
+        """
+        if self.tensor is not None and self.tensor._version != self.version:
+            what = f"a {tuple(self.shape)} tensor of region {self.node.program.label}"
+            raise RuntimeError(
+                CHANGED.format(what=what, saved=self.version, found=self.tensor._version)
+            )
 
     def get(self) -> torch.Tensor:
         """The tensor, recomputed if need be; it stays until autograd releases this holder.
@@ -71,7 +101,7 @@ def unpack(holder: Any) -> torch.Tensor:
     return found
 
 
-def is_resident(tensor: torch.Tensor, storages: Set[int]) -> bool:
+def is_resident(tensor: torch.Tensor, storages: Container[int]) -> bool:
     """Whether a tensor lies in one of ``storages`` (addresses): saving it costs nothing."""
     return tensor.layout == torch.strided and tensor.untyped_storage()._cdata in storages
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from actckpt.rewriting.holders import is_parameter
-from actckpt.rewriting.pruning import Pruning, Skipped, placeholder
+from actckpt.rewriting.holders import Kept, is_parameter
+from actckpt.rewriting.pruning import Pruning, Skipped, placeholder, window
 from actckpt.signature import overload
 from actckpt.tracing.mode import SKIPPED, flat_outputs, flat_tensors
 
@@ -74,7 +74,7 @@ class CaptureMode(_Following):
         elif matched:
             if self.position in self.pruning.captured:
                 for n, t in enumerate(flat_outputs(out)):
-                    self.node.kept[(self.position, n)] = t.detach()
+                    self.node.kept[(self.position, n)] = Kept(t)
             self.position += 1
             self.node.captured_to = self.position
         return out
@@ -105,6 +105,8 @@ class PruneMode(_Following):
         self.position += 1
         if action is None:
             return func(*args, **kwargs)
+        if not _same_shapes(args, kwargs, action.inputs):
+            raise Mismatch
         if action.in_place:
             return args[0]
         outputs = [self._output(action, n) for n in range(len(action.outputs))]
@@ -114,8 +116,16 @@ class PruneMode(_Following):
         source, meta = action.sources[n], action.outputs[n]
         if source is None:
             return placeholder(meta)
-        kept = self.node.kept.get(source)
-        if kept is None:
+        kept = self.node.kept.get(source.key)
+        # changed in place since, perhaps after the region; or laid out otherwise than traced
+        if kept is None or kept.is_changed() or window(kept.tensor) != source.window:
             raise Mismatch
         shape, stride, offset, _, _ = meta
-        return kept.detach().as_strided(shape, stride, offset)
+        return kept.tensor.detach().as_strided(shape, stride, offset)
+
+
+def _same_shapes(args: Any, kwargs: Any, shapes: tuple[tuple[int, ...], ...]) -> bool:
+    found = (*flat_tensors(args), *flat_tensors(kwargs.values()))
+    return len(found) == len(shapes) and all(
+        t.shape == s for t, s in zip(found, shapes, strict=True)
+    )

@@ -70,7 +70,7 @@ class Node:
         span: Span,
         parent: Node | None,
         key: Key,
-        residents: frozenset[int],
+        residents: dict[int, torch.UntypedStorage],
         top: bool,
     ) -> None:
         self.program = program
@@ -87,7 +87,7 @@ class Node:
         self.owners: list[Any] = []
         self.children: dict[tuple[int, Key], Any] = {}
         self.holders: list[Any] = []
-        self.kept: dict[tuple[int, int], torch.Tensor] = {}
+        self.kept: dict[tuple[int, int], Kept] = {}
         self.prunable = program.pruning is not None
         self.input_storages: set[int] = set()
         self.captured_to = 0
@@ -106,7 +106,7 @@ class Node:
             pruning = self.program.pruning
             if self.prunable and pruning is not None and number in pruning.reads:
                 # a replay reads it, perhaps after its own backward has let go of it
-                self.kept[(number, -1)] = kept.tensor
+                self.kept[(number, -1)] = kept
             return kept
         if is_resident(tensor, self.input_storages):
             self.holders.append(None)
@@ -117,6 +117,13 @@ class Node:
         holder = Dropped(self, tensor, self.rewrite.checking)
         self.holders.append(weakref.ref(holder))
         return holder
+
+    def guard_captured(self, outputs: list[torch.Tensor]) -> None:
+        """The caller may change in place what it was given: that must not go unnoticed."""
+        captured = {k.tensor.untyped_storage()._cdata: k for k in self.kept.values()}
+        for t in outputs:
+            if is_resident(t, captured.keys()):
+                captured[t.untyped_storage()._cdata].watch(t)
 
     def waiting(self) -> list[Dropped]:
         """Holders that autograd still has and that are empty."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -15,6 +16,8 @@ from actckpt.rewriting.program import Program, StageProgram
 from actckpt.rewriting.run import CURRENT, Run
 
 logger = logging.getLogger("actckpt")
+
+ABSENT = object()
 
 
 class Planner(Protocol):
@@ -65,13 +68,43 @@ class Rewrite:
             self._modules[path] = weakref.ref(module)
         return module
 
-    def residents(self) -> frozenset[int]:
-        """Addresses of the storages of the model's parameters and buffers."""
+    def residents(self) -> dict[int, torch.UntypedStorage]:
+        """The storages of the model's parameters and buffers, by address.
+
+        They are held, so that no activation gets the address of a buffer that was replaced.
+        """
         root = self.root()
         if root is None or not self.program.regions:
-            return frozenset()
+            return {}
         found = (*root.parameters(), *root.buffers())
-        return frozenset(t.untyped_storage()._cdata for t in found if t.layout == torch.strided)
+        storages = (t.untyped_storage() for t in found if t.layout == torch.strided)
+        return {s._cdata: s for s in storages}
+
+    def attributes(self, program: StageProgram) -> dict[tuple[str, str], Any]:
+        """What a stage finds in the buffers and plain attributes that it rebinds.
+
+        No tensors but buffers: an activation that was left behind would be held for longer, and
+        the trace refuses a stage that reads one.
+        """
+        found: dict[tuple[str, str], Any] = {}
+        for path, name in program.touches:
+            module = self.module(path)
+            if name in module._buffers:
+                found[(path, name)] = module._buffers[name]
+            elif not isinstance(value := module.__dict__.get(name, ABSENT), torch.Tensor):
+                found[(path, name)] = value
+        return found
+
+    def put_attributes(self, values: dict[tuple[str, str], Any]) -> None:
+        """Rebinds what `attributes` found."""
+        for (path, name), value in values.items():
+            module = self.module(path)
+            if name in module._buffers:
+                module._buffers[name] = value
+            elif value is ABSENT:
+                module.__dict__.pop(name, None)
+            else:
+                module.__dict__[name] = value
 
     def snapshots(self, program: StageProgram) -> dict[tuple[str, str], torch.Tensor]:
         """Copies of the buffers that a stage reads before it changes them."""
@@ -130,6 +163,7 @@ class PatchedForward:
         self.rewrite = rewrite
         self.original = original
         self._tables: list[_Table] | None = None
+        self._inside: list[weakref.ref[nn.Module]] | None = None
 
     @property
     def module(self) -> nn.Module:
@@ -166,7 +200,7 @@ class PatchedForward:
                 for path, m in self.module.named_modules(prefix=self.path)
                 if m._parameters or m._buffers
             ]
-        changed = {(path, name) for path, name, _ in program.buffers}
+        changed = {*program.touches, *((path, name) for path, name, _ in program.buffers)}
         found = [
             (p, p._version)
             for table in self._tables
@@ -180,6 +214,30 @@ class PatchedForward:
             if b is not None and (table.path, name) not in changed
         ]
         return [*found, *buffers]
+
+    def training(self) -> tuple[bool, ...]:
+        """The ``training`` flag of the module and of each module inside it."""
+        return tuple(m.training for m in self._modules())
+
+    @contextmanager
+    def as_training(self, flags: tuple[bool, ...]) -> Iterator[None]:
+        """Puts the flags back for a while: the user may have called ``eval()`` in between."""
+        found = self._modules()
+        now = [m.training for m in found]
+        try:
+            for m, flag in zip(found, flags, strict=True):
+                if m.training is not flag:
+                    m.training = flag
+            yield
+        finally:
+            for m, flag in zip(found, now, strict=True):
+                if m.training is not flag:
+                    m.training = flag
+
+    def _modules(self) -> list[nn.Module]:
+        if self._inside is None:
+            self._inside = [weakref.ref(m) for m in self.module.modules()]
+        return [m for ref in self._inside if (m := ref()) is not None]
 
     def name_of(self, tensor: torch.Tensor) -> str:
         """The name of a watched tensor, for messages."""

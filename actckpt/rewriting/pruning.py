@@ -12,18 +12,32 @@ from actckpt.regions import Placed, Replay, is_in_place, is_skippable, pruning_g
 from actckpt.signature import overload
 
 Meta = tuple[tuple[int, ...], tuple[int, ...], int, str, str]
+Window = tuple[tuple[int, ...], tuple[int, ...], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A kept tensor: (number of its save, -1), or (position of the captured operation, output).
+
+    ``window`` is how it lay on its storage when it was traced: under other strides (a batch in
+    channels-last order) its bytes mean something else.
+    """
+
+    key: tuple[int, int]
+    window: Window
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """One skipped operation: metadata of each output, and the kept tensor that it comes from.
+    """One skipped operation: shapes of its tensor arguments, metadata of each output.
 
-    ``sources[i]`` is (number of the kept save, -1), or (position of a captured operation, output),
-    or None for a placeholder whose values nobody reads.
+    ``sources[i]`` is the kept tensor that an output comes from, or None for a placeholder whose
+    values nobody reads.
     """
 
+    inputs: tuple[tuple[int, ...], ...]
     outputs: tuple[Meta, ...]
-    sources: tuple[tuple[int, int] | None, ...]
+    sources: tuple[Source | None, ...]
     single: bool
     in_place: bool
 
@@ -59,8 +73,8 @@ def pruning_of(
         actions=tuple(
             None if op in replay.needed else _skip(graph, op, sources) for op in replay.ops
         ),
-        captured=frozenset(position[c] for c in placed.captured if c in position),
-        reads=frozenset(number for number, output in sources.values() if output < 0),
+        captured=frozenset(s.key[0] for s in sources.values() if s.key[1] >= 0),
+        reads=frozenset(s.key[0] for s in sources.values() if s.key[1] < 0),
     )
 
 
@@ -70,26 +84,33 @@ def _first_shape(graph: Graph, op: Op) -> tuple[int, ...] | None:
 
 def _sources(
     graph: Graph, placed: Placed, replay: Replay, position: dict[int, int]
-) -> dict[int, tuple[int, int]]:
-    """Storage -> (number of the kept save, -1), or (position of the captured op, output)."""
-    found: dict[int, tuple[int, int]] = {}
+) -> dict[int, Source]:
+    """Storage -> the kept tensor that lies in it."""
+    found: dict[int, Source] = {}
+
+    def enter(key: tuple[int, int], value_id: int) -> None:
+        value = graph.values[value_id]
+        window = (value.shape, value.stride, value.offset)
+        found.setdefault(value.storage, Source(key, window))
+
     for number, save in enumerate(placed.saves):
         if save in placed.kept:
-            found.setdefault(graph.values[graph.saves[save].value].storage, (number, -1))
+            enter((number, -1), graph.saves[save].value)
     for op in placed.captured:
         if op in position:
             for n, value in enumerate(graph.ops[op].outputs):
-                found.setdefault(graph.values[value].storage, (position[op], n))
+                enter((position[op], n), value)
     return {s: source for s, source in found.items() if s in replay.cached}
 
 
-def _skip(graph: Graph, index: int, sources: dict[int, tuple[int, int]]) -> Skipped | None:
+def _skip(graph: Graph, index: int, sources: dict[int, Source]) -> Skipped | None:
     """How to skip an operation, or None if it must run."""
     if not is_skippable(graph, index):
         return None
     op = graph.ops[index]
     values = [graph.values[v] for v in op.outputs]
     return Skipped(
+        inputs=tuple(graph.values[v].shape for v in op.inputs),
         outputs=tuple((v.shape, v.stride, v.offset, v.dtype, v.device) for v in values),
         sources=tuple(sources.get(v.storage) for v in values),
         single=len(overload(op.name)._schema.returns) == 1,
@@ -101,3 +122,8 @@ def placeholder(meta: Meta) -> torch.Tensor:
     """A tensor of that shape, normally allocated, whose values nobody reads."""
     shape, stride, _, dtype, device = meta
     return torch.empty_strided(shape, stride, dtype=getattr(torch, dtype), device=device)
+
+
+def window(tensor: torch.Tensor) -> Window:
+    """How a tensor lies on its storage."""
+    return tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())

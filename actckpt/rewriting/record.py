@@ -45,8 +45,8 @@ class CallRecord:
     """One call of a stage, in a span."""
 
     __slots__ = (
-        "arguments", "autocast", "buffers", "calls", "grad", "patched", "program", "random",
-        "versions",
+        "arguments", "attributes", "autocast", "buffers", "calls", "grad", "patched", "program", "random",
+        "training", "versions",
     )  # fmt: skip
 
     def __init__(
@@ -68,6 +68,8 @@ class CallRecord:
             program.random or position in span.draws, program.generators, patched.device_type
         )
         self.versions = patched.watched(program)
+        self.training = patched.training()
+        self.attributes = patched.rewrite.attributes(program)
         self.buffers = patched.rewrite.snapshots(program)
         held: dict[int, Held | Linked] = {}
 
@@ -122,6 +124,7 @@ class CallRecord:
         """Lets go of every tensor."""
         self.arguments = None
         self.buffers = {}
+        self.attributes = {}
         self.random = None
 
 
@@ -143,6 +146,8 @@ def torch_states(device_type: str) -> dict[str, torch.Tensor]:
 
 def same_states(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor] | None) -> bool:
     """Whether torch's generators stand where they stood."""
+    if is_tracing():
+        return True  # fake tensors draw nothing
     return b is not None and all(torch.equal(state, b[name]) for name, state in a.items())
 
 

@@ -64,6 +64,7 @@ def _verify(node: Node, holders: list[Dropped]) -> None:
     if missing:
         raise node.error(f"{missing} of {len(holders)} saved tensors were not made again")
     for h in holders:
+        h.check()
         if h.hash is not None and h.tensor is not None:
             again = bits(h.tensor)
             if again is not None and not torch.equal(again, h.hash):
@@ -88,8 +89,11 @@ def _aside(node: Node) -> Iterator[None]:
         stack.callback(set_generator_states, states)
         for path, name in dict.fromkeys(t for c in calls for t in c.program.touches):
             module = node.rewrite.module(path)
-            had = name in module.__dict__
-            stack.callback(_restore_attribute, module, name, had, module.__dict__.get(name))
+            if name not in module._buffers:
+                had = name in module.__dict__
+                stack.callback(_restore_attribute, module, name, had, module.__dict__.get(name))
+            else:
+                stack.callback(module._buffers.__setitem__, name, module._buffers[name])
         for path, name, _ in dict.fromkeys(b for c in calls for b in c.program.buffers):
             table = node.rewrite.module(path)._buffers
             stack.callback(table.__setitem__, name, table[name])
@@ -113,7 +117,7 @@ class _Replay:
         self.remaining = len(waiting)
         self.number = 0
         self.mode = PruneMode(node) if prune else None
-        self.residents = set(node.residents)
+        self.residents = dict(node.residents)
         self.capturing: dict[int, Span] = {}
         children = ((key, ref()) for key, ref in node.children.items())
         self.uncaptured = {
@@ -158,14 +162,17 @@ class _Replay:
         self._check_versions(record)
         set_generator_states(record.random)
         self.calls = Counter(record.calls)
+        self.rewrite.put_attributes(record.attributes)
         for path, name, _ in record.program.buffers:
             table = self.rewrite.module(path)._buffers
             buffer = record.buffers.get((path, name), table[name])
             assert buffer is not None
             clone = table[name] = buffer.detach().clone()
-            self.residents.add(clone.untyped_storage()._cdata)
+            storage = clone.untyped_storage()
+            self.residents[storage._cdata] = storage
         args, kwargs = record.materialize(available)
         with ExitStack() as stack:
+            stack.enter_context(record.patched.as_training(record.training))
             stack.enter_context(torch.set_grad_enabled(record.grad))
             for context in autocast_contexts(record.autocast):
                 stack.enter_context(context)
@@ -185,7 +192,13 @@ class _Replay:
         }
 
     def _check_versions(self, record: CallRecord) -> None:
-        for t, version in record.versions:
+        now = record.patched.watched(record.program)
+        for (t, version), (found, _) in zip(record.versions, now, strict=True):
+            if found is not t:
+                raise self.node.error(
+                    f"{record.patched.name_of(found)} is another tensor than in the forward pass "
+                    "(torch.func.functional_call?)"
+                )
             if t._version != version:
                 name = record.patched.name_of(t)
                 raise RuntimeError(
@@ -214,7 +227,7 @@ class _Replay:
                 f"saved tensor {number} is {tuple(tensor.shape)} {tensor.dtype}, and was "
                 f"{tuple(holder.shape)} {holder.dtype}"
             )
-        holder.tensor = tensor.detach()
+        holder.fill(tensor)
         self.remaining -= 1
         if self.satisfied():
             raise _Stop

@@ -60,6 +60,7 @@ class Run:
                 if node.prunable and node.program.pruning and node.program.pruning.captured:
                     with CaptureMode(node, position):
                         out = patched.run(args, kwargs)
+                    node.guard_captured(list(tensors(out)))
                 else:
                     out = patched.run(args, kwargs)
         finally:

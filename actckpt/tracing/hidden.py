@@ -1,4 +1,4 @@
-"""Finds what a stage reads besides its arguments, parameters and buffers, and refuses the stage."""
+"""Refuses stages whose recomputation would find something else than their forward found."""
 
 from __future__ import annotations
 
@@ -10,12 +10,19 @@ from actckpt.graph import Category, Graph, Phase, Stage
 def hidden_state(graph: Graph) -> Graph:
     """The graph with a ``refusal`` on each stage whose recomputation would read foreign state.
 
-    A tensor that a stage reads, that was made outside of it, and that is no argument of it came
+    An argument that is changed in place after the call is gone by the time of the recomputation,
+    and autograd has no objection if it did not save it. A tensor that a stage reads, that was made outside of it, and that is no argument of it came
     through an attribute, a closure or a cache: by the time of the recomputation it may be another.
     Weights cast once by autocast are no such thing: a recomputation casts them again.
     """
     casts = _autocast_casts(graph)
-    stages = tuple(_checked(graph, i, s, casts) for i, s in enumerate(graph.stages))
+    last_write = {
+        sid: index
+        for index, op in enumerate(graph.ops[: graph.forward_end])
+        for sid in op.writes
+        if graph.storages[sid].category not in (Category.PARAMETER, Category.BUFFER)
+    }
+    stages = tuple(_checked(graph, s, casts, last_write) for s in graph.stages)
     return dataclasses.replace(graph, stages=stages)
 
 
@@ -30,10 +37,12 @@ def _autocast_casts(graph: Graph) -> set[int]:
     return casts
 
 
-def _checked(graph: Graph, index: int, stage: Stage, casts: set[int]) -> Stage:
+def _checked(graph: Graph, stage: Stage, casts: set[int], last_write: dict[int, int]) -> Stage:
     if stage.refusal or stage.parent < 0:
         return stage
     arguments = {i.storage for i in stage.inputs}
+    if any(last_write.get(sid, -1) >= stage.last for sid in arguments):
+        return dataclasses.replace(stage, refusal="has an argument that is changed in place later")
     for op in graph.ops[stage.first : stage.last]:
         for value in op.inputs:
             sid = graph.values[value].storage

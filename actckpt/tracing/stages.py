@@ -75,7 +75,7 @@ class StageRecorder:
         if opaque is not Opaque.NONE and opaque is not Opaque.CACHE:
             stage["refusal"] = f"takes {opaque}, which a recomputation could see changed"
         versions = [t._version for t in tensors((args, kwargs))]
-        before = dict(module.__dict__)
+        before, buffers = dict(module.__dict__), dict(module._buffers)
         generators = (random.getstate(), _numpy_state())
         self._stack.append(sid)
         try:
@@ -94,7 +94,7 @@ class StageRecorder:
             (path, name)
             for name in {**before, **module.__dict__}
             if name not in _TABLES and before.get(name) is not module.__dict__.get(name)
-        )
+        ) + tuple((path, name) for name, b in module._buffers.items() if buffers.get(name) is not b)
         after = (random.getstate(), _numpy_state())
         stage["generators"] = tuple(
             name

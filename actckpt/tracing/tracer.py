@@ -96,7 +96,8 @@ def _enter_residents(model: nn.Module, step: Step, recorder: Recorder) -> None:
                 p.grad = torch.empty_like(p)
             recorder.storage_id(p.grad, Category.GRADIENT, name, born=-1)
     for name, b in model.named_buffers():
-        recorder.storage_id(b, Category.BUFFER, name, born=-1)
+        if b.layout == torch.strided:
+            recorder.storage_id(b, Category.BUFFER, name, born=-1)
     for t in (*tensors(step.call), *tensors(step.target)):
         if t.layout == torch.strided:
             recorder.storage_id(t, Category.BATCH, born=-1)
@@ -109,9 +110,7 @@ def _run(model: nn.Module, step: Step, recorder: Recorder) -> bool:
     for name, p in model.named_parameters():
         if p.requires_grad:
             # the hook goes with the fake parameter
-            p.register_post_accumulate_grad_hook(
-                lambda p, name=name: recorder.settle(p.grad, name)
-            )
+            p.register_post_accumulate_grad_hook(lambda p, name=name: recorder.settle(p.grad, name))
     seen = run_step(model, step, enter)
     if step.optimizer is not None:
         # the first step creates the state, which a steady step finds resident: record the second
