@@ -111,10 +111,11 @@ def row_of(name: str) -> tuple[dict[str, str], Row]:
     torch.set_num_threads(1)
     case, size = CASES[name], SIZES[name]
     model = case.build()
-    config: Any = getattr(model, "config", None)
-    if config is not None:
-        # torch's function would fill the key-value cache a second time in the replay
-        config.use_cache = False
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if config is not None:
+            # torch's function would fill the key-value cache a second time in the replay
+            config.use_cache = False
     batch = repeated(case.batch(), size.batches)
     loss_fn = size.loss_fn if size.loss_fn is not None else case.loss_fn
     graph = actckpt.trace(model, batch, loss_fn=loss_fn)

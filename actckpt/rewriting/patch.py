@@ -257,6 +257,12 @@ class PatchedForward:
         return self._root(args, kwargs)
 
     def _root(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            raise PlanError(
+                "torch.func transforms do not go through a planned model: recomputation needs "
+                "autograd's saved-tensor hooks, which they do not have. Call actckpt.revert(model) "
+                "first"
+            )
         if self.rewrite.planner is not None:
             self.rewrite.planner.before_forward(args, kwargs)
         # planning may have put another plan, and so another patch, in place

@@ -45,8 +45,8 @@ class CallRecord:
     """One call of a stage, in a span."""
 
     __slots__ = (
-        "arguments", "attributes", "autocast", "buffers", "calls", "grad", "patched", "program", "random",
-        "training", "versions",
+        "arguments", "attributes", "autocast", "buffers", "calls", "grad", "patched", "program",
+        "random", "training", "versions",
     )  # fmt: skip
 
     def __init__(

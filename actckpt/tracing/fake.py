@@ -6,6 +6,7 @@ import copy
 import random
 import sys
 import threading
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -60,6 +61,9 @@ def faked(model: nn.Module, step: Step) -> Iterator[tuple[FakeWorld, Step]]:
     grads = [p.grad for p in parameters]
     with ExitStack() as stack:
         stack.enter_context(random_states())
+        # making a fake looks at .grad, about which torch warns where the real one has a graph
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor", UserWarning)
         stack.callback(_restore_grads, parameters, grads)
         for module, attributes, contents in dicts:
             stack.callback(_restore, module, attributes, contents)

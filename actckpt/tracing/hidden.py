@@ -11,9 +11,10 @@ def hidden_state(graph: Graph) -> Graph:
     """The graph with a ``refusal`` on each stage whose recomputation would read foreign state.
 
     An argument that is changed in place after the call is gone by the time of the recomputation,
-    and autograd has no objection if it did not save it. A tensor that a stage reads, that was made outside of it, and that is no argument of it came
-    through an attribute, a closure or a cache: by the time of the recomputation it may be another.
-    Weights cast once by autocast are no such thing: a recomputation casts them again.
+    and autograd has no objection if it did not save it. A tensor that a stage reads, that was made
+    outside of it, and that is no argument of it came through an attribute, a closure or a cache: by
+    the time of the recomputation it may be another. Weights cast once by autocast are no such
+    thing: a recomputation casts them again.
     """
     casts = _autocast_casts(graph)
     last_write = {

@@ -6,6 +6,7 @@ operation whose tensor arguments all have known values is run on them, too.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,7 +47,8 @@ def propagate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
     if not outputs or not all(is_small(o) for o in outputs):
         return
     known, real_args, real_kwargs = _real_arguments(args, kwargs)
-    if known:
+    # a generator of the user's own is real, and must not move
+    if known and not has_generator(args, kwargs):
         # devices do not matter for values: everything small is computed on the CPU
         if "device" in real_kwargs:
             real_kwargs["device"] = torch.device("cpu")
@@ -58,6 +60,11 @@ def propagate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
     else:
         for o in outputs:
             o.__dict__.pop(_ATTRIBUTE, None)
+
+
+def has_generator(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether an operation draws from a generator that it was given."""
+    return any(isinstance(a, torch.Generator) for a in (*args, *kwargs.values()))
 
 
 def scalar(fake: torch.Tensor) -> Any:

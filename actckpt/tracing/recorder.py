@@ -13,6 +13,7 @@ from actckpt.graph import Category, Op, Phase, Save, Storage, Value
 from actckpt.signature import encode
 from actckpt.tracing.fake import FakeWorld
 from actckpt.tracing.mode import StepMode, flat_outputs, flat_tensors
+from actckpt.tracing.real_values import has_generator
 
 
 def is_random(func: Any, args: Any, kwargs: Any) -> bool:
@@ -111,6 +112,10 @@ class Recorder(StepMode):
         self._watch(storage, sid)
         return sid
 
+    def known_storage(self, tensor: torch.Tensor) -> int:
+        """The id of a tensor's storage, or -1 if nothing was seen of it."""
+        return self._ids.get(tensor.untyped_storage()._cdata, -1)
+
     def _watch(self, storage: torch.UntypedStorage, sid: int) -> None:
         key = storage._cdata
 
@@ -164,9 +169,11 @@ class Recorder(StepMode):
             if node is not None:
                 owner = self._sequence.get(node._sequence_nr(), -1)
         elif node is not None:
-            self.refuse("its forward runs autograd")
+            self.refuse("runs autograd in its forward")
         else:
             self._sequence[torch._C._autograd._get_sequence_nr() - 1] = len(self.ops)
+        if has_generator(args, kwargs):
+            self.refuse("draws from a generator of its own")
         text = encode(name, args, kwargs)
         self.ops.append(
             Op(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import weakref
 from collections import Counter
@@ -32,9 +33,13 @@ class StageRecorder:
                 self._patch(path, module)
 
     def refuse(self, reason: str) -> None:
-        """No stage that is running now may be recomputed."""
+        """The innermost stage that is running may not be recomputed, nor what encloses it."""
+        where = self.stages[self._stack[-1]]["path"] if self._stack else ""
         for sid in self._stack:
-            self.stages[sid]["refusal"] = self.stages[sid]["refusal"] or reason
+            stage = self.stages[sid]
+            inner = sid == self._stack[-1]
+            found = reason if inner else f"contains {where}, which cannot be recomputed"
+            stage["refusal"] = stage["refusal"] or found
 
     def _patch(self, path: str, module: nn.Module) -> None:
         original = module.forward
@@ -66,7 +71,7 @@ class StageRecorder:
             "first_save": len(recorder.saves),
             "inputs": inputs,
             "outputs": (),
-            "refusal": "",
+            "refusal": _scripted(module),
             "mutates": (),
         }
         self.calls[path] += 1
@@ -76,6 +81,7 @@ class StageRecorder:
             stage["refusal"] = f"takes {opaque}, which a recomputation could see changed"
         versions = [t._version for t in tensors((args, kwargs))]
         before, buffers = dict(module.__dict__), dict(module._buffers)
+        containers = _containers(module)
         generators = (random.getstate(), _numpy_state())
         self._stack.append(sid)
         try:
@@ -95,6 +101,7 @@ class StageRecorder:
             for name in {**before, **module.__dict__}
             if name not in _TABLES and before.get(name) is not module.__dict__.get(name)
         ) + tuple((path, name) for name, b in module._buffers.items() if buffers.get(name) is not b)
+        self._check_attributes(stage, before, containers)
         after = (random.getstate(), _numpy_state())
         stage["generators"] = tuple(
             name
@@ -108,6 +115,29 @@ class StageRecorder:
         stage["last_save"] = len(recorder.saves)
         stage["outputs"] = self._outputs(sid, out)
         return out
+
+    def _check_attributes(
+        self, stage: dict[str, Any], before: dict[str, Any], containers: dict[str, tuple[Any, Any]]
+    ) -> None:
+        """Refuses what a recomputation would do to the module's plain attributes once more."""
+        reasons = [
+            f"changes the {type(now).__name__} {name}, which a recomputation would do again"
+            for name, (now, copied) in containers.items()
+            if not _same_items(now, copied)
+        ]
+        read = {v for op in self.recorder.ops[stage["first"] :] for v in op.inputs}
+        storages = {self.recorder.values[v].storage for v in read}
+        reasons += [
+            f"reads the tensor {name} and rebinds it; make it a buffer"
+            for _, name in stage["touches"]
+            if isinstance(old := before.get(name), torch.Tensor)
+            and old.layout == torch.strided
+            and self.recorder.known_storage(old) in storages
+        ]
+        if reasons:
+            self._stack.append(self.stages.index(stage))
+            self.refuse(reasons[0])
+            self._stack.pop()
 
     def _inputs(self, tree: Any) -> tuple[Input, ...]:
         found = []
@@ -141,6 +171,34 @@ def _numpy_state() -> str:
 
 
 _TABLES = {"_parameters", "_buffers", "_modules", "forward"}
+
+
+def _containers(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """The module's own lists, dicts and sets, each with a shallow copy."""
+    return {
+        name: (value, copy.copy(value))
+        for name, value in module.__dict__.items()
+        if isinstance(value, (list, dict, set)) and name not in _TABLES
+    }
+
+
+def _same_items(now: Any, before: Any) -> bool:
+    """Whether a container holds the same objects (tensors are not compared by value)."""
+    if len(now) != len(before):
+        return False
+    if isinstance(now, dict):
+        return all(k in before and v is before[k] for k, v in now.items())
+    if isinstance(now, set):
+        return bool(now == before)
+    return all(a is b for a, b in zip(now, before, strict=True))
+
+
+def _scripted(module: nn.Module) -> str:
+    """Why a module that runs TorchScript is not recomputed: its executor saves what it likes."""
+    for path, inner in module.named_modules():
+        if isinstance(inner, torch.jit.ScriptModule):
+            return f"contains a ScriptModule ({path or 'itself'}), which saves what it likes"
+    return ""
 
 
 def _note(error: BaseException, where: str) -> None:
