@@ -6,18 +6,21 @@ import copy
 import gc
 import statistics
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from actckpt.graph import Category
-from actckpt.profiler.census import resident_bytes
+from actckpt.profiler.census import resident_bytes, storages, tensors
 from actckpt.profiler.meter import AllocatorMeter
 from actckpt.reporting.measurement import Measurement
 from actckpt.tracing.fake import random_states
+from actckpt.tracing.mode import flat_outputs, flat_tensors
 from actckpt.tracing.step import Step, find_loss, run_step
 from actckpt.tracing.tracer import model_device
 
@@ -34,8 +37,9 @@ def measure_step(model: nn.Module, step: Step, steps: int) -> Measurement:
     device = torch.device(model_device(model))
     with _put_back(model, step.optimizer):
         _clear(model, step)
-        loss = _one(model, step)  # warm-up: optimizer state, kernels, the first step's checks
-        meter, split, added = _metered(model, step, device)
+        with _Foreign(device) as foreign:
+            loss = _one(model, step)  # warm-up: optimizer state, kernels, the first step's checks
+        meter, split, added = _metered(model, step, device, foreign)
         times = []
         for _ in range(steps):
             _clear(model, step)
@@ -79,14 +83,49 @@ def _clear(model: nn.Module, step: Step) -> None:
             p.grad = None
 
 
+class _Foreign(TorchDispatchMode):
+    """Notes the tensors of a step that nothing in it made: residents, and what a loss closes over.
+
+    They exist beside what is known to be resident, and count as long as they do.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.device = device
+        self._made: set[int] = set()
+        self._found: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        for t in flat_tensors((*args, *kwargs.values())):
+            for storage in storages(t):
+                if storage._cdata not in self._made and t.device == self.device:
+                    self._found[storage._cdata] = weakref.ref(storage)
+        out = func(*args, **kwargs)
+        self._made.update(s._cdata for t in flat_outputs(out) for s in storages(t))
+        return out
+
+    def bytes_beside(self, residents: Iterable[torch.Tensor]) -> int:
+        """Bytes of what was noted and still exists, without ``residents``."""
+        known = {s._cdata for t in residents for s in storages(t)}
+        alive = {key: ref() for key, ref in self._found.items() if key not in known}
+        return sum(s.nbytes() for s in alive.values() if s is not None)
+
+
 def _metered(
-    model: nn.Module, step: Step, device: torch.device
+    model: nn.Module, step: Step, device: torch.device, foreign: _Foreign
 ) -> tuple[AllocatorMeter, dict[Category, int], int]:
     """The meter, the split at the peak, and the peak above residents and arrived gradients."""
     _clear(model, step)
     gc.collect()
     batch = (step.call.args, step.call.kwargs, step.target)
     residents = resident_bytes(model, step.optimizer, batch)
+    state = list(step.optimizer.state.values()) if step.optimizer is not None else []
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    known = tensors([*model.parameters(), *model.buffers(), *grads, state, batch])
+    residents[Category.CONSTANT] = foreign.bytes_beside(known)
     meter = AllocatorMeter(device)
     arrived = [0]  # bytes of gradients that are there after each mark
 

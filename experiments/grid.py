@@ -98,6 +98,7 @@ class Subject:
         return self.measured[plan]
 
     def _measure(self) -> actckpt.Measurement:
+        torch.manual_seed(0)
         with autocast(self.case):
             return actckpt.measure(
                 self.model,
@@ -122,9 +123,10 @@ def _cells(task: Task, subject: Subject) -> Iterator[Row]:
         least = _smallest(subject, task.policy, scope)
         budgets |= {SMALLEST: least, BELOW: math.floor(least * 0.98)}
         asked: dict[float | str, Row] = {}
-        for at in (SMALLEST, BELOW, *task.percents):
+        order: tuple[float | str, ...] = (SMALLEST, BELOW, *task.percents)
+        for at in order:
             budget = budgets[at]
-            row = {
+            row: Row = {
                 "model": task.model,
                 "policy": task.policy,
                 "scope": scope,

@@ -260,7 +260,8 @@ def test_a_batch_in_another_memory_order() -> None:
             self.conv = nn.Conv2d(3, 3, 3, padding=1)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return (self.conv(x) + 1.0).exp().sin()
+            result: torch.Tensor = (self.conv(x) + 1.0).exp().sin()
+            return result
 
     from tests.exact import enforce, region, saving
 

@@ -288,7 +288,8 @@ def test_a_tensor_attribute_that_is_read_and_rebound() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             y = self.linear(x) + self.state
             self.state = y.detach().mean(0)
-            return y.exp().sin()
+            result: torch.Tensor = y.exp().sin()
+            return result
 
     def make() -> nn.Module:
         return Chain(Residual(), Moves(), Residual())

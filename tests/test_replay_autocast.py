@@ -82,15 +82,16 @@ class Islands(nn.Module):
             y = self.b(y.float()).exp()
         with torch.autocast("cpu", torch.float16):
             y = self.c(y)
-        return y.float().sigmoid()
+        result: torch.Tensor = y.float().sigmoid()
+        return result
 
 
 def shared() -> nn.Module:
     """One linear layer in several blocks: cast in one region, used in the next."""
     model = Chain(Residual(p=0.1), Residual(p=0.1), Thrice())
     weight = model.blocks[0].get_parameter("linear.weight")
-    model.blocks[1].linear.weight = weight
-    model.blocks[2].linear.weight = weight
+    for path in ("blocks.1.linear", "blocks.2.linear"):
+        model.get_submodule(path).register_parameter("weight", weight)
     return model
 
 

@@ -157,7 +157,8 @@ class Detaches(nn.Module):
         with torch.no_grad():
             c = self.blocks[2](b)
         d: torch.Tensor = self.blocks[3](b + c)
-        return d + a
+        result: torch.Tensor = d + a
+        return result
 
 
 @pytest.mark.parametrize("wanted", [PLANS["each"], PLANS["root"], PLANS["descend"]])
@@ -179,7 +180,8 @@ class EnablesGrad(nn.Module):
             scale = self.linear(x).exp()
             with torch.enable_grad():
                 y = self.linear(x).tanh()
-        return y * scale
+        result: torch.Tensor = y * scale
+        return result
 
 
 def test_gradients_switched_inside_a_stage() -> None:
@@ -238,7 +240,7 @@ def test_tensor_and_gradient_hooks_of_the_user(wanted: Plan) -> None:
     def hooked(model: nn.Module, call: Call) -> Any:
         seen: list[torch.Tensor] = []
         handles = [
-            p.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))  # type: ignore[union-attr]
+            p.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))
             for p in model.parameters()
         ]
         inner = []
@@ -251,7 +253,7 @@ def test_tensor_and_gradient_hooks_of_the_user(wanted: Plan) -> None:
         block = model.get_submodule("blocks.1")
         handles.append(block.register_forward_hook(keep))
         handles.append(
-            block.register_full_backward_hook(lambda m, gi, go: seen.append(go[0].clone()))  # type: ignore[func-returns-value, arg-type]
+            block.register_full_backward_hook(lambda m, gi, go: seen.append(next(iter(go)).clone()))
         )
         output = model(*call.args)
         output.retain_grad()

@@ -94,7 +94,8 @@ def spectral_new() -> nn.Module:
 
 
 def weight_norm() -> nn.Module:
-    return nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH))
+    model: nn.Module = nn.utils.parametrizations.weight_norm(nn.Linear(WIDTH, WIDTH))
+    return model
 
 
 @plans
@@ -126,7 +127,8 @@ class ReadsThenWrites(nn.Module):
         calls += 1
         y = y.exp() / (1 + calls)
         mean.lerp_(y.detach().mean(0), 0.1)
-        return y.tanh()
+        result: torch.Tensor = y.tanh()
+        return result
 
 
 class Reassigns(nn.Module):
@@ -135,12 +137,14 @@ class Reassigns(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(WIDTH, WIDTH)
+        self.mean: torch.Tensor
         self.register_buffer("mean", torch.zeros(WIDTH))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.linear(x) - self.mean
         self.mean = 0.9 * self.mean + 0.1 * y.detach().mean(0)
-        return (y.exp() * self.mean).tanh()
+        result: torch.Tensor = (y.exp() * self.mean).tanh()
+        return result
 
 
 class Counts(nn.Module):
@@ -246,8 +250,9 @@ def test_buffers_that_are_constants() -> None:
             self.plain = torch.linspace(0, 1, WIDTH)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y = self.linear(x * self.mask).exp()[:, self.get_buffer("index")]
-            return y * self.plain + x
+            y = self.linear(x * self.get_buffer("mask")).exp()[:, self.get_buffer("index")]
+            result: torch.Tensor = y * self.plain + x
+            return result
 
     for wanted in PLANS.values():
         if wanted is not PLANS["norms alone"] and wanted is not PLANS["descend"]:
@@ -268,7 +273,10 @@ def test_sparse_arguments_and_buffers() -> None:
             self.register_buffer("adjacency", (torch.eye(5) * 2).to_sparse())
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.sparse.mm(self.get_buffer("adjacency"), self.linear(x).tanh()).exp()
+            result: torch.Tensor = torch.sparse.mm(
+                self.get_buffer("adjacency"), self.linear(x).tanh()
+            ).exp()
+            return result
 
     def make() -> nn.Module:
         return Chain(Residual(), Graph(), Residual())

@@ -210,7 +210,8 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out, weights = self.attention(x, x, x)
-        return out + weights.mean()
+        result: torch.Tensor = out + weights.mean()
+        return result
 
 
 def sequences() -> torch.Tensor:

@@ -58,8 +58,9 @@ class _Effect:
 
     Attributes:
         dropped: saves that autograd no longer holds.
-        holds: (storage, operation before which the region lets go of it).
+        holds: (storage, operation before which the region lets go of it, having been recomputed).
         extra: (start, stop, bytes) of what recomputations leave behind.
+        handed: the same of what a region inside is handed, and lets go of like ``holds``.
         seconds: of each region of the tree, in walking order.
         dropped_bytes: in the same order.
     """
@@ -67,6 +68,7 @@ class _Effect:
     dropped: np.ndarray
     holds: tuple[tuple[int, int], ...]
     extra: tuple[tuple[int, int, int], ...]
+    handed: tuple[tuple[int, int, int], ...]
     events: tuple[_Event, ...]
     seconds: tuple[float, ...]
     dropped_bytes: tuple[int, ...]
@@ -155,9 +157,14 @@ class Pricer:
             saved[effect.dropped] = False
         kept = self.stored[saved[self.stored]]
         np.maximum.at(end, np.array(self.save_storage, dtype=np.int64)[kept], self.released[kept])
-        for effect in effects:
-            for sid, until in effect.holds:
-                end[sid] = max(end[sid], until)
+        holds = [hold for effect in effects for hold in effect.holds]
+        for sid, until in holds:
+            end[sid] = max(end[sid], until)
+        # what goes at the end of a recomputation is there during it
+        during = np.zeros(self.count + 1, dtype=np.int64)
+        for sid, until in set(holds):
+            if end[sid] == until:
+                during[until] += self.bytes[sid]
         starts, stops = np.maximum(self.born, 0), np.clip(end, 0, self.count)
         level = np.zeros(self.count + 1, dtype=np.int64)
         np.add.at(level, starts, self.bytes)
@@ -166,14 +173,18 @@ class Pricer:
         alive = (self.born >= 0) & (stops > starts)
         np.add.at(begun, starts[alive], self.bytes[alive])
         for effect in effects:
-            for start, stop, size in effect.extra:
+            for start, stop, size in effect.handed:
+                if stop > start:
+                    during[min(stop, self.count)] += size
+            for start, stop, size in (*effect.extra, *effect.handed):
                 if stop > start:
                     level[start] += size
                     level[min(stop, self.count)] -= size
                     begun[start] += size
         level = np.cumsum(level)
         events = [event for effect in effects for event in effect.events]
-        timeline = self._merge(level[: self.count] + self.workspace, level, begun, events)
+        before = level - begun + during
+        timeline = self._merge(level[: self.count] + self.workspace, before, events)
         return Estimate(
             peak_bytes=int(timeline.max(initial=0)),
             added_bytes=int((timeline - self.free[: self.count]).max(initial=0)),
@@ -188,12 +199,14 @@ class Pricer:
             trees = self._forest(place(self.graph, Plan("", (region,))))
             dropped, holds = self._kept(trees)
             extra: list[tuple[int, int, int]] = []
+            handed: list[tuple[int, int, int]] = []
             events: list[_Event] = []
-            seconds = self._replay_all(trees, extra, events)
+            seconds = self._replay_all(trees, extra, handed, events)
             found = self._effects[region] = _Effect(
                 dropped=np.array(sorted(dropped), dtype=np.int64),
                 holds=tuple(holds.items()),
                 extra=tuple(extra),
+                handed=tuple(handed),
                 events=tuple(events),
                 seconds=tuple(seconds),
                 dropped_bytes=tuple(self._dropped_bytes(t) for t in trees),
@@ -249,10 +262,10 @@ class Pricer:
             )
             held: list[tuple[int, int]] = []
             if tree.parent is None:
-                held.extend((sid, tree.last_use + 1) for sid in inputs)
+                held.extend((sid, tree.last_use) for sid in inputs)
             if pruning_gain_s(self.graph, tree.placed, tree.replay, self.profile) > 0:
                 # a pruned replay reads what was kept
-                held.extend((sid, tree.first_use + 1) for sid in tree.replay.cached)
+                held.extend((sid, tree.first_use) for sid in tree.replay.cached)
             for sid, until in held:
                 holds[sid] = max(holds.get(sid, 0), until)
         return dropped, holds
@@ -260,7 +273,11 @@ class Pricer:
     # ---- what the backward pass recomputes
 
     def _replay_all(
-        self, trees: list[_Tree], extra: list[tuple[int, int, int]], events: list[_Event]
+        self,
+        trees: list[_Tree],
+        extra: list[tuple[int, int, int]],
+        handed: list[tuple[int, int, int]],
+        events: list[_Event],
     ) -> list[float]:
         seconds = {id(t): 0.0 for t in trees}
         for tree in sorted((t for t in trees if t.first_use >= 0), key=lambda t: t.first_use):
@@ -270,7 +287,7 @@ class Pricer:
             while not path[-1].ready and path[-1].parent is not None:
                 path.append(path[-1].parent)
             for node in reversed(path):
-                seconds[id(node)] += self._replay(node, tree.first_use, extra, events)
+                seconds[id(node)] += self._replay(node, tree.first_use, extra, handed, events)
         for tree in trees:
             if tree.parent is None and tree.last_use >= 0 and self.graph.device == "cpu":
                 first = self.graph.stages[tree.placed.stages[0]].first
@@ -279,7 +296,12 @@ class Pricer:
         return [seconds[id(t)] for t in trees]
 
     def _replay(
-        self, tree: _Tree, at: int, extra: list[tuple[int, int, int]], events: list[_Event]
+        self,
+        tree: _Tree,
+        at: int,
+        extra: list[tuple[int, int, int]],
+        handed: list[tuple[int, int, int]],
+        events: list[_Event],
     ) -> float:
         """Recomputes one region before operation ``at``; returns its seconds."""
         stays = 0
@@ -302,10 +324,13 @@ class Pricer:
             spanned = child.placed.stages[0] in tree.placed.stages
             stop = max(stop, stages[child.placed.stages[0 if spanned else -1]].first)
             for sid in child.placed.inputs:
-                if self.born[sid] >= self._begin(tree):
+                # what the region itself was handed is there already
+                if self.born[sid] >= self._begin(tree) and sid not in inputs:
                     # until the region has come back, and as long as it is saved in it, too
-                    until = max(child.last_use + 1, self._released(child, sid))
-                    extra.append((at, until, int(self.bytes[sid])))
+                    released = self._released(child, sid)
+                    until = max(child.last_use, released)
+                    kept = extra if released > child.last_use else handed
+                    kept.append((at, until, int(self.bytes[sid])))
                     stays += int(self.bytes[sid])
         for sid, released in fills.items():
             extra.append((at, released, int(self.bytes[sid])))
@@ -317,44 +342,51 @@ class Pricer:
             for i in range(self.graph.stages[stage].first, min(self.graph.stages[stage].last, stop))
         ]
         gain_s = pruning_gain_s(self.graph, tree.placed, tree.replay, self.profile)
-        # a pruned replay returns what was kept instead of making it again
-        cached = tree.replay.cached if gain_s > 0 else frozenset()
-        events.append(_Event(at, self._inner_peak(ops, set(fills), cached), stays))
+        pruned = tree.replay if gain_s > 0 else None
+        events.append(_Event(at, self._inner_peak(ops, set(fills), pruned), stays))
         time_s = float(self.time_s[ops].sum()) + self.profile.region_s
         time_s += self.profile.save_s * len(fills)
         return time_s - max(0.0, gain_s)
 
-    def _inner_peak(self, ops: list[int], fills: set[int], cached: frozenset[int]) -> int:
-        """Highest level inside a recomputation, counting only what it allocates itself."""
+    def _inner_peak(self, ops: list[int], fills: set[int], pruned: Replay | None) -> int:
+        """Highest level inside a recomputation, counting only what it allocates itself.
+
+        A pruned one returns what was kept instead of making it again, and placeholders from what
+        it skips.
+        """
         level = peak = 0
         dying: list[tuple[int, int]] = []  # heap of (operation before which it goes, bytes)
         for i in ops:
             while dying and dying[0][0] <= i:
                 level -= heapq.heappop(dying)[1]
             for sid in self.by_birth.get(i, ()):
-                if sid in cached:
+                if pruned is not None and sid in pruned.cached:
                     continue
                 size = int(self.bytes[sid])
                 level += size
                 if sid not in fills:
                     heapq.heappush(dying, (int(self.died[sid]), size))
-            peak = max(peak, level + int(self.workspace[i]))
+            runs = pruned is None or i in pruned.needed
+            peak = max(peak, level + (int(self.workspace[i]) if runs else 0))
         return peak
 
     def _merge(
         self,
         timeline: np.ndarray,
-        level: np.ndarray,
-        begun: np.ndarray,
+        before: np.ndarray,
         events: list[_Event],
     ) -> np.ndarray:
-        """The timeline with each recomputation at the operation before which it happens."""
+        """The timeline with each recomputation at the operation before which it happens.
+
+        Args:
+            before: level before each operation, without what recomputations there make.
+        """
         timeline = timeline.copy()
         settled: dict[int, int] = {}
         for event in events:
             if event.at >= self.count:
                 continue
-            before = int(level[event.at] - begun[event.at]) + settled.get(event.at, 0)
-            timeline[event.at] = max(timeline[event.at], before + event.peak_bytes)
+            level = int(before[event.at]) + settled.get(event.at, 0)
+            timeline[event.at] = max(timeline[event.at], level + event.peak_bytes)
             settled[event.at] = settled.get(event.at, 0) + event.stays_bytes
         return timeline

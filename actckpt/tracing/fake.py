@@ -119,6 +119,8 @@ def _restore_grads(parameters: list[nn.Parameter], grads: list[torch.Tensor | No
 
 
 def _swap(module: nn.Module, world: FakeWorld) -> None:
+    if isinstance(module, torch.jit.ScriptModule):
+        return  # its tables are C++'s, and its weights are made fake on sight
     for table in (module._parameters, module._buffers):
         for name, tensor in table.items():
             if tensor is not None:

@@ -1,0 +1,145 @@
+"""Drawn at random: chains of blocks of every kind under region trees of every shape."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from actckpt.graph import Graph
+from actckpt.plan import Plan, Region, SavedOp
+from tests.exact import assert_exact, region
+from tests.models.blocks import WIDTH, Chain, Residual, rows
+
+
+class InPlace(nn.Module):
+    """A product, an activation and a dropout in place, a view changed in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.linear(x)
+        y[:, ::2].mul_(0.5)
+        y = nn.functional.leaky_relu(y, 0.1, inplace=True)
+        return y.flatten().view_as(x) + x
+
+
+class Statistics(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.norm = nn.BatchNorm1d(WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.norm(self.linear(x)).tanh()
+        return out
+
+
+class Noise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(x).sin() * torch.rand_like(x)
+        return nn.functional.dropout(y.exp(), 0.2) * torch.rand(())
+
+
+class Twice(nn.Module):
+    """Calls one layer twice, and hands its input through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Residual(p=0.1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.inner(self.inner(x)).sigmoid()
+        return out
+
+
+class Frozen(Residual):
+    def __init__(self) -> None:
+        super().__init__(p=0.1)
+        self.requires_grad_(False)
+
+
+KINDS: tuple[Callable[[], nn.Module], ...] = (
+    Residual, lambda: Residual(p=0.3), InPlace, Statistics, Noise, Twice, Frozen, nn.Tanh,
+    nn.Identity, lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.SiLU()),
+)  # fmt: skip
+INNER = {2: ("linear",), 3: ("linear", "norm"), 4: ("linear",), 5: ("inner",), 9: ("0", "1")}
+
+
+@st.composite
+def forests(
+    draw: st.DrawFn, first: int, last: int, kinds: tuple[int, ...], depth: int
+) -> list[Region]:
+    """Disjoint regions over the blocks from ``first`` to ``last``, some with regions inside."""
+    found: list[Region] = []
+    at = first
+    while at <= last:
+        if draw(st.integers(0, 3)) == 0:
+            at += 1
+            continue
+        end = draw(st.integers(at, last))
+        inside: list[Region] = []
+        if depth and draw(st.booleans()):
+            if end > at:
+                inside = draw(forests(at, end, kinds, depth - 1))
+            elif kinds[at] in INNER:
+                name = draw(st.sampled_from(INNER[kinds[at]]))
+                inside = [region(f"blocks.{at}.{name}")]
+        found.append(region(f"blocks.{at}", f"blocks.{end}", *inside))
+        at = end + 1
+    return found
+
+
+def with_saved(graph: Graph, wanted: Region, chosen: frozenset[int]) -> Region:
+    """``wanted`` with some of the operations saved in each of its innermost regions."""
+    if wanted.regions:
+        inner = tuple(with_saved(graph, r, chosen) for r in wanted.regions)
+        return Region(wanted.first, wanted.last, inner)
+    ids = graph.stage_ids
+    first, last = graph.stages[ids[wanted.first]].first, graph.stages[ids[wanted.last]].last
+    seen: Counter[tuple[int, str]] = Counter()
+    saved = []
+    for n, op in enumerate(graph.ops[first:last]):
+        nth = seen[(op.stage, op.name)]
+        seen[(op.stage, op.name)] += 1
+        owner = graph.stages[op.stage]
+        if n in chosen and owner.path:
+            saved.append(SavedOp(owner.path, owner.call, op.name, nth))
+    return Region(wanted.first, wanted.last, (), tuple(saved))
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(st.data())
+def test_random_chains_under_random_plans(data: st.DataObject) -> None:
+    kinds = tuple(data.draw(st.lists(st.integers(0, len(KINDS) - 1), min_size=2, max_size=6)))
+    trees = data.draw(forests(0, len(kinds) - 1, kinds, 3))
+    if data.draw(st.booleans()):
+        # children of the root's own region: descend and span in one
+        trees = [region("", None, *trees)]
+    chosen = data.draw(st.frozensets(st.integers(0, 25), max_size=8))
+    prune = data.draw(st.booleans())
+
+    def make() -> nn.Module:
+        model = Chain(*(KINDS[k]() for k in kinds), nn.Linear(WIDTH, WIDTH))
+        return model
+
+    def wanted(graph: Graph) -> Plan:
+        return Plan("drawn", tuple(with_saved(graph, r, chosen) for r in trees))
+
+    assert_exact(make, rows, wanted, prune=prune, steps=2, must_replay=False)
