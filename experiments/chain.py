@@ -218,9 +218,9 @@ def table(rows: list[Row], depths: list[int]) -> str:
 
 LOOKS = {
     "untouched": (UNTOUCHED, "-", "D"),
-    "torch each block": (TORCH, "--", "s"),
-    "torch sequential": (TORCH, "--", "o"),
-    "torch nested": (TORCH, "--", "^"),
+    "torch each block": (TORCH, "-", "s"),
+    "torch sequential": (TORCH, "-", "o"),
+    "torch nested": (TORCH, "-", "^"),
     "full": (OURS, "-", "s"),
     "sqrt": (OURS, "-", "o"),
     "log": (OURS, "-", "^"),
@@ -242,23 +242,25 @@ def draw(rows: list[Row], depths: list[int]) -> Figure:
             color=color,
             linestyle=line,
             marker=marker,
-            markersize=5.5,
-            linewidth=1.5,
+            # torch's lines wide and pale, to be seen beneath ours where they are the same
+            markersize=10 if arm in DRIVES else 5.5,
+            linewidth=5 if arm in DRIVES else 1.5,
+            alpha=0.4 if arm in DRIVES else 1.0,
             markeredgecolor="white",
-            markeredgewidth=0.8,
-            zorder=3 if color == OURS else 2,
+            markeredgewidth=0.0 if arm in DRIVES else 0.8,
+            zorder=2 if arm in DRIVES else 3,
         )
     ends = {arm: next(r["units"] for r in reversed(rows) if r["arm"] == arm) for arm in LOOKS}
     for arm, height in _apart(ends).items():
         name = arm if arm in DRIVES or arm == "untouched" else f"actckpt {arm}"
         axes.annotate(
             f"{name}  {ends[arm]:.0f}",
-            (depths[-1] * 1.07, height),
+            (depths[-1] * 1.1, height),
             va="center",
             fontsize=8,
             color=LOOKS[arm][0],
         )
-    axes.set_xlim(depths[0] * 0.9, depths[-1] * 2.9)
+    axes.set_xlim(depths[0] * 0.9, depths[-1] * 2.5)
     axes.set_xticks(depths, [str(n) for n in depths])
     ticks = [8, 16, 32, 64, 128, 256, 512, 1024]
     axes.set_yticks(ticks, [str(t) for t in ticks])

@@ -283,7 +283,7 @@ def _shown(found: dict[str, float]) -> str:
 LOOKS = {
     "untouched": (UNTOUCHED, "D", UNTOUCHED),
     "torch": (TORCH, "s", TORCH),
-    "full": (OURS, "o", "white"),
+    "full": (OURS, "o", "none"),
     "auto": (OURS, "o", OURS),
 }
 
@@ -301,7 +301,10 @@ def draw(rows: list[Row]) -> Figure:
         bare_axes(axes)
         whole = row["peak_bytes"]["untouched"]
         torchs = 100 * row["peak_bytes"]["torch"] / whole
+        # what torch needs of both: ours are to lie in the lower left corner
         axes.axvline(torchs, color=TORCH, linewidth=0.9, linestyle=":", zorder=1)
+        slower = row["over_untouched"]["torch"]["median"]
+        axes.axhline(slower, color=TORCH, linewidth=0.9, linestyle=":", zorder=1)
         for arm, (color, marker, face) in LOOKS.items():
             over = row["over_untouched"][arm]
             axes.errorbar(
@@ -313,7 +316,7 @@ def draw(rows: list[Row]) -> Figure:
                 ],
                 color=color,
                 marker=marker,
-                markersize=6,
+                markersize=6 if arm != "full" else 7.5,
                 markerfacecolor=face,
                 markeredgecolor=color,
                 elinewidth=1,

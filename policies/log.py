@@ -5,6 +5,7 @@ from __future__ import annotations
 from actckpt.graph import Graph
 from actckpt.plan import Plan, Region
 from actckpt.policies.blocks import blocks, chains, region
+from actckpt.policies.last_region import spare_last_region
 from actckpt.profile import Profile
 
 
@@ -20,7 +21,7 @@ def log(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
     regions: list[Region] = []
     for chain in chains(graph, blocks(graph)):
         regions.extend(halves(graph, chain))
-    return Plan("log", tuple(regions))
+    return spare_last_region(graph, profile, Plan("log", tuple(regions)))
 
 
 def halves(graph: Graph, chain: tuple[int, ...]) -> list[Region]:

@@ -8,6 +8,7 @@ from itertools import pairwise
 from actckpt.graph import Graph
 from actckpt.plan import Plan, Region
 from actckpt.policies.blocks import blocks, chains, region
+from actckpt.policies.last_region import spare_last_region
 from actckpt.profile import Profile
 
 
@@ -23,7 +24,7 @@ def sqrt(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
     regions: list[Region] = []
     for chain in chains(graph, blocks(graph)):
         regions.extend(segments(graph, chain, round(math.sqrt(len(chain)))))
-    return Plan("sqrt", tuple(regions))
+    return spare_last_region(graph, profile, Plan("sqrt", tuple(regions)))
 
 
 def segments(graph: Graph, chain: tuple[int, ...], count: int) -> list[Region]:

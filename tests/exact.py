@@ -30,7 +30,7 @@ Make = Callable[[], nn.Module]
 Body = Callable[[nn.Module, Call], Any]
 MakePlan = Callable[[Graph], Plan]
 Context = Callable[[], AbstractContextManager[Any]]
-STEPS = 3
+STEPS = 2
 
 
 # Plans by hand

@@ -119,7 +119,7 @@ def with_saved(graph: Graph, wanted: Region, chosen: frozenset[int]) -> Region:
 
 
 @settings(
-    max_examples=60,
+    max_examples=50,
     deadline=None,
     derandomize=True,
     database=None,
