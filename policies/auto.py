@@ -20,6 +20,9 @@ from actckpt.profile import Profile
 
 logger = logging.getLogger("actckpt")
 
+# predictions are not better than that: of two such plans the one with fewer regions is faster
+_TIE = 0.01
+
 
 def auto(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
     """The fastest plan, as priced, that stays within the budget.
@@ -35,7 +38,7 @@ def auto(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
     untouched = Plan("none")
     if budget_bytes is None or pricer.estimate(untouched).peak_bytes <= budget_bytes:
         return dataclasses.replace(untouched, policy="auto")
-    best: tuple[float, int, Plan] | None = None
+    fitting: list[tuple[float, int, int, Plan]] = []
     smallest: tuple[int, float, Plan] | None = None
     for plan, for_any_budget in _candidates(graph, profile, pricer, budget_bytes):
         price = _priced(pricer, plan)
@@ -44,11 +47,10 @@ def auto(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
         # the smallest for one budget must be the smallest for every other
         if for_any_budget and (smallest is None or (price.peak_bytes, price.time_s) < smallest[:2]):
             smallest = (price.peak_bytes, price.time_s, plan)
-        if price.peak_bytes <= budget_bytes and (
-            best is None or (price.time_s, price.peak_bytes) < best[:2]
-        ):
-            best = (price.time_s, price.peak_bytes, plan)
-    if best is None:
+        if price.peak_bytes <= budget_bytes:
+            regions = sum(1 for _ in plan.walk())
+            fitting.append((price.time_s, regions, price.peak_bytes, plan))
+    if not fitting:
         found, _, plan = smallest or (pricer.estimate(untouched).peak_bytes, 0.0, untouched)
         raise BudgetError(
             f"no plan within {budget_bytes} bytes: the smallest peak found is {found}",
@@ -56,7 +58,9 @@ def auto(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
             smallest_bytes=found,
             smallest_plan=dataclasses.replace(plan, policy="auto"),
         )
-    return dataclasses.replace(best[2], policy="auto")
+    within = min(f[0] for f in fitting) * (1 + _TIE)
+    best = min((f for f in fitting if f[0] <= within), key=lambda f: (f[1], f[0], f[2]))
+    return dataclasses.replace(best[3], policy="auto")
 
 
 def _priced(pricer: Pricer, plan: Plan) -> Estimate | None:

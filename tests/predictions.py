@@ -29,7 +29,7 @@ from actckpt.tracing.call import Call, tensors
 from actckpt.tracing.mode import SKIPPED, flat_outputs, flat_tensors
 from actckpt.tracing.step import Step, run_step
 from actckpt.tracing.tracer import trace_step
-from tests.suite import CASES, Case, adamw, trainable
+from tests.suite import CASES, Case, MakeOptimizer, adamw, trainable
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +56,11 @@ def autocast(case: Case) -> torch.autocast:
 
 
 @cache
-def prepared(name: str) -> Prepared:
-    """Traced and profiled once per process."""
+def prepared(name: str, make_optimizer: MakeOptimizer | None = None) -> Prepared:
+    """Traced and profiled once per process, with the case's own optimizer unless one is given."""
     case = CASES[name]
     model = case.build()
-    optimizer = (case.optimizer or adamw)(trainable(model))
+    optimizer = (make_optimizer or case.optimizer or adamw)(trainable(model))
     step = case_step(case, case.batch(), optimizer)
     with autocast(case):
         graph = trace_step(model, step)
@@ -147,10 +147,10 @@ def live_storages(
 ) -> Iterator[LiveMeter]:
     """Meters real storages from here on; what is resident is entered first."""
     with LiveMeter("cpu") as live:
-        for t in model.parameters():
-            live.register(t, Category.PARAMETER)
-            if t.grad is not None:
-                live.register(t.grad, Category.GRADIENT)
+        for p in model.parameters():
+            live.register(p, Category.PARAMETER)
+            if p.grad is not None:
+                live.register(p.grad, Category.GRADIENT)
         for t in model.buffers():
             live.register(t, Category.BUFFER)
         for t in tensors(list(optimizer.state.values()) if optimizer is not None else ()):
