@@ -11,7 +11,7 @@ help:
 	@echo "make test     lint, types and tests"
 	@echo "make lint     ruff and mypy"
 	@echo "make grid     every model x policy x budget, measured (slow)"
-	@echo "make figures  the README's figures"
+	@echo "make figures  the README's tables and plots (slow)"
 
 setup: $(STAMP)
 
@@ -36,7 +36,9 @@ grid: setup
 	$(BIN)/python -m experiments.grid
 
 figures: setup
-	$(BIN)/python -m experiments.figures
+	$(BIN)/python -m experiments.chain
+	$(BIN)/python -m experiments.versus_checkpoint
+	$(BIN)/python -m experiments.plan_time
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

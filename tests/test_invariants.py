@@ -78,7 +78,9 @@ class Observed:
 def digest(tensor: torch.Tensor) -> str:
     """Stands for every bit of a tensor."""
     flat = tensor.detach().contiguous().flatten()
-    return hashlib.sha256(flat.view(torch.uint8).numpy()).hexdigest() + str(tuple(tensor.shape))
+    return hashlib.sha256(flat.view(torch.uint8).numpy().tobytes()).hexdigest() + str(
+        tuple(tensor.shape)
+    )
 
 
 def observe(case: Case, program: Program | None) -> Observed:

@@ -309,3 +309,40 @@ def test_a_forward_in_another_grad_mode_runs_untouched() -> None:
     with torch.inference_mode():
         model(rows())
     model.blocks[1](rows()).sum().backward()  # type: ignore[index, operator]
+
+
+def test_hooks_on_modules_inside_a_stage_fire_again_and_on_the_stage_itself_once() -> None:
+    """Documented: a recomputation calls the modules inside a stage, hooks and all."""
+    model = chain(2)()
+    enforce(model, rows(), plan("blocks.0"))
+    fired: list[str] = []
+    for path in ("blocks.0", "blocks.0.norm", "blocks.1.norm"):
+        hook = fired.append
+        model.get_submodule(path).register_forward_hook(
+            lambda m, a, o, path=path, hook=hook: hook(path)
+        )
+    scalar_loss(model(rows())).backward()
+    assert fired.count("blocks.0") == fired.count("blocks.1.norm") == 1
+    assert fired.count("blocks.0.norm") == 2
+
+
+class Tagged(torch.Tensor):
+    """A tensor subclass that survives operations and carries no state of its own."""
+
+
+def test_tensor_subclasses() -> None:
+    def batch() -> torch.Tensor:
+        return rows().as_subclass(Tagged)
+
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scale = 2.0 if type(x) is Tagged else 1.0
+            out: torch.Tensor = (self.linear(x) * scale).tanh().exp()
+            return out
+
+    for wanted in (plan("blocks.0", "blocks.1"), plan(halves("blocks", 0, 1))):
+        assert_exact(lambda: Chain(Asks(), Asks()), batch, wanted)

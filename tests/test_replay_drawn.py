@@ -131,7 +131,7 @@ def test_a_region_around_a_region_inside_its_stage_is_not_pruned() -> None:
 # shrinking replays hundreds of training steps: the drawn example is small enough to read
 @settings(
     phases=[Phase.explicit, Phase.generate],
-    max_examples=50,
+    max_examples=40,
     deadline=None,
     derandomize=True,
     database=None,

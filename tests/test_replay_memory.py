@@ -123,11 +123,11 @@ def test_a_planned_step_holds_less(wanted: Plan) -> None:
 def test_a_tree_holds_less_than_a_span_and_a_span_than_the_blocks() -> None:
     peaks = {}
     for name in ("each", "span", "tree"):
-        model = chain(64)()
+        model = chain(32)()
         wanted = {
-            "each": plan(*(f"blocks.{i}" for i in range(64))),
-            "span": plan(*(region(f"blocks.{8 * i}", f"blocks.{8 * i + 7}") for i in range(8))),
-            "tree": plan(halves("blocks", 0, 31), halves("blocks", 32, 63)),
+            "each": plan(*(f"blocks.{i}" for i in range(32))),
+            "span": plan(*(region(f"blocks.{8 * i}", f"blocks.{8 * i + 7}") for i in range(4))),
+            "tree": plan(halves("blocks", 0, 15), halves("blocks", 16, 31)),
         }[name]
         enforce(model, wide(), wanted, check=False)
         peaks[name] = step_levels(model)[4]

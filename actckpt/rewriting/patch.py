@@ -46,6 +46,7 @@ class Rewrite:
         self._warned = False
         self._modules: dict[str, Any] = {}
         self._device_type: str | None = None
+        self._contents: list[dict[str, Any]] | None = None
 
     @property
     def device_type(self) -> str:
@@ -73,11 +74,14 @@ class Rewrite:
 
         They are held, so that no activation gets the address of a buffer that was replaced.
         """
-        root = self.root()
-        if root is None or not self.program.regions:
+        if not self.program.regions:
             return {}
-        found = (*root.parameters(), *root.buffers())
-        storages = (t.untyped_storage() for t in found if t.layout == torch.strided)
+        if self._contents is None:
+            root = self.root()
+            found = () if root is None else root.modules()
+            self._contents = [t for m in found for t in (m._parameters, m._buffers) if t]
+        tensors = (t for table in self._contents for t in table.values() if t is not None)
+        storages = (t.untyped_storage() for t in tensors if t.layout == torch.strided)
         return {s._cdata: s for s in storages}
 
     def attributes(self, program: StageProgram) -> dict[tuple[str, str], Any]:

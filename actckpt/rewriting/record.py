@@ -46,7 +46,7 @@ class CallRecord:
 
     __slots__ = (
         "arguments", "attributes", "autocast", "buffers", "calls", "grad", "patched", "program",
-        "random", "training", "versions",
+        "random", "subclasses", "training", "versions",
     )  # fmt: skip
 
     def __init__(
@@ -69,6 +69,8 @@ class CallRecord:
         )
         self.versions = patched.watched(program)
         self.training = patched.training()
+        # the backward of a tensor subclass runs without it, and a replay must not
+        self.subclasses = torch._C._is_torch_function_enabled()
         self.attributes = patched.rewrite.attributes(program)
         self.buffers = patched.rewrite.snapshots(program)
         held: dict[int, Held | Linked] = {}

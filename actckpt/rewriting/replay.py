@@ -170,8 +170,10 @@ class _Replay:
             clone = table[name] = buffer.detach().clone()
             storage = clone.untyped_storage()
             self.residents[storage._cdata] = storage
-        args, kwargs = record.materialize(available)
         with ExitStack() as stack:
+            if record.subclasses:
+                stack.enter_context(torch._C._EnableTorchFunction())
+            args, kwargs = record.materialize(available)
             stack.enter_context(record.patched.as_training(record.training))
             stack.enter_context(torch.set_grad_enabled(record.grad))
             for context in autocast_contexts(record.autocast):
@@ -184,12 +186,12 @@ class _Replay:
                 raise
             except Exception as error:
                 raise self.node.error(f"{type(error).__name__}: {error}") from error
-        last_use = self.node.span.last_use
-        return {
-            (position, leaf): t.detach()
-            for leaf, t in enumerate(tensors(out))
-            if last_use.get((position, leaf), -1) > position
-        }
+            last_use = self.node.span.last_use
+            return {
+                (position, leaf): t.detach()
+                for leaf, t in enumerate(tensors(out))
+                if last_use.get((position, leaf), -1) > position
+            }
 
     def _check_versions(self, record: CallRecord) -> None:
         now = record.patched.watched(record.program)
