@@ -9,6 +9,7 @@ from actckpt.graph import Graph
 from actckpt.plan import Plan, Region, SavedOp
 from actckpt.policies.blocks import blocks
 from actckpt.profile import Profile
+from actckpt.regions import place
 
 EXPENSIVE = (
     "aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten._scaled_mm", "aten._grouped_mm",
@@ -38,7 +39,9 @@ class Selective:
 
     def __call__(self, graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
         """Each block a region, its saved operations listed."""
-        return Plan("selective", tuple(self._region(graph, stage) for stage in blocks(graph)))
+        regions = (self._region(graph, stage) for stage in blocks(graph))
+        # a region that saves all of its results would only hold its input
+        return Plan("selective", tuple(r for r in regions if drops_something(graph, r)))
 
     def _region(self, graph: Graph, stage: int) -> Region:
         s = graph.stages[stage]
@@ -47,6 +50,12 @@ class Selective:
 
     def _is_saved(self, name: str) -> bool:
         return name in self.saved or name.rpartition(".")[0] in self.saved
+
+
+def drops_something(graph: Graph, region: Region) -> bool:
+    """Whether anything that autograd saves in a region is recomputed."""
+    (placed,) = place(graph, Plan("", (region,)))
+    return bool(placed.dropped)
 
 
 def saved_ops(graph: Graph, first: int, last: int, chosen: frozenset[int]) -> tuple[SavedOp, ...]:

@@ -77,7 +77,8 @@ def build_profile(
         with _bar(len(missing), progress) as advance:
             for start in range(0, len(missing), _CHUNK):
                 fresh = _measure(missing[start : start + _CHUNK], machine, here, place, advance)
-                store.put(fresh)
+                # estimates are made anew: what cannot be measured today may be tomorrow
+                store.put({s: c for s, c in fresh.items() if c.source == "measured"})
                 known.update(fresh)
             calmer = _again({s: known[s] for s in missing}, machine, here, place)
             store.put(calmer)

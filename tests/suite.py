@@ -74,6 +74,7 @@ def step(
                 loss = loss / case.micro_steps
         loss.backward()
         total = total + loss.detach()
+        del output, loss  # the next micro-step begins without them
     if case.clip:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     if optimizer is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -94,6 +95,17 @@ class Node:
         self.drops = False
         if parent is not None:
             parent.children[(program.index, key)] = weakref.ref(self)
+
+    def packer(self) -> Callable[[torch.Tensor], Any]:
+        """The pack hook of this region. Autograd keeps it, which must not keep the region."""
+        node = weakref.ref(self)
+
+        def pack(tensor: torch.Tensor) -> Any:
+            found = node()
+            assert found is not None  # it is open: the run holds it
+            return found.pack(tensor)
+
+        return pack
 
     def pack(self, tensor: torch.Tensor) -> Any:
         """Hook: autograd saves ``tensor`` under this region."""

@@ -56,7 +56,7 @@ class Run:
         before = torch_states(patched.device_type)
         self.stack.append(node)
         try:
-            with saved_tensors_hooks(node.pack, unpack):
+            with saved_tensors_hooks(node.packer(), unpack):
                 if node.prunable and node.program.pruning and node.program.pruning.captured:
                     with CaptureMode(node, position):
                         out = patched.run(args, kwargs)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from actckpt.errors import TraceError
 from actckpt.graph import Category, Op, Phase, Save, Storage, Value
@@ -207,6 +208,10 @@ class Recorder(StepMode):
         """Hook: autograd saves ``tensor``."""
         self.paused = True
         try:
+            # autograd may save a real tensor that the operation itself met as a fake
+            if not isinstance(tensor, FakeTensor):
+                tensor = self.world.fake(tensor)
+                self.constant(tensor)
             value = self.value_id(tensor)
         finally:
             self.paused = False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,17 @@ def find_loss(output: Any, step: Step) -> torch.Tensor | None:
     return loss
 
 
+@contextmanager
+def outside_autocast(device_type: str) -> Iterator[None]:
+    """Where a user's backward runs, though the step may have been given inside autocast.
+
+    Leaving autocast drops its casts of the weights, which backward would otherwise find resident.
+    """
+    torch.clear_autocast_cache()
+    with torch.autocast(device_type, enabled=False):
+        yield
+
+
 def run_step(
     model: nn.Module,
     step: Step,
@@ -77,7 +89,8 @@ def run_step(
     loss = find_loss(output, step) if loss_of is None else loss_of(output)
     if loss is not None:
         enter(Phase.BACKWARD)
-        loss.backward()
+        with outside_autocast(loss.device.type):
+            loss.backward()
         return True
     roots = [t for t in tensors(output) if t.requires_grad]
     if not roots:
@@ -87,5 +100,6 @@ def run_step(
         )
     seeds = [torch.ones_like(t) for t in roots]
     enter(Phase.BACKWARD)
-    torch.autograd.backward(roots, seeds)
+    with outside_autocast(roots[0].device.type):
+        torch.autograd.backward(roots, seeds)
     return False
