@@ -14,7 +14,7 @@ import torch
 from actckpt.errors import PlanError
 from actckpt.graph import Graph
 from actckpt.profile import Cost, Profile
-from actckpt.profiler import build
+from actckpt.profiler import build, roofline
 from actckpt.profiler.arguments import input_bytes, rebuild
 from actckpt.profiler.build import build_profile
 from actckpt.profiler.roofline import MACHINES, estimate
@@ -160,7 +160,7 @@ def test_estimates_what_is_too_large_without_allocating(cache: Path) -> None:
 
 
 def test_second_time_comes_from_the_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = _graph(_MM, _OTHER, _CONV)
+    graph = _graph(_MM, _CONV)
     first = build_profile(graph, cache_dir=cache)
 
     def refuse(*_: Any, **__: Any) -> None:
@@ -169,6 +169,21 @@ def test_second_time_comes_from_the_cache(cache: Path, monkeypatch: pytest.Monke
     for name in ("time_op", "workspaces", "calibrate", "estimate"):
         monkeypatch.setattr(build, name, refuse)
     assert build_profile(graph, cache_dir=cache) == first
+
+
+def test_an_estimate_is_not_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = _graph(_OTHER)
+    assert build_profile(graph, cache_dir=cache).costs[0].source == "roofline"
+    asked: list[str] = []
+    estimated = roofline.estimate
+
+    def watched(signature: str, machine: Any) -> Cost:
+        asked.append(signature)
+        return estimated(signature, machine)
+
+    monkeypatch.setattr(build, "estimate", watched)
+    build_profile(graph, cache_dir=cache)
+    assert asked == [_OTHER]
 
 
 @pytest.mark.parametrize("garbage", [b"not a database at all" * 100, b"SQLite format 3\0" + b"x"])
