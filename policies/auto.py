@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from actckpt.errors import BudgetError, PlanError
 from actckpt.graph import Graph
 from actckpt.plan import Plan, Region
 from actckpt.policies.blocks import blocks, chains, opened, region
 from actckpt.policies.full import full
-from actckpt.policies.knapsack import Knapsack
 from actckpt.policies.log import halves, log
+from actckpt.policies.packing import Packing
 from actckpt.policies.selective import Selective
 from actckpt.policies.sqrt import segments, sqrt
-from actckpt.pricing.simulate import Estimate, Pricer
+from actckpt.pricing.simulate import Pricer
 from actckpt.profile import Profile
 
 logger = logging.getLogger("actckpt")
@@ -28,8 +29,7 @@ def auto(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
     """The fastest plan, as priced, that stays within the budget.
 
     Heuristic: the best of the named policies, of chains cut into equal segments or halves with a
-    tail left alone, and of a knapsack over blocks and the results saved inside them (HiGHS), at
-    two depths of the module tree.
+    tail left alone, and of a packing of regions of every size (`Packing`).
 
     Raises:
         BudgetError: none of them fits; ``smallest_bytes`` is the lowest peak among them.
@@ -38,56 +38,68 @@ def auto(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
     untouched = Plan("none")
     if budget_bytes is None or pricer.estimate(untouched).peak_bytes <= budget_bytes:
         return dataclasses.replace(untouched, policy="auto")
-    fitting: list[tuple[float, int, int, Plan]] = []
-    smallest: tuple[int, float, Plan] | None = None
-    for plan, for_any_budget in _candidates(graph, profile, pricer, budget_bytes):
-        price = _priced(pricer, plan)
-        if price is None:
-            continue
-        # the smallest for one budget must be the smallest for every other
-        if for_any_budget and (smallest is None or (price.peak_bytes, price.time_s) < smallest[:2]):
-            smallest = (price.peak_bytes, price.time_s, plan)
-        if price.peak_bytes <= budget_bytes:
-            regions = sum(1 for _ in plan.walk())
-            fitting.append((price.time_s, regions, price.peak_bytes, plan))
+    packing = Packing(graph, profile, pricer)
+    priced = _priced(pricer, _simple(graph, profile))
+    fastest = packing.least_time(budget_bytes)
+    fitting = [c for c in priced if c.peak_bytes <= budget_bytes]
+    if fastest is not None:
+        fitting.extend(_priced(pricer, (fastest,)))
     if not fitting:
-        found, _, plan = smallest or (pricer.estimate(untouched).peak_bytes, 0.0, untouched)
-        raise BudgetError(
-            f"no plan within {budget_bytes} bytes: the smallest peak found is {found}",
-            budget_bytes=budget_bytes,
-            smallest_bytes=found,
-            smallest_plan=dataclasses.replace(plan, policy="auto"),
-        )
-    within = min(f[0] for f in fitting) * (1 + _TIE)
-    best = min((f for f in fitting if f[0] <= within), key=lambda f: (f[1], f[0], f[2]))
-    return dataclasses.replace(best[3], policy="auto")
+        # the smallest for one budget is the smallest for every other: none of these knows it
+        found = _priced(pricer, (packing.least_memory(), untouched))
+        smallest = min((*priced, *found), key=lambda c: (c.peak_bytes, c.time_s))
+        if smallest.peak_bytes > budget_bytes:
+            raise BudgetError(
+                f"no plan within {budget_bytes} bytes: the smallest peak found is "
+                f"{smallest.peak_bytes}",
+                budget_bytes=budget_bytes,
+                smallest_bytes=smallest.peak_bytes,
+                smallest_plan=dataclasses.replace(smallest.plan, policy="auto"),
+            )
+        fitting = [smallest]
+    within = min(c.time_s for c in fitting) * (1 + _TIE)
+    best = min(
+        (c for c in fitting if c.time_s <= within),
+        key=lambda c: (c.regions, c.time_s, c.peak_bytes),
+    )
+    return dataclasses.replace(best.plan, policy="auto")
 
 
-def _priced(pricer: Pricer, plan: Plan) -> Estimate | None:
-    try:
-        return pricer.estimate(plan)
-    except PlanError as error:
-        # a shape that this model's stages do not allow is no candidate
-        logger.debug("auto: %s", error)
-        return None
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    plan: Plan
+    peak_bytes: int
+    time_s: float
+
+    @property
+    def regions(self) -> int:
+        return sum(1 for _ in self.plan.walk())
 
 
-def _candidates(
-    graph: Graph, profile: Profile, pricer: Pricer, budget_bytes: int
-) -> Iterator[tuple[Plan, bool]]:
-    """Plans to choose from, and whether each would be one under any other budget, too."""
+def _priced(pricer: Pricer, plans: Iterable[Plan | None]) -> list[_Candidate]:
+    found = []
+    for plan in plans:
+        if plan is None:
+            continue
+        try:
+            price = pricer.estimate(plan)
+        except PlanError as error:
+            # a shape that this model's stages do not allow is no candidate
+            logger.debug("auto: %s", error)
+            continue
+        found.append(_Candidate(plan, price.peak_bytes, price.time_s))
+    return found
+
+
+def _simple(graph: Graph, profile: Profile) -> Iterator[Plan]:
+    """The named policies' plans, uniform ones, and every block nested all the way down."""
     coarse = blocks(graph)
     fine = _finer(graph, coarse)
     for policy in (full, sqrt, log, Selective()):
-        yield policy(graph, profile, None), True
+        yield policy(graph, profile, None)
     for level in dict.fromkeys((coarse, fine)):
-        knapsack = Knapsack(graph, profile, pricer, level)
-        plan = knapsack.least_time(budget_bytes)
-        if plan is not None:
-            yield plan, False
-        yield knapsack.least_memory(), True
-        yield from ((plan, True) for plan in _uniform(graph, level))
-    yield Plan("", tuple(_nested(graph, b) for b in coarse)), True
+        yield from _uniform(graph, level)
+    yield Plan("", tuple(_nested(graph, b) for b in coarse))
 
 
 def _finer(graph: Graph, coarse: tuple[int, ...]) -> tuple[int, ...]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from actckpt.graph import Graph
 from actckpt.plan import Plan, Region
-from actckpt.policies.blocks import opened, region
+from actckpt.policies.blocks import chains, opened, region
 from actckpt.policies.selective import saved_ops
 from actckpt.profile import Profile
 from actckpt.regions import place, replay_of
 
 SHARES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
+LENGTHS = (2, 3, 4, 6, 8, 12, 16)
+SHORT = 8
 
 
 def options(graph: Graph, profile: Profile, stage: int) -> tuple[Region, ...]:
@@ -39,6 +43,24 @@ def options(graph: Graph, profile: Profile, stage: int) -> tuple[Region, ...]:
     if inner:
         found.append(Region(whole.first, whole.last, inner))
     return tuple(found)
+
+
+def spans(
+    graph: Graph, stages: tuple[int, ...], longest: int
+) -> Iterator[tuple[tuple[int, ...], Region]]:
+    """Regions of several linked stages, nothing saved inside, with the stages that each takes.
+
+    In a short chain they begin everywhere, in a long one of n at multiples of their length: n log n
+    of them instead of n squared.
+    """
+    for chain in chains(graph, stages):
+        for length in LENGTHS:
+            if length > min(longest, len(chain)):
+                break
+            step = 1 if len(chain) <= SHORT else length
+            for start in range(0, len(chain) - length + 1, step):
+                taken = chain[start : start + length]
+                yield taken, region(graph, taken[0], taken[-1])
 
 
 def _ranked(graph: Graph, profile: Profile, whole: Region) -> list[tuple[int, float, int]]:

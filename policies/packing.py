@@ -1,0 +1,162 @@
+"""Chooses disjoint regions: least time, with memory at every instant as the constraint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+from actckpt.errors import PlanError
+from actckpt.graph import Graph
+from actckpt.plan import Plan, Region
+from actckpt.policies.blocks import blocks, opened
+from actckpt.policies.options import options, spans
+from actckpt.pricing.simulate import Pricer
+from actckpt.profile import Profile
+
+_ROUNDS = 40
+# nodes, not seconds: the same question must have the same answer on a busy machine
+_NODE_LIMIT = 500
+_GAP = 5e-3
+_CLOSE = 5e-3
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """One region: the calls that it takes, what it adds to the step's time and to each instant."""
+
+    covers: frozenset[int]
+    region: Region
+    time_s: float
+    delta: np.ndarray
+
+
+class Packing:
+    """Regions of every size, each taking some calls; no call is taken twice.
+
+    A block may be taken as a whole, with others, call by call, or left alone, whatever its
+    neighbours do. The memory of a step is the untouched timeline plus what each chosen region
+    changes: exact up to storages that several regions hold and recomputations at the same instant.
+    Instants enter the program as they turn out to bind.
+    """
+
+    def __init__(self, graph: Graph, profile: Profile, pricer: Pricer) -> None:
+        self.pricer = pricer
+        base = pricer.estimate(Plan("none"))
+        self.base = base.timeline
+        self.base_time_s = base.time_s
+        self.choices: list[_Choice] = []
+        coarse = blocks(graph)
+        calls = {b: opened(graph, b) or (b,) for b in coarse}
+        for b in coarse:
+            inner = calls[b]
+            candidates = [(frozenset(inner), r) for r in options(graph, profile, b)]
+            for call in inner:
+                if call != b:
+                    mine = frozenset({call})
+                    candidates += [(mine, r) for r in options(graph, profile, call)]
+            candidates += [(frozenset(of), r) for of, r in spans(graph, inner, len(inner) - 1)]
+            self._add(candidates)
+        self._add(
+            [
+                (frozenset(c for b in of for c in calls.get(b, ())), r)
+                for of, r in spans(graph, coarse, len(coarse))
+            ]
+        )
+        taken = sorted({c for choice in self.choices for c in choice.covers})
+        self.rows_of = {call: row for row, call in enumerate(taken)}
+
+    def _add(self, candidates: list[tuple[frozenset[int], Region]]) -> None:
+        priced = []
+        for covers, region in candidates:
+            try:
+                price = self.pricer.estimate(Plan("", (region,)))
+            except PlanError:
+                continue
+            delta = price.timeline - self.base
+            priced.append(_Choice(covers, region, price.time_s - self.base_time_s, delta))
+        self.choices.extend(_undominated(priced))
+
+    def least_time(self, budget_bytes: int) -> Plan | None:
+        """The fastest choice that fits, or None if none was found."""
+        return self._solve(budget_bytes, self._binding(self.base, budget_bytes, []))
+
+    def least_memory(self) -> Plan | None:
+        """A choice of the smallest peak, found by bisection to half a per cent."""
+        instants: list[int] = []
+        best = None
+        below, peak = 0, int(self.base.max(initial=0))
+        while peak - below > _CLOSE * peak:
+            asked = (below + peak) // 2
+            plan = self._solve(asked, instants)
+            if plan is None:
+                below = asked
+            else:
+                best, peak = plan, self.pricer.estimate(plan).peak_bytes
+        return best
+
+    def _solve(self, budget_bytes: int, instants: list[int]) -> Plan | None:
+        """Adds to ``instants`` until those decide it."""
+        if not self.choices:
+            return None
+        for _ in range(_ROUNDS):
+            picked = self._program(instants, budget_bytes)
+            if picked is None:
+                return None
+            plan = Plan("auto", tuple(c.region for c in picked))
+            price = self.pricer.estimate(plan)
+            if price.peak_bytes <= budget_bytes:
+                return plan
+            fresh = self._binding(price.timeline, budget_bytes, instants)
+            if not fresh:
+                return None
+            instants.extend(fresh)
+        return None
+
+    @staticmethod
+    def _binding(levels: np.ndarray, budget_bytes: int, known: list[int]) -> list[int]:
+        """The highest instants above the budget that are not known yet, far apart."""
+        window = max(1, len(levels) // 64)
+        found: list[int] = []
+        for start in range(0, len(levels), window):
+            at = start + int(np.argmax(levels[start : start + window]))
+            if levels[at] > budget_bytes and at not in known:
+                found.append(at)
+        return found
+
+    def _program(self, instants: list[int], budget_bytes: int) -> list[_Choice] | None:
+        """The integer program over some instants: at most one choice per call, all within."""
+        n = len(self.choices)
+        scale = float(self.base.max()) or 1.0
+        at = np.array(instants, dtype=np.int64)
+        deltas = np.array([c.delta[at] for c in self.choices], dtype=float).T / scale
+        time_s = np.array([c.time_s for c in self.choices])
+        unit_s = max(float(np.abs(time_s).max()), 1e-12)
+        once = np.zeros((len(self.rows_of), n))
+        for j, c in enumerate(self.choices):
+            once[[self.rows_of[call] for call in c.covers], j] = 1.0
+        constraints = [LinearConstraint(once, -np.inf, 1.0)]
+        if instants:
+            room = (budget_bytes - self.base[at]) / scale
+            constraints.append(LinearConstraint(deltas, -np.inf, room))
+        result = milp(
+            time_s / unit_s,
+            constraints=constraints,
+            integrality=np.ones(n),
+            bounds=Bounds(0.0, 1.0),
+            options={"node_limit": _NODE_LIMIT, "mip_rel_gap": _GAP},
+        )
+        if result.x is None:
+            return None
+        picked = [c for j, c in enumerate(self.choices) if result.x[j] > 0.5]
+        return sorted(picked, key=lambda c: min(c.covers))
+
+
+def _undominated(choices: list[_Choice]) -> list[_Choice]:
+    """Without those for which another one takes no other calls, is as fast and nowhere higher."""
+    kept: list[_Choice] = []
+    for c in sorted(choices, key=lambda c: (c.time_s, len(c.covers))):
+        if not any(k.covers <= c.covers and (k.delta <= c.delta).all() for k in kept):
+            kept.append(c)
+    return kept
