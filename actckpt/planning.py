@@ -11,7 +11,7 @@ from torch import nn
 
 from actckpt.dry_run import DryRun, dry_run
 from actckpt.errors import BudgetError, PlanError
-from actckpt.graph import Category, Graph
+from actckpt.graph import Category, Graph, Storage
 from actckpt.plan import Plan
 from actckpt.policies import POLICIES, Policy
 from actckpt.pricing.price import Price
@@ -92,14 +92,19 @@ def choose_plan(
 
 
 def without_residents(graph: Graph) -> Graph:
-    """The graph in which only activations weigh anything: what ``scope="activations"`` bounds."""
-    return dataclasses.replace(
-        graph,
-        storages=tuple(
-            dataclasses.replace(s, bytes=0) if s.born < 0 or s.category is Category.GRADIENT else s
-            for s in graph.storages
-        ),
-    )
+    """The graph in which only activations weigh anything: what ``scope="activations"`` bounds.
+
+    A gradient is one until it has become a parameter's ``.grad``.
+    """
+
+    def weighed(s: Storage) -> Storage:
+        if s.born < 0:
+            return dataclasses.replace(s, bytes=0)
+        if s.category is Category.GRADIENT and s.settled >= 0:
+            return dataclasses.replace(s, died=min(s.died, s.settled))
+        return s
+
+    return dataclasses.replace(graph, storages=tuple(weighed(s) for s in graph.storages))
 
 
 class _Search:
@@ -129,21 +134,24 @@ class _Search:
         if aim is None:
             return self._dry(self._ask(None))
         tried: dict[Plan, Planned] = {}
+        view = Pricer(self.view, self.profile)
         asked = aim
         for _ in range(_ATTEMPTS):
             try:
                 plan = self._ask(asked)
             except BudgetError as error:
                 return self._smallest(error, aim)
-            if plan in tried:
+            predicted = view.estimate(plan).peak_bytes
+            if plan in tried and predicted > asked:
                 # a policy of one plan: asking for less changes nothing
                 raise self._too_small(tried[plan])
-            planned = tried[plan] = self._dry(plan)
+            planned = tried.get(plan) or self._dry(plan)
+            tried[plan] = planned
             over = self.peak_bytes(planned) - aim
             if over <= 0:
                 return planned
             logger.debug("plan is %d bytes over its aim in the dry run; replanning", over)
-            asked -= over + aim // 1000
+            asked = min(asked - over - aim // 1000, predicted - 1)
         raise self._too_small(min(tried.values(), key=self.peak_bytes))
 
     def peak_bytes(self, planned: Planned) -> int:

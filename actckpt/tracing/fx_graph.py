@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import fx
 
 from actckpt.graph import Graph, Op, Phase
-from actckpt.signature import overload
+from actckpt.signature import decode, overload
 
 
 def fx_graph(graph: Graph) -> fx.Graph:
@@ -60,13 +59,10 @@ class _Builder:
             self.nodes[value] = node
 
     def _operation(self, op: Op) -> None:
-        name, args, kwargs = json.loads(self.graph.signatures[op.signature])
         inputs = iter([self.nodes[v] for v in op.inputs])
-        node = self.fx.call_function(
-            overload(name),
-            tuple(_argument(a, inputs) for a in args),
-            {k: _argument(a, inputs) for k, a in kwargs.items()},
-        )
+        signature = self.graph.signatures[op.signature]
+        target, args, kwargs = decode(signature, lambda *_: next(inputs))
+        node = self.fx.call_function(target, tuple(args), kwargs)
         stage = self.graph.stages[op.stage] if op.stage >= 0 else None
         node.meta |= {
             "stage": stage.path if stage is not None else "",
@@ -123,18 +119,3 @@ def _tensors(results: Any) -> Iterator[torch.Tensor]:
             yield r
         elif isinstance(r, (list, tuple)):
             yield from _tensors(r)
-
-
-def _argument(x: Any, inputs: Iterator[fx.Node]) -> Any:
-    """An argument of a signature, its tensors taken from ``inputs`` in order."""
-    if isinstance(x, list):
-        return [_argument(i, inputs) for i in x]
-    if isinstance(x, dict):
-        if "t" in x:
-            return next(inputs)
-        if "torch" in x:
-            return getattr(torch, x["torch"])
-        if "device" in x:
-            return torch.device(x["device"])
-        return None
-    return x
