@@ -157,7 +157,6 @@ def test_policy_decides_the_same_again(name: str, which: str) -> None:
 @each_plan
 def test_price_agrees_with_dry_run(name: str, which: str) -> None:
     plan = plan_of(name, which)
-    # 2 %, but for regions four deep (lora at its smallest: 2.1 %)
     assert plan.price.peak_bytes == pytest.approx(plan.dry.peak_bytes, rel=0.02)
     assert plan.price.added_bytes == pytest.approx(plan.dry.added_bytes, rel=0.02)
 

@@ -242,6 +242,12 @@ class Pricer:
         first = (c for c in tree.children if storage in c.placed.inputs)
         return max([own, *(self._released(c, storage) for c in first)])
 
+    def _state_bytes(self, tree: _Tree) -> int:
+        """Bytes of the random state that a region keeps to draw the same again."""
+        stages = (self.graph.stages[sid] for sid in tree.placed.stages)
+        random = any(op.random for s in stages for op in self.graph.ops[s.first : s.last])
+        return GENERATOR_STATE_BYTES if random and self.graph.device == "cpu" else 0
+
     def _dropped_bytes(self, tree: _Tree) -> int:
         return int(sum(self.bytes[s] for s in {self.save_storage[k] for k in tree.placed.dropped}))
 
@@ -289,10 +295,10 @@ class Pricer:
             for node in reversed(path):
                 seconds[id(node)] += self._replay(node, tree.first_use, extra, handed, events)
         for tree in trees:
-            if tree.parent is None and tree.last_use >= 0 and self.graph.device == "cpu":
+            if tree.parent is None and tree.last_use >= 0:
                 first = self.graph.stages[tree.placed.stages[0]].first
-                if any(self.graph.ops[op].random for op in tree.replay.ops):
-                    extra.append((first, tree.last_use + 1, GENERATOR_STATE_BYTES))
+                if self._state_bytes(tree):
+                    extra.append((first, tree.last_use + 1, self._state_bytes(tree)))
         return [seconds[id(t)] for t in trees]
 
     def _replay(
@@ -316,11 +322,14 @@ class Pricer:
         inputs = set(tree.placed.inputs)
         for sid in inputs & set(fills):
             fills.pop(sid)  # an input comes back as itself
+        staying = set(fills)
         stages = self.graph.stages
         for child in tree.children:
             if child.ready or child.last_use < at:
                 continue
             child.ready = True
+            if self._state_bytes(child):
+                extra.append((at, child.last_use + 1, self._state_bytes(child)))
             spanned = child.placed.stages[0] in tree.placed.stages
             stop = max(stop, stages[child.placed.stages[0 if spanned else -1]].first)
             for sid in child.placed.inputs:
@@ -332,6 +341,7 @@ class Pricer:
                     kept = extra if released > child.last_use else handed
                     kept.append((at, until, int(self.bytes[sid])))
                     stays += int(self.bytes[sid])
+                    staying.add(sid)
         for sid, released in fills.items():
             extra.append((at, released, int(self.bytes[sid])))
             stays += int(self.bytes[sid])
@@ -343,12 +353,14 @@ class Pricer:
         ]
         gain_s = pruning_gain_s(self.graph, tree.placed, tree.replay, self.profile)
         pruned = tree.replay if gain_s > 0 else None
-        events.append(_Event(at, self._inner_peak(ops, set(fills), pruned), stays))
+        # the state of the generator is set aside meanwhile
+        peak = self._inner_peak(ops, staying, pruned) + self._state_bytes(tree)
+        events.append(_Event(at, peak, stays))
         time_s = float(self.time_s[ops].sum()) + self.profile.region_s
         time_s += self.profile.save_s * len(fills)
         return time_s - max(0.0, gain_s)
 
-    def _inner_peak(self, ops: list[int], fills: set[int], pruned: Replay | None) -> int:
+    def _inner_peak(self, ops: list[int], staying: set[int], pruned: Replay | None) -> int:
         """Highest level inside a recomputation, counting only what it allocates itself.
 
         A pruned one returns what was kept instead of making it again, and placeholders from what
@@ -364,7 +376,7 @@ class Pricer:
                     continue
                 size = int(self.bytes[sid])
                 level += size
-                if sid not in fills:
+                if sid not in staying:
                     heapq.heappush(dying, (int(self.died[sid]), size))
             runs = pruned is None or i in pruned.needed
             peak = max(peak, level + (int(self.workspace[i]) if runs else 0))
