@@ -45,9 +45,11 @@ def auto(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
     if fastest is not None:
         fitting.extend(_priced(pricer, (fastest,)))
     if not fitting:
-        # the smallest for one budget is the smallest for every other: none of these knows it
-        found = _priced(pricer, (packing.least_memory(), untouched))
-        smallest = min((*priced, *found), key=lambda c: (c.peak_bytes, c.time_s))
+        # the smallest for one budget is the smallest for every other: the budget has no part in it
+        candidates = [*priced, *_priced(pricer, (untouched,))]
+        known_bytes = min(c.peak_bytes for c in candidates)
+        candidates += _priced(pricer, (packing.least_memory(known_bytes),))
+        smallest = min(candidates, key=lambda c: (c.peak_bytes, c.time_s))
         if smallest.peak_bytes > budget_bytes:
             raise BudgetError(
                 f"no plan within {budget_bytes} bytes: the smallest peak found is "

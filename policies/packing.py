@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,18 +83,19 @@ class Packing:
         """The fastest choice that fits, or None if none was found."""
         return self._solve(budget_bytes, self._binding(self.base, budget_bytes, []))
 
-    def least_memory(self) -> Plan | None:
-        """A choice of the smallest peak, found by bisection to half a per cent."""
+    def least_memory(self, known_bytes: int) -> Plan | None:
+        """A choice of the smallest peak, to half a per cent, or None if none is below the known."""
         instants: list[int] = []
         best = None
-        below, peak = 0, int(self.base.max(initial=0))
+        below, peak = 0, known_bytes
+        asked = math.floor(peak * (1 - _CLOSE))
         while peak - below > _CLOSE * peak:
-            asked = (below + peak) // 2
             plan = self._solve(asked, instants)
             if plan is None:
                 below = asked
             else:
                 best, peak = plan, self.pricer.estimate(plan).peak_bytes
+            asked = (below + peak) // 2
         return best
 
     def _solve(self, budget_bytes: int, instants: list[int]) -> Plan | None:
@@ -128,9 +130,10 @@ class Packing:
     def _program(self, instants: list[int], budget_bytes: int) -> list[_Choice] | None:
         """The integer program over some instants: at most one choice per call, all within."""
         n = len(self.choices)
-        scale = float(self.base.max()) or 1.0
+        # whole numbers of small units: the solver's tolerances then decide nothing
+        unit = max(1, int(self.base.max()) >> 20)
         at = np.array(instants, dtype=np.int64)
-        deltas = np.array([c.delta[at] for c in self.choices], dtype=float).T / scale
+        deltas = np.ceil(np.array([c.delta[at] for c in self.choices]).T / unit)
         time_s = np.array([c.time_s for c in self.choices])
         unit_s = max(float(np.abs(time_s).max()), 1e-12)
         once = np.zeros((len(self.rows_of), n))
@@ -138,7 +141,7 @@ class Packing:
             once[[self.rows_of[call] for call in c.covers], j] = 1.0
         constraints = [LinearConstraint(once, -np.inf, 1.0)]
         if instants:
-            room = (budget_bytes - self.base[at]) / scale
+            room = np.floor((budget_bytes - self.base[at]) / unit)
             constraints.append(LinearConstraint(deltas, -np.inf, room))
         result = milp(
             time_s / unit_s,
