@@ -1,48 +1,73 @@
-"""Ways to recompute one block: which of its expensive results stay resident."""
+"""Ways to recompute a call: which of its results stay resident, and which calls go together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 
 from actckpt.graph import Graph
-from actckpt.plan import Plan, Region
+from actckpt.plan import Region
 from actckpt.policies.blocks import chains, opened, region
+from actckpt.policies.mincut import trades
+from actckpt.policies.ranking import ranked
 from actckpt.policies.selective import saved_ops
+from actckpt.policies.structure import structure
 from actckpt.profile import Profile
-from actckpt.regions import place, replay_of
 
-SHARES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
 LENGTHS = (2, 3, 4, 6, 8, 12, 16)
 SHORT = 8
 
+# the calls that a region takes, each the innermost that may be recomputed alone
+Covers = frozenset[int]
 
-def options(graph: Graph, profile: Profile, stage: int) -> tuple[Region, ...]:
-    """Regions for one block, from saving nothing inside to saving most.
 
-    Operations are ranked by seconds of recomputation per saved byte. The last options recompute
-    the calls inside the block one by one, within the block and instead of it, which lowers the
-    peak of the recomputation.
-    """
-    whole = region(graph, stage)
-    found = [whole]
-    ranked = _ranked(graph, profile, whole)
-    total = sum(seconds for _, seconds, _ in ranked)
-    chosen: list[int] = []
-    covered = 0.0
-    shares = list(SHARES)
-    s = graph.stages[stage]
-    for op, seconds, _ in ranked:
-        chosen.append(op)
-        covered += seconds
-        if total and shares and covered >= shares[0] * total:
-            while shares and covered >= shares[0] * total:
-                shares.pop(0)
-            saved = saved_ops(graph, s.first, s.last, frozenset(chosen))
-            found.append(Region(whole.first, whole.last, (), saved))
-    inner = tuple(region(graph, child) for child in opened(graph, stage))
-    if inner:
-        found.append(Region(whole.first, whole.last, inner))
-    return tuple(found)
+class Options:
+    """All regions within a block, at every depth of its calls. Equal calls are solved once."""
+
+    def __init__(self, graph: Graph, profile: Profile) -> None:
+        self.graph = graph
+        self.profile = profile
+        self._kept: dict[Hashable, list[frozenset[int]]] = {}
+
+    def within(self, stage: int) -> Iterator[tuple[Covers, Region]]:
+        """Regions of this call and of the calls inside it, in an order that equal calls share."""
+        inner = opened(self.graph, stage)
+        covers = self.covers(stage)
+        for found in self._of(stage):
+            yield covers, found
+        if inner:
+            yield (
+                covers,
+                region(self.graph, stage, stage, *(region(self.graph, child) for child in inner)),
+            )
+        for child in inner:
+            yield from self.within(child)
+        for taken, found in spans(self.graph, inner, len(inner) - 1):
+            yield frozenset(c for stage in taken for c in self.covers(stage)), found
+
+    def covers(self, stage: int) -> Covers:
+        """The innermost calls of a stage."""
+        inner = opened(self.graph, stage)
+        return frozenset(c for child in inner for c in self.covers(child)) or frozenset({stage})
+
+    def _of(self, stage: int) -> Iterator[Region]:
+        """The call as one region, with ever more of its results kept."""
+        s = self.graph.stages[stage]
+        key = structure(self.graph, stage)
+        whole = region(self.graph, stage)
+        if key not in self._kept:
+            cuts = (
+                trade.kept
+                for capture in (False, True)
+                for trade in trades(self.graph, self.profile, s.first, s.last, capture=capture)
+            )
+            found = dict.fromkeys([*cuts, *ranked(self.graph, self.profile, whole)])
+            self._kept[key] = [frozenset(i - s.first for i in kept) for kept in found]
+        yield whole
+        for kept in self._kept[key]:
+            if kept:
+                chosen = frozenset(i + s.first for i in kept)
+                saved = saved_ops(self.graph, s.first, s.last, chosen)
+                yield Region(s.key, s.key, (), saved)
 
 
 def spans(
@@ -61,21 +86,3 @@ def spans(
             for start in range(0, len(chain) - length + 1, step):
                 taken = chain[start : start + length]
                 yield taken, region(graph, taken[0], taken[-1])
-
-
-def _ranked(graph: Graph, profile: Profile, whole: Region) -> list[tuple[int, float, int]]:
-    """(operation, seconds that its replay takes, bytes of its result), most worthwhile first."""
-    (placed,) = place(graph, Plan("", (whole,)))
-    replay = replay_of(graph, placed)
-    found = []
-    for index in replay.ops:
-        op = graph.ops[index]
-        made = {graph.values[v].storage for v in op.outputs}
-        made = {sid for sid in made if graph.storages[sid].born == index}
-        if op.view or not made or index not in replay.needed:
-            continue
-        size = sum(graph.storages[sid].bytes for sid in made)
-        seconds = profile.costs[op.signature].time_s
-        if size and seconds:
-            found.append((index, seconds, size))
-    return sorted(found, key=lambda f: (-f[1] / f[2], f[0]))

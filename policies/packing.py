@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,23 +12,25 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from actckpt.errors import PlanError
 from actckpt.graph import Graph
 from actckpt.plan import Plan, Region
-from actckpt.policies.blocks import blocks, opened
-from actckpt.policies.options import options, spans
+from actckpt.policies.blocks import blocks
+from actckpt.policies.options import Covers, Options, spans
+from actckpt.policies.structure import structure
 from actckpt.pricing.simulate import Pricer
 from actckpt.profile import Profile
 
 _ROUNDS = 40
-# nodes, not seconds: the same question must have the same answer on a busy machine
-_NODE_LIMIT = 500
+# nodes times columns, not seconds: the same question must have the same answer on a busy machine
+_NODES = 100_000
 _GAP = 5e-3
 _CLOSE = 5e-3
+_TRIES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
     """One region: the calls that it takes, what it adds to the step's time and to each instant."""
 
-    covers: frozenset[int]
+    covers: Covers
     region: Region
     time_s: float
     delta: np.ndarray
@@ -49,39 +52,66 @@ class Packing:
         self.base_time_s = base.time_s
         self.choices: list[_Choice] = []
         coarse = blocks(graph)
-        calls = {b: opened(graph, b) or (b,) for b in coarse}
+        self.options = Options(graph, profile)
+        survivors: dict[Hashable, list[int]] = {}
         for b in coarse:
-            inner = calls[b]
-            candidates = [(frozenset(inner), r) for r in options(graph, profile, b)]
-            for call in inner:
-                if call != b:
-                    mine = frozenset({call})
-                    candidates += [(mine, r) for r in options(graph, profile, call)]
-            candidates += [(frozenset(of), r) for of, r in spans(graph, inner, len(inner) - 1)]
-            self._add(candidates)
-        self._add(
-            [
-                (frozenset(c for b in of for c in calls.get(b, ())), r)
-                for of, r in spans(graph, coarse, len(coarse))
-            ]
-        )
+            candidates = list(self.options.within(b))
+            key = structure(graph, b)
+            known = survivors.get(key)
+            priced = self._priced(candidates, known)
+            if known is None:
+                priced = _undominated(priced)
+                survivors[key] = [index for index, _ in priced]
+            self.choices += [choice for _, choice in priced]
+        longer = [
+            (frozenset(c for b in taken for c in self.options.covers(b)), found)
+            for taken, found in spans(graph, coarse, len(coarse))
+        ]
+        self.choices += [choice for _, choice in _undominated(self._priced(longer, None))]
         taken = sorted({c for choice in self.choices for c in choice.covers})
         self.rows_of = {call: row for row, call in enumerate(taken)}
 
-    def _add(self, candidates: list[tuple[frozenset[int], Region]]) -> None:
-        priced = []
-        for covers, region in candidates:
+    def _priced(
+        self, candidates: list[tuple[Covers, Region]], wanted: list[int] | None
+    ) -> list[tuple[int, _Choice]]:
+        found = []
+        for index in range(len(candidates)) if wanted is None else wanted:
+            covers, region = candidates[index]
             try:
                 price = self.pricer.estimate(Plan("", (region,)))
             except PlanError:
                 continue
             delta = price.timeline - self.base
-            priced.append(_Choice(covers, region, price.time_s - self.base_time_s, delta))
-        self.choices.extend(_undominated(priced))
+            choice = _Choice(covers, region, price.time_s - self.base_time_s, delta)
+            found.append((index, choice))
+        return found
 
     def least_time(self, budget_bytes: int) -> Plan | None:
-        """The fastest choice that fits, or None if none was found."""
-        return self._solve(budget_bytes, self._binding(self.base, budget_bytes, []))
+        """The fastest choice that fits, or None if none was found.
+
+        Regions that hold the same storage are charged for it together once, separately twice: what
+        a solution turns out to need less than the sum of its regions is credited to the next try.
+        """
+        best, best_s = None, math.inf
+        credit = np.zeros(len(self.base), dtype=np.int64)
+        for _ in range(_TRIES):
+            plan = self._solve(budget_bytes, self._binding(self.base, budget_bytes, []), credit)
+            if plan is None:
+                break
+            price = self.pricer.estimate(plan)
+            if price.time_s >= best_s:
+                break
+            best, best_s = plan, price.time_s
+            credit = np.maximum(0, self._sum(plan) - price.timeline)
+            if not credit.any():
+                break
+        return best
+
+    def _sum(self, plan: Plan) -> np.ndarray:
+        """The level at each instant as the program sees it."""
+        deltas = (self.pricer.estimate(Plan("", (r,))).timeline - self.base for r in plan.regions)
+        total: np.ndarray = sum(deltas, self.base)
+        return total
 
     def least_memory(self, known_bytes: int) -> Plan | None:
         """A choice of the smallest peak, to half a per cent, or None if none is below the known."""
@@ -90,7 +120,7 @@ class Packing:
         below, peak = 0, known_bytes
         asked = math.floor(peak * (1 - _CLOSE))
         while peak - below > _CLOSE * peak:
-            plan = self._solve(asked, instants)
+            plan = self._solve(asked, instants, self.base * 0)
             if plan is None:
                 below = asked
             else:
@@ -98,12 +128,12 @@ class Packing:
             asked = (below + peak) // 2
         return best
 
-    def _solve(self, budget_bytes: int, instants: list[int]) -> Plan | None:
+    def _solve(self, budget_bytes: int, instants: list[int], credit: np.ndarray) -> Plan | None:
         """Adds to ``instants`` until those decide it."""
         if not self.choices:
             return None
         for _ in range(_ROUNDS):
-            picked = self._program(instants, budget_bytes)
+            picked = self._program(instants, budget_bytes + credit)
             if picked is None:
                 return None
             plan = Plan("auto", tuple(c.region for c in picked))
@@ -127,7 +157,7 @@ class Packing:
                 found.append(at)
         return found
 
-    def _program(self, instants: list[int], budget_bytes: int) -> list[_Choice] | None:
+    def _program(self, instants: list[int], budget_bytes: np.ndarray) -> list[_Choice] | None:
         """The integer program over some instants: at most one choice per call, all within."""
         n = len(self.choices)
         # whole numbers of small units: the solver's tolerances then decide nothing
@@ -141,14 +171,14 @@ class Packing:
             once[[self.rows_of[call] for call in c.covers], j] = 1.0
         constraints = [LinearConstraint(once, -np.inf, 1.0)]
         if instants:
-            room = np.floor((budget_bytes - self.base[at]) / unit)
+            room = np.floor((budget_bytes[at] - self.base[at]) / unit)
             constraints.append(LinearConstraint(deltas, -np.inf, room))
         result = milp(
             time_s / unit_s,
             constraints=constraints,
             integrality=np.ones(n),
             bounds=Bounds(0.0, 1.0),
-            options={"node_limit": _NODE_LIMIT, "mip_rel_gap": _GAP},
+            options={"node_limit": max(50, _NODES // n), "mip_rel_gap": _GAP},
         )
         if result.x is None:
             return None
@@ -156,10 +186,13 @@ class Packing:
         return sorted(picked, key=lambda c: min(c.covers))
 
 
-def _undominated(choices: list[_Choice]) -> list[_Choice]:
-    """Without those for which another one takes no other calls, is as fast and nowhere higher."""
-    kept: list[_Choice] = []
-    for c in sorted(choices, key=lambda c: (c.time_s, len(c.covers))):
-        if not any(k.covers <= c.covers and (k.delta <= c.delta).all() for k in kept):
-            kept.append(c)
+def _undominated(choices: list[tuple[int, _Choice]]) -> list[tuple[int, _Choice]]:
+    """Those that lower something, and for which no other one takes no more calls, is as fast and
+    nowhere higher."""
+    kept: list[tuple[int, _Choice]] = []
+    for index, c in sorted(choices, key=lambda x: (x[1].time_s, len(x[1].covers), x[0])):
+        if c.delta.min(initial=0) < 0 and not any(
+            k.covers <= c.covers and (k.delta <= c.delta).all() for _, k in kept
+        ):
+            kept.append((index, c))
     return kept

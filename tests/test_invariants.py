@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from actckpt.plan import Plan, Region
-from actckpt.planning import Planned
+from actckpt.planning import AIM, Planned
 from actckpt.policies import POLICIES
 from actckpt.profiler.census import resident_bytes
 from actckpt.profiler.meter import AllocatorMeter
@@ -149,7 +150,7 @@ def test_policy_decides_the_same_again(name: str, which: str) -> None:
     if budget is None:
         assert POLICIES[which](p.graph, p.profile, None) == plan.plan
     else:
-        asked = plan.price.peak_bytes
+        asked = math.floor(budget * AIM)
         decided = [POLICIES["auto"](p.graph, p.profile, asked) for _ in range(2)]
         assert decided[0] == decided[1]
 

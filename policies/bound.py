@@ -1,0 +1,273 @@
+"""What no plan can beat: the least time of a step within a budget, and the least peak at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array
+
+from actckpt.graph import Graph
+from actckpt.pricing.simulate import Pricer
+from actckpt.profile import Profile
+
+# columns of one program: a few seconds of the solver
+_COLUMNS = 12_000
+_INSTANTS = 8
+_NODE_LIMIT = 200
+_INFEASIBLE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What holds for every way to recompute, relative to the profile.
+
+    Attributes:
+        step_s: no plan within the budget takes less; infinite where none fits.
+        overhead: the same over the untouched step's time, minus 1.
+        smallest_bytes: no plan has a lower peak, whatever its time.
+        certificate: why, in one line.
+    """
+
+    step_s: float
+    overhead: float
+    smallest_bytes: int
+    certificate: str
+
+    @property
+    def possible(self) -> bool:
+        """Whether the bound leaves room for a plan."""
+        return bool(np.isfinite(self.step_s))
+
+
+def lower_bound(graph: Graph, profile: Profile, budget_bytes: int) -> Bound:
+    """The least step time that any recomputation within a budget can reach.
+
+    A relaxation with one binary per operation and instant: at chosen instants of backward, what is
+    resident fits beside what is there in any case; what backward needs afterwards and is not
+    resident is recomputed at least once, from what is. Replays in whole regions, their order, and
+    the memory inside them are left out, so every plan's price lies above.
+
+    O(operations x instants) columns; at most eight instants, fewer for large graphs.
+
+    References:
+        Jain et al. 2020, Checkmate, section 4 (the staged program, here coarse in time).
+    """
+    relaxation = _Relaxation(graph, profile)
+    base_s = float(relaxation.pricer.time_s.sum())
+    floor, at = relaxation.floor
+    if budget_bytes < floor:
+        name = graph.ops[at].name
+        return Bound(
+            float("inf"), float("inf"), floor,
+            f"operation {at} ({name}, {graph.ops[at].phase}) alone needs {floor} bytes with all "
+            "that exists beside it",
+        )  # fmt: skip
+    extra_s = relaxation.least_extra_s(budget_bytes)
+    count = len(relaxation.instants)
+    if extra_s is None:
+        return Bound(
+            float("inf"), float("inf"), floor,
+            f"what backward needs at {count} instants does not fit however it is recomputed",
+        )  # fmt: skip
+    return Bound(
+        base_s + extra_s,
+        extra_s / base_s if base_s else 0.0,
+        floor,
+        f"relaxation over {count} instant{'s' if count > 1 else ''} of backward",
+    )
+
+
+class _Relaxation:
+    """The program: columns are (resident storages, recomputed operations) at each instant."""
+
+    def __init__(self, graph: Graph, profile: Profile) -> None:
+        self.graph = graph
+        self.pricer = Pricer(graph, profile)
+        self.end = graph.forward_end
+        self.makers = self._makers()
+        self.uses = self._uses()
+        self.storages, self.ops = self._reachable()
+        self.instants = self._instants()
+        self.width = len(self.storages) + len(self.ops)
+        self.column_of = {s: j for j, s in enumerate(self.storages)}
+        self.again_of = {i: len(self.storages) + j for j, i in enumerate(self.ops)}
+
+    # ---- what is needed, and what makes it
+
+    def _makers(self) -> dict[int, list[int]]:
+        """Storage -> the forward operations that make or change it, in order."""
+        graph = self.graph
+        makers: dict[int, list[int]] = {}
+        for index in range(self.end):
+            op = graph.ops[index]
+            if op.view:
+                continue
+            for sid in {graph.values[v].storage for v in op.outputs}.union(op.writes):
+                if sid >= 0 and graph.storages[sid].born >= 0:
+                    makers.setdefault(sid, []).append(index)
+        return makers
+
+    def _uses(self) -> dict[int, list[tuple[int, int]]]:
+        """Storage -> (operation that needs it in backward, operations after which it was saved)."""
+        uses: dict[int, list[tuple[int, int]]] = {}
+        for save in self.graph.saves:
+            sid = self.graph.values[save.value].storage
+            if sid in self.makers and not save.held and save.first_use >= self.end:
+                uses.setdefault(sid, []).append((save.first_use, save.at))
+        return uses
+
+    def _reachable(self) -> tuple[list[int], list[int]]:
+        """Storages that a recomputation may read, and the operations that may be recomputed."""
+        storages, ops, todo = set(self.uses), set(), list(self.uses)
+        while todo:
+            for index in self.makers[todo.pop()]:
+                if index not in ops:
+                    ops.add(index)
+                    fresh = self._inputs(index) - storages
+                    storages |= fresh
+                    todo.extend(fresh)
+        return sorted(storages), sorted(ops)
+
+    def _inputs(self, index: int) -> set[int]:
+        found = (self.graph.values[v].storage for v in self.graph.ops[index].inputs)
+        return {sid for sid in found if sid in self.makers}
+
+    # ---- memory
+
+    @cached_property
+    def fixed(self) -> np.ndarray:
+        """Level at each operation when nothing is saved for backward."""
+        pricer = self.pricer
+        level = np.zeros(pricer.count + 1, dtype=np.int64)
+        start = np.maximum(pricer.born, 0)
+        stop = np.maximum(np.clip(pricer.died, 0, pricer.count), start)
+        np.add.at(level, start, pricer.bytes)
+        np.add.at(level, stop, -pricer.bytes)
+        found: np.ndarray = np.cumsum(level)[: pricer.count] + pricer.workspace
+        return found
+
+    @cached_property
+    def floor(self) -> tuple[int, int]:
+        """(bytes, operation): the highest level that nothing can lower, and where it is."""
+        level = self.fixed.copy()
+        for sid, uses in self.uses.items():
+            for at in {u for u, _ in uses}:
+                if self.pricer.died[sid] <= at < self.pricer.count:
+                    level[at] += self.pricer.bytes[sid]
+        if not len(level):
+            return 0, 0
+        at = int(np.argmax(level))
+        return int(level[at]), at
+
+    def _instants(self) -> list[int]:
+        """The end of the forward pass, and others evenly among the uses in backward."""
+        if not self.uses:
+            return []
+        last = max(u for uses in self.uses.values() for u, _ in uses)
+        columns = max(1, len(self.storages) + len(self.ops))
+        count = max(1, min(_INSTANTS, _COLUMNS // columns))
+        return sorted({self.end + (last - self.end) * k // count for k in range(count)})
+
+    # ---- the program
+
+    def least_extra_s(self, budget_bytes: int) -> float | None:
+        """Seconds of recomputation that cannot be avoided; None if the budget is infeasible."""
+        if not self.uses:
+            return 0.0
+        width, count = self.width, len(self.instants)
+        terms: list[tuple[list[tuple[int, float]], float]] = []
+        memory: list[tuple[list[tuple[int, float]], float]] = []
+        forced = np.zeros(width * count)
+        times = [float(self.pricer.time_s[i]) for i in self.ops]
+        cost = np.tile(np.array([0.0] * len(self.storages) + times), count)
+        unit_s, unit = max(cost.max(), 1e-12), max(1, int(self.pricer.bytes.max()))
+        for k, begin in enumerate(self.instants):
+            until = self.instants[k + 1] if k + 1 < count else self.pricer.count
+            base = k * width
+            terms += self._needed(base, begin, until, forced)
+            terms += self._ancestors(base)
+            if k + 1 < count:
+                terms += self._carried(base, until)
+            room = (budget_bytes - self.fixed[begin]) / unit
+            weights = [
+                (base + self.column_of[s], float(self.pricer.bytes[s]) / unit)
+                for s in self.storages
+                if self.pricer.died[s] <= begin
+            ]
+            memory.append((weights, room))
+        size = width * count
+        result = milp(
+            cost / unit_s,
+            constraints=[
+                LinearConstraint(_matrix(terms, size), [b for _, b in terms], np.inf),
+                LinearConstraint(_matrix(memory, size), -np.inf, [b for _, b in memory]),
+            ],
+            integrality=np.ones(size),
+            bounds=Bounds(forced, 1.0),
+            options={"node_limit": _NODE_LIMIT, "mip_rel_gap": 2e-3},
+        )
+        if result.status == _INFEASIBLE:
+            return None
+        found = result.mip_dual_bound
+        return max(0.0, float(found)) * unit_s if found is not None else 0.0
+
+    def _needed(
+        self, base: int, begin: int, until: int, forced: np.ndarray
+    ) -> list[tuple[list[tuple[int, float]], float]]:
+        """What backward uses until the next instant is resident or recomputed."""
+        found = []
+        for sid, uses in self.uses.items():
+            column = base + self.column_of[sid]
+            for used, saved in uses:
+                if used == begin:
+                    forced[column] = 1.0
+                elif begin < used < until or used == until == self.pricer.count:
+                    found += [
+                        ([(column, 1.0), (base + self.again_of[i], 1.0)], 1.0)
+                        for i in self.makers[sid]
+                        if i < saved
+                    ]
+        return found
+
+    def _ancestors(self, base: int) -> list[tuple[list[tuple[int, float]], float]]:
+        """What a recomputed operation reads is resident or recomputed."""
+        return [
+            (
+                [
+                    (base + self.column_of[sid], 1.0),
+                    (base + self.again_of[maker], 1.0),
+                    (base + self.again_of[index], -1.0),
+                ],
+                0.0,
+            )
+            for index in self.ops
+            for sid in self._inputs(index)
+            for maker in self.makers[sid]
+            if maker < index
+        ]
+
+    def _carried(self, base: int, until: int) -> list[tuple[list[tuple[int, float]], float]]:
+        """What is resident at the next instant was so at this one, or was recomputed since."""
+        return [
+            (
+                [
+                    (base + self.column_of[sid], 1.0),
+                    (base + self.again_of[maker], 1.0),
+                    (base + self.width + self.column_of[sid], -1.0),
+                ],
+                0.0,
+            )
+            for sid in self.storages
+            if self.pricer.died[sid] <= until
+            for maker in self.makers[sid]
+        ]
+
+
+def _matrix(rows: list[tuple[list[tuple[int, float]], float]], columns: int) -> csr_array:
+    indices = [c for row, _ in rows for c, _ in row]
+    data = [v for row, _ in rows for _, v in row]
+    starts = np.cumsum([0, *(len(row) for row, _ in rows)])
+    return csr_array((data, indices, starts), shape=(len(rows), columns))

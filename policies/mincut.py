@@ -1,0 +1,172 @@
+"""Which results of a span of operations to keep: every best trade of bytes for seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from scipy.optimize import linprog
+from scipy.sparse import csr_array
+
+from actckpt.graph import Graph
+from actckpt.profile import Profile
+
+# trades beyond that many are too close to each other to matter
+MAX_TRADES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Trade:
+    """Operations whose results stay, the bytes that stay, the seconds of recomputing the rest."""
+
+    kept: frozenset[int]
+    bytes: int
+    time_s: float
+
+
+def trades(graph: Graph, profile: Profile, first: int, last: int, *, capture: bool) -> list[Trade]:
+    """The lower convex hull of (bytes kept, seconds of recomputation), fewest bytes first.
+
+    For a price per byte, keeping or recomputing each result is a minimum cut; here as a linear
+    program, whose matrix is totally unimodular but for random operations, whose draws must be
+    repeated in order. Its solutions between two trades are found by the slope that joins them.
+
+    Args:
+        first, last: operations ``[first, last)`` of the forward pass.
+        capture: also keep what autograd does not save; that takes a dispatch mode over the forward
+            pass, too.
+    """
+    problem = _Problem(graph, profile, first, last, capture)
+    if not problem.needed:
+        return []
+    least, most = problem.solve(_HIGH), problem.solve(0.0)
+    if least is None or most is None:
+        return []
+    found = {least.kept: least, most.kept: most}
+    todo = [(least, most)]
+    while todo and len(found) < MAX_TRADES:
+        a, b = todo.pop(0)
+        if b.bytes <= a.bytes or a.time_s <= b.time_s:
+            continue
+        between = problem.solve((a.time_s - b.time_s) / (b.bytes - a.bytes))
+        if between is not None and between.kept not in found:
+            found[between.kept] = between
+            todo += [(a, between), (between, b)]
+    return sorted(found.values(), key=lambda t: (t.bytes, t.time_s))
+
+
+# seconds per byte at which nothing is worth keeping
+_HIGH = 1.0
+
+
+class _Problem:
+    """Columns: keep each storage made in the span, run each operation of it again."""
+
+    def __init__(
+        self, graph: Graph, profile: Profile, first: int, last: int, capture: bool
+    ) -> None:
+        self.graph = graph
+        self.makers: dict[int, list[int]] = {}
+        for index in range(first, last):
+            op = graph.ops[index]
+            if op.view:
+                continue
+            for sid in {graph.values[v].storage for v in op.outputs}.union(op.writes):
+                if sid >= 0 and graph.storages[sid].born >= first:
+                    self.makers.setdefault(sid, []).append(index)
+        self.needed: dict[int, int] = {}  # storage -> operations before the last time it is saved
+        for save in graph.saves:
+            sid = graph.values[save.value].storage
+            if sid in self.makers and not save.held and first <= save.at <= last:
+                self.needed[sid] = max(self.needed.get(sid, 0), save.at)
+        self.ops, self.storages = self._reachable()
+        count = len(self.storages)
+        self.keep_of = {s: j for j, s in enumerate(self.storages)}
+        self.again_of = {i: count + j for j, i in enumerate(self.ops)}
+        self.bytes = np.array([graph.storages[s].bytes for s in self.storages], dtype=float)
+        costs = profile.costs
+        self.time_s = np.array([costs[graph.ops[i].signature].time_s for i in self.ops])
+        rows = [*self._recomputed(), *self._ancestors(), *self._draws()]
+        # keeping what autograd does not save takes a dispatch mode over the forward pass, too
+        self.most = np.array(
+            [float(s in self.needed) for s in self.storages] + [1.0] * len(self.ops)
+        )
+        self.least = np.array([b for _, b in rows])
+        self.matrix = csr_array(
+            (
+                [v for row, _ in rows for _, v in row],
+                [c for row, _ in rows for c, _ in row],
+                np.cumsum([0, *(len(row) for row, _ in rows)]),
+            ),
+            shape=(len(rows), count + len(self.ops)),
+        )
+
+    def _reachable(self) -> tuple[list[int], list[int]]:
+        storages, ops, todo = set(self.needed), set(), list(self.needed)
+        while todo:
+            for index in self.makers[todo.pop()]:
+                if index not in ops:
+                    ops.add(index)
+                    fresh = self._inputs(index) - storages
+                    storages |= fresh
+                    todo.extend(fresh)
+        return sorted(ops), sorted(storages)
+
+    def _inputs(self, index: int) -> set[int]:
+        found = (self.graph.values[v].storage for v in self.graph.ops[index].inputs)
+        return {sid for sid in found if sid in self.makers}
+
+    def _recomputed(self) -> Iterator[tuple[list[tuple[int, float]], float]]:
+        for sid, at in self.needed.items():
+            for index in self.makers[sid]:
+                if index < at:
+                    yield [(self.keep_of[sid], 1.0), (self.again_of[index], 1.0)], 1.0
+
+    def _ancestors(self) -> Iterator[tuple[list[tuple[int, float]], float]]:
+        for index in self.ops:
+            for sid in self._inputs(index):
+                for maker in self.makers[sid]:
+                    if maker < index:
+                        yield (
+                            [
+                                (self.keep_of[sid], 1.0),
+                                (self.again_of[maker], 1.0),
+                                (self.again_of[index], -1.0),
+                            ],
+                            0.0,
+                        )
+
+    def _draws(self) -> Iterator[tuple[list[tuple[int, float]], float]]:
+        """A random operation that runs again needs the ones before it to do so."""
+        random = [i for i in self.ops if self.graph.ops[i].random]
+        for earlier, later in pairwise(random):
+            yield [(self.again_of[earlier], 1.0), (self.again_of[later], -1.0)], 0.0
+
+    def solve(self, price: float) -> Trade | None:
+        """The best choice when a kept byte costs ``price`` seconds."""
+        # of equal choices the one that keeps less
+        weights = self.bytes * price + 1e-15 * self.bytes
+        cost = np.concatenate([weights, self.time_s])
+        unit = float(cost.max()) or 1.0
+        result = linprog(
+            cost / unit,
+            A_ub=-self.matrix,
+            b_ub=-self.least,
+            bounds=np.stack([0 * self.most, self.most], axis=1),
+            method="highs",
+        )
+        if result.x is None:
+            return None
+        kept = result.x[: len(self.storages)] > 0.5
+        again = result.x[len(self.storages) :] > 0.5
+        chosen = {self._last_maker(s) for s, k in zip(self.storages, kept, strict=True) if k}
+        return Trade(
+            frozenset(chosen), int(self.bytes[kept].sum()), float(self.time_s[again].sum())
+        )
+
+    def _last_maker(self, sid: int) -> int:
+        """The operation after which a storage is as it is saved."""
+        at = self.needed.get(sid)
+        return max((i for i in self.makers[sid] if at is None or i < at), default=-1)

@@ -1,0 +1,46 @@
+"""Whether two calls do the same: equal blocks are solved once."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from actckpt.graph import Graph
+
+
+def structure(graph: Graph, stage: int) -> Hashable:
+    """A key that two stages share if they run the same operations on tensors of the same shapes.
+
+    Storages are numbered in the order of their appearance; those from before the stage count by
+    whether they are resident. The calls inside are part of the key, their names are not.
+    """
+    s = graph.stages[stage]
+    numbers: dict[int, int] = {}
+
+    def number(sid: int) -> tuple[int, bool]:
+        resident = sid < 0 or graph.storages[sid].born < 0
+        return numbers.setdefault(sid, len(numbers)), resident
+
+    ops = tuple(
+        (
+            op.signature,
+            op.random,
+            op.stage - stage,
+            tuple(number(graph.values[v].storage) for v in op.inputs),
+            tuple(number(graph.values[v].storage) for v in op.outputs),
+            tuple(number(sid) for sid in op.writes),
+        )
+        for op in graph.ops[s.first : s.last]
+    )
+    saves = tuple(
+        (save.at - s.first, number(graph.values[save.value].storage), save.held)
+        for save in graph.saves[s.first_save : s.last_save]
+    )
+    calls = tuple(
+        (
+            *(i - stage, c.parent - stage, c.kind, c.first - s.first, c.last - s.first),
+            *(c.refusal, len(c.mutates), tuple(a.source is not None for a in c.inputs)),
+        )
+        for i, c in enumerate(graph.stages[stage:], stage)
+        if s.first <= c.first and c.last <= s.last
+    )
+    return (ops, saves, calls)
