@@ -13,6 +13,7 @@ from actckpt.errors import (
 from actckpt.graph import Graph
 from actckpt.plan import Plan, Region, SavedOp
 from actckpt.policies import POLICIES
+from actckpt.policies.bound import Bound, lower_bound
 from actckpt.policies.selective import Selective
 from actckpt.profile import Profile
 from actckpt.reporting.measurement import Measurement
@@ -25,6 +26,7 @@ __version__ = package_version()
 __all__ = [
     "POLICIES",
     "ActckptError",
+    "Bound",
     "BudgetError",
     "Call",
     "Graph",
@@ -40,6 +42,7 @@ __all__ = [
     "Selective",
     "TargetError",
     "TraceError",
+    "lower_bound",
     "measure",
     "optimize",
     "report",

@@ -31,6 +31,7 @@ class BudgetError(ActckptError, ValueError):
         budget_bytes: what was asked, or None when it was not a number.
         smallest_bytes: the smallest peak found, or None when nothing was planned.
         smallest_plan: the plan of that peak, where a policy raises the error and has one.
+        excluded_bytes: it is proved that no plan has a lower peak; None when nothing was planned.
     """
 
     def __init__(
@@ -40,11 +41,13 @@ class BudgetError(ActckptError, ValueError):
         budget_bytes: int | None = None,
         smallest_bytes: int | None = None,
         smallest_plan: Plan | None = None,
+        excluded_bytes: int | None = None,
     ) -> None:
         super().__init__(message)
         self.budget_bytes = budget_bytes
         self.smallest_bytes = smallest_bytes
         self.smallest_plan = smallest_plan
+        self.excluded_bytes = excluded_bytes
 
 
 class TargetError(ActckptError, ValueError):

@@ -14,6 +14,7 @@ from actckpt.errors import BudgetError, PlanError
 from actckpt.graph import Category, Graph, Storage
 from actckpt.plan import Plan
 from actckpt.policies import POLICIES, Policy
+from actckpt.policies.bound import Bound, lower_bound, smallest_peak
 from actckpt.pricing.price import Price
 from actckpt.pricing.simulate import Pricer
 from actckpt.profile import Profile
@@ -89,6 +90,14 @@ def choose_plan(
     view = graph if request.scope == "step" else without_residents(graph)
     search = _Search(model, step, request, graph, view, profile, pricer)
     return search.run()
+
+
+def bound_of(planned: Planned, request: Request) -> Bound | None:
+    """What no plan for the same request can beat; None where it has no budget."""
+    if request.budget_bytes is None:
+        return None
+    graph = planned.graph if request.scope == "step" else without_residents(planned.graph)
+    return lower_bound(graph, planned.profile, request.budget_bytes)
 
 
 def without_residents(graph: Graph) -> Graph:
@@ -195,13 +204,21 @@ class _Search:
             if size
         )
         what = "step" if self.request.scope == "step" else "activations of a step"
+        excluded, why = smallest_peak(self.view, self.profile)
+        verdict = (
+            f"No recomputation plan can fit: {why}"
+            if budget < excluded
+            else f"What no plan of any policy can go below is {excluded / 1e9:.3f} GB"
+        )
         return BudgetError(
             f"budget {budget / 1e9:.3f} GB is below the {needed / 1e9:.3f} GB that the {what} "
             f"needs under the smallest plan of policy {self.request.policy_name!r} "
             f"(GB at its peak: {split}; reached {_where(self.graph, smallest.price)}). "
-            f"Raise budget_gb to {math.ceil(needed / 1e6) / 1e3:.3f}, or make the batch smaller",
+            f"Raise budget_gb to {math.ceil(needed / 1e6) / 1e3:.3f}, or make the batch smaller. "
+            f"{verdict}",
             budget_bytes=budget,
             smallest_bytes=needed,
+            excluded_bytes=excluded,
         )
 
 

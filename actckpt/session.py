@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from actckpt.batch_key import BatchKey, batch_key
 from actckpt.errors import PlanError
-from actckpt.planning import Planned, Request, make_plan
+from actckpt.planning import Planned, Request, bound_of, make_plan
 from actckpt.reporting.assemble import assemble_report
 from actckpt.reporting.measurement import Measurement
 from actckpt.reporting.report import Figures, Report
@@ -36,6 +36,7 @@ class _Entry:
     optimizer_seen: bool
     planned: Planned
     report: Report
+    bounded: bool = False
 
 
 class Session:
@@ -200,7 +201,16 @@ class Session:
                 "this model plans on its first forward with gradients, which has not happened yet; "
                 "run a training step, or pass batch= to actckpt.optimize"
             )
-        return self.current.report
+        entry = self.current
+        if not entry.bounded:
+            # it takes the solver a moment, and only readers of reports need it
+            bound = bound_of(entry.planned, self.request)
+            if bound is not None and bound.possible:
+                entry.report = dataclasses.replace(
+                    entry.report, lower_bound=bound.overhead, certificate=bound.certificate
+                )
+            entry.bounded = True
+        return entry.report
 
     # ---- copies
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +17,7 @@ from actckpt.profile import Profile
 # columns of one program: a few seconds of the solver
 _COLUMNS = 12_000
 _INSTANTS = 8
-_NODE_LIMIT = 200
+_NODE_LIMIT = 10
 _INFEASIBLE = 2
 
 
@@ -39,7 +40,7 @@ class Bound:
     @property
     def possible(self) -> bool:
         """Whether the bound leaves room for a plan."""
-        return bool(np.isfinite(self.step_s))
+        return math.isfinite(self.step_s)
 
 
 def lower_bound(graph: Graph, profile: Profile, budget_bytes: int) -> Bound:
@@ -57,26 +58,38 @@ def lower_bound(graph: Graph, profile: Profile, budget_bytes: int) -> Bound:
     """
     relaxation = _Relaxation(graph, profile)
     base_s = float(relaxation.pricer.time_s.sum())
-    floor, at = relaxation.floor
-    if budget_bytes < floor:
-        name = graph.ops[at].name
-        return Bound(
-            float("inf"), float("inf"), floor,
-            f"operation {at} ({name}, {graph.ops[at].phase}) alone needs {floor} bytes with all "
-            "that exists beside it",
-        )  # fmt: skip
+    least_bytes, at = relaxation.floor
+    if budget_bytes < least_bytes:
+        return Bound(math.inf, math.inf, least_bytes, _needs(graph, least_bytes, at))
     extra_s = relaxation.least_extra_s(budget_bytes)
     count = len(relaxation.instants)
     if extra_s is None:
-        return Bound(
-            float("inf"), float("inf"), floor,
-            f"what backward needs at {count} instants does not fit however it is recomputed",
-        )  # fmt: skip
+        why = f"what backward needs at {count} instants does not fit however it is recomputed"
+        return Bound(math.inf, math.inf, least_bytes, why)
     return Bound(
         base_s + extra_s,
         extra_s / base_s if base_s else 0.0,
-        floor,
-        f"relaxation over {count} instant{'s' if count > 1 else ''} of backward",
+        least_bytes,
+        f"residency and recomputation at {count} instant{'s' if count > 1 else ''} of backward",
+    )
+
+
+def smallest_peak(graph: Graph, profile: Profile) -> tuple[int, str]:
+    """(bytes, why): a peak that no plan can go below, however slow.
+
+    At some operation this much exists even if nothing were saved but what it reads.
+    """
+    least_bytes, at = _Relaxation(graph, profile).floor
+    return least_bytes, _needs(graph, least_bytes, at)
+
+
+def _needs(graph: Graph, least_bytes: int, at: int) -> str:
+    if not graph.ops:
+        return "nothing runs"
+    op = graph.ops[at]
+    return (
+        f"{op.name} (operation {at}, {op.phase} pass) needs {least_bytes / 1e9:.3f} GB with what "
+        "exists beside it whatever is recomputed"
     )
 
 

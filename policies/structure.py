@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from itertools import takewhile
 
 from actckpt.graph import Graph
 
@@ -40,7 +41,9 @@ def structure(graph: Graph, stage: int) -> Hashable:
             *(i - stage, c.parent - stage, c.kind, c.first - s.first, c.last - s.first),
             *(c.refusal, len(c.mutates), tuple(a.source is not None for a in c.inputs)),
         )
-        for i, c in enumerate(graph.stages[stage:], stage)
-        if s.first <= c.first and c.last <= s.last
+        # stages are numbered in the order of their calls: those inside follow
+        for i, c in takewhile(
+            lambda found: found[1].parent >= stage, enumerate(graph.stages[stage + 1 :], stage + 1)
+        )
     )
     return (ops, saves, calls)

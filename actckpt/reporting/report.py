@@ -141,6 +141,9 @@ class Report:
         baseline: the untouched model.
         planned: the model under the plan.
         notes: what the bound does not cover, and which stages were refused and why.
+        lower_bound: overhead that no plan within the budget can beat, as predicted; None without a
+            budget.
+        certificate: what the lower bound rests on.
     """
 
     policy: str
@@ -155,6 +158,16 @@ class Report:
     notes: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     device: str = "cpu"
+    lower_bound: float | None = None
+    certificate: str = ""
+
+    @property
+    def gap(self) -> float | None:
+        """Percentage points of step time between the predicted overhead and the lower bound."""
+        if self.lower_bound is None or not self.baseline.predicted.step_s:
+            return None
+        predicted = self.planned.predicted.step_s / self.baseline.predicted.step_s - 1
+        return 100 * (predicted - self.lower_bound)
 
     @property
     def overhead(self) -> float:

@@ -41,6 +41,7 @@ def render_report(report: Report) -> str:
     blocks = [
         _heading(report),
         align(_figure_rows(report)),
+        _bound_lines(report),
         _category_lines(report.timeline),
         _region_lines(report.regions),
         _op_lines(report),
@@ -92,6 +93,16 @@ def _figure_rows(report: Report) -> list[list[str]]:
                 [f"{what}, {source}", *("" if v is None else form(v) for v in pair), change]
             )
     return rows
+
+
+def _bound_lines(report: Report) -> list[str]:
+    if report.lower_bound is None or report.gap is None:
+        return []
+    return wrap(
+        f"no plan within the budget has less than {100 * report.lower_bound:.1f} % overhead; this "
+        f"one is predicted {report.gap:.1f} points above ({report.certificate})",
+        WIDTH,
+    )
 
 
 def _category_lines(timeline: Timeline) -> list[str]:
