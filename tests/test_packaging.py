@@ -22,9 +22,10 @@ FOLDERS = {
     ROOT / "profiler": "actckpt.profiler",
 }
 
-FUNCTIONS = {"measure", "optimize", "report", "revert", "trace"}
+FUNCTIONS = {"lower_bound", "measure", "optimize", "report", "revert", "trace"}
 DATA = {
     "POLICIES",
+    "Bound",
     "Call",
     "Graph",
     "Measurement",
