@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,7 +14,7 @@ from actckpt.graph import Graph
 from actckpt.profile import Profile
 
 # trades beyond that many are too close to each other to matter
-MAX_TRADES = 12
+MAX_TRADES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ def trades(graph: Graph, profile: Profile, first: int, last: int, *, capture: bo
     problem = _Problem(graph, profile, first, last, capture)
     if not problem.needed:
         return []
-    least, most = problem.solve(_HIGH), problem.solve(0.0)
-    if least is None or most is None:
-        return []
+    least, most = problem.keeping(()), problem.keeping(problem.needed)
+    if len(problem.ops) == 1:
+        return [least]
     found = {least.kept: least, most.kept: most}
     todo = [(least, most)]
     while todo and len(found) < MAX_TRADES:
@@ -55,10 +55,6 @@ def trades(graph: Graph, profile: Profile, first: int, last: int, *, capture: bo
             found[between.kept] = between
             todo += [(a, between), (between, b)]
     return sorted(found.values(), key=lambda t: (t.bytes, t.time_s))
-
-
-# seconds per byte at which nothing is worth keeping
-_HIGH = 1.0
 
 
 class _Problem:
@@ -143,6 +139,15 @@ class _Problem:
         random = [i for i in self.ops if self.graph.ops[i].random]
         for earlier, later in pairwise(random):
             yield [(self.again_of[earlier], 1.0), (self.again_of[later], -1.0)], 0.0
+
+    def keeping(self, kept: Iterable[int]) -> Trade:
+        """Nothing but these storages kept: either none, or all that backward needs."""
+        chosen = tuple(kept)
+        return Trade(
+            frozenset(self._last_maker(s) for s in chosen),
+            sum(self.graph.storages[s].bytes for s in chosen),
+            0.0 if chosen else float(self.time_s.sum()),
+        )
 
     def solve(self, price: float) -> Trade | None:
         """The best choice when a kept byte costs ``price`` seconds."""

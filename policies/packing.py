@@ -20,7 +20,7 @@ from actckpt.profile import Profile
 
 _ROUNDS = 40
 # nodes times columns, not seconds: the same question must have the same answer on a busy machine
-_NODES = 100_000
+_NODES = 20_000
 _GAP = 5e-3
 _CLOSE = 5e-3
 _TRIES = 4
@@ -93,9 +93,10 @@ class Packing:
         a solution turns out to need less than the sum of its regions is credited to the next try.
         """
         best, best_s = None, math.inf
+        instants = self._binding(self.base, budget_bytes, [])
         credit = np.zeros(len(self.base), dtype=np.int64)
         for _ in range(_TRIES):
-            plan = self._solve(budget_bytes, self._binding(self.base, budget_bytes, []), credit)
+            plan = self._solve(budget_bytes, instants, credit)
             if plan is None:
                 break
             price = self.pricer.estimate(plan)

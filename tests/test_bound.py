@@ -58,7 +58,7 @@ def test_no_plan_beats_the_bound_at_its_own_peak(name: str) -> None:
         assert bound.step_s <= price.time_s * (1 + LOOSER)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "unet"])
+@pytest.mark.parametrize("name", ["gpt2", "densenet"])
 def test_auto_is_above_the_bound_which_falls_with_the_budget(name: str) -> None:
     p = prepared(name)
     whole = p.pricer.price(Plan("none"))
