@@ -142,9 +142,14 @@ class Packing:
             if price.peak_bytes <= budget_bytes:
                 return plan
             fresh = self._binding(price.timeline, budget_bytes, instants)
-            if not fresh:
+            # recomputations at the same instant may need more than the sum of the regions says
+            over = price.timeline > budget_bytes
+            short = np.minimum(credit, self._sum(plan) - price.timeline)
+            tighter = np.where(over, short, credit)
+            if not fresh and (tighter == credit).all():
                 return None
             instants.extend(fresh)
+            credit = tighter
         return None
 
     @staticmethod
