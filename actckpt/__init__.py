@@ -1,6 +1,7 @@
 """Train a PyTorch model inside a memory budget, with the same gradients to the last bit."""
 
-from actckpt.api import measure, optimize, report, revert, trace
+from actckpt.api import find_max_batch, measure, optimize, report, revert, trace
+from actckpt.batch_search import BatchSearch, BatchTried
 from actckpt.errors import (
     ActckptError,
     BudgetError,
@@ -26,6 +27,8 @@ __version__ = package_version()
 __all__ = [
     "POLICIES",
     "ActckptError",
+    "BatchSearch",
+    "BatchTried",
     "Bound",
     "BudgetError",
     "Call",
@@ -42,6 +45,7 @@ __all__ = [
     "Selective",
     "TargetError",
     "TraceError",
+    "find_max_batch",
     "lower_bound",
     "measure",
     "optimize",

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
+from actckpt.batch_search import MAX_BATCH, BatchSearch, BatchTried, search
 from actckpt.errors import BudgetError, PlanError
 from actckpt.graph import Graph
 from actckpt.measuring import measure_step
-from actckpt.planning import SCOPES, Request
+from actckpt.planning import SCOPES, Request, make_plan
 from actckpt.policies import POLICIES, Policy
 from actckpt.reporting.measurement import Measurement
 from actckpt.reporting.report import Report
@@ -170,6 +172,66 @@ def trace(
     before = uninstall(model)
     try:
         return trace_step(model, Step(Call.of(batch), loss_fn, target, optimizer))
+    finally:
+        if before is not None:
+            install(before)
+
+
+def find_max_batch(
+    model: nn.Module,
+    budget_gb: float,
+    make_batch: Callable[[int], Any],
+    *,
+    make_target: Callable[[int], Any] | None = None,
+    loss_fn: LossFn | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    accumulate: bool = False,
+    policy: str | Policy = "auto",
+    scope: str = "step",
+    start: int = 1,
+    limit: int = MAX_BATCH,
+) -> BatchSearch:
+    """The largest batch that fits, and the predicted samples per second of each size tried.
+
+    By planning alone: no step is run, the model stays as it is. The fastest batch need not be the
+    largest, which may recompute more.
+
+    Args:
+        budget_gb: as for `optimize`, and not None.
+        make_batch: batch size -> batch, in any form that `optimize` takes.
+        make_target: batch size -> ``target``, where ``loss_fn`` takes one.
+        start: first batch size to try, at least 1.
+        limit: largest batch size to try.
+        loss_fn, optimizer, accumulate, policy, scope: as for `optimize`.
+
+    Raises:
+        BudgetError: not even ``start`` fits.
+        PlanError, TraceError: as `optimize`.
+        ValueError: ``start`` or ``limit`` is no batch size.
+    """
+    request = Request(_budget_bytes(budget_gb, policy), _policy(policy), _scope(scope))
+    if request.budget_bytes is None:
+        raise BudgetError("find_max_batch needs a budget in GB; found budget_gb=None")
+    if not 1 <= start <= limit:
+        raise ValueError(f"start and limit must be 1 <= start <= limit; found {start} and {limit}")
+    before = uninstall(model)
+
+    def attempt(size: int) -> BatchTried:
+        target = make_target(size) if make_target is not None else None
+        step = Step(Call.of(make_batch(size)), loss_fn, target, optimizer, accumulate)
+        try:
+            planned = make_plan(model, step, request)
+        except BudgetError as error:
+            if size == start or error.smallest_bytes is None:
+                raise
+            return BatchTried(size, False, error.smallest_bytes)
+        peak = planned.dry.peak_bytes if scope == "step" else planned.dry.added_bytes
+        regions = sum(1 for _ in planned.plan.walk())
+        return BatchTried(size, True, peak, planned.price.time_s, regions)
+
+    try:
+        _refuse(model)
+        return search(attempt, start, limit)
     finally:
         if before is not None:
             install(before)

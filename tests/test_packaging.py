@@ -22,9 +22,11 @@ FOLDERS = {
     ROOT / "profiler": "actckpt.profiler",
 }
 
-FUNCTIONS = {"lower_bound", "measure", "optimize", "report", "revert", "trace"}
+FUNCTIONS = {"find_max_batch", "lower_bound", "measure", "optimize", "report", "revert", "trace"}
 DATA = {
     "POLICIES",
+    "BatchSearch",
+    "BatchTried",
     "Bound",
     "Call",
     "Graph",
@@ -65,6 +67,7 @@ MAY_IMPORT["planning"] = {
 }
 MAY_IMPORT["reporting"] = {"planning", "versions", *MAY_IMPORT["planning"]}
 MAY_IMPORT["measuring"] = {"graph", "profiler", "reporting", "tracing"}
+MAY_IMPORT["batch_search"] = set()
 MAY_IMPORT["batch_key"] = {"rewriting"}
 MAY_IMPORT["session"] = {"batch_key", "reporting", *MAY_IMPORT["reporting"]}
 LIBRARY = set(MAY_IMPORT)
