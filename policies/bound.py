@@ -14,8 +14,8 @@ from actckpt.graph import Graph
 from actckpt.pricing.simulate import Pricer
 from actckpt.profile import Profile
 
-# columns of one program: a few seconds of the solver
-_COLUMNS = 12_000
+# columns of one program, beyond its first instant: a few seconds of the solver
+_COLUMNS = 1_500
 _INSTANTS = 8
 _NODE_LIMIT = 10
 _INFEASIBLE = 2
