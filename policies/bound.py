@@ -11,6 +11,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from actckpt.graph import Graph
+from actckpt.policies.makers import Makers
 from actckpt.pricing.simulate import Pricer
 from actckpt.profile import Profile
 
@@ -100,53 +101,22 @@ class _Relaxation:
         self.graph = graph
         self.pricer = Pricer(graph, profile)
         self.end = graph.forward_end
-        self.makers = self._makers()
+        self.makers = Makers(graph, 0, self.end)
         self.uses = self._uses()
-        self.storages, self.ops = self._reachable()
+        self.storages, self.ops = self.makers.reachable(self.uses)
         self.instants = self._instants()
         self.width = len(self.storages) + len(self.ops)
         self.column_of = {s: j for j, s in enumerate(self.storages)}
         self.again_of = {i: len(self.storages) + j for j, i in enumerate(self.ops)}
-
-    # ---- what is needed, and what makes it
-
-    def _makers(self) -> dict[int, list[int]]:
-        """Storage -> the forward operations that make or change it, in order."""
-        graph = self.graph
-        makers: dict[int, list[int]] = {}
-        for index in range(self.end):
-            op = graph.ops[index]
-            if op.view:
-                continue
-            for sid in {graph.values[v].storage for v in op.outputs}.union(op.writes):
-                if sid >= 0 and graph.storages[sid].born >= 0:
-                    makers.setdefault(sid, []).append(index)
-        return makers
 
     def _uses(self) -> dict[int, list[tuple[int, int]]]:
         """Storage -> (operation that needs it in backward, operations after which it was saved)."""
         uses: dict[int, list[tuple[int, int]]] = {}
         for save in self.graph.saves:
             sid = self.graph.values[save.value].storage
-            if sid in self.makers and not save.held and save.first_use >= self.end:
+            if sid in self.makers.of and not save.held and save.first_use >= self.end:
                 uses.setdefault(sid, []).append((save.first_use, save.at))
         return uses
-
-    def _reachable(self) -> tuple[list[int], list[int]]:
-        """Storages that a recomputation may read, and the operations that may be recomputed."""
-        storages, ops, todo = set(self.uses), set(), list(self.uses)
-        while todo:
-            for index in self.makers[todo.pop()]:
-                if index not in ops:
-                    ops.add(index)
-                    fresh = self._inputs(index) - storages
-                    storages |= fresh
-                    todo.extend(fresh)
-        return sorted(storages), sorted(ops)
-
-    def _inputs(self, index: int) -> set[int]:
-        found = (self.graph.values[v].storage for v in self.graph.ops[index].inputs)
-        return {sid for sid in found if sid in self.makers}
 
     # ---- memory
 
@@ -240,7 +210,7 @@ class _Relaxation:
                 elif begin < used < until or used == until == self.pricer.count:
                     found += [
                         ([(column, 1.0), (base + self.again_of[i], 1.0)], 1.0)
-                        for i in self.makers[sid]
+                        for i in self.makers.of[sid]
                         if i < saved
                     ]
         return found
@@ -257,8 +227,8 @@ class _Relaxation:
                 0.0,
             )
             for index in self.ops
-            for sid in self._inputs(index)
-            for maker in self.makers[sid]
+            for sid in self.makers.inputs(index)
+            for maker in self.makers.of[sid]
             if maker < index
         ]
 
@@ -275,7 +245,7 @@ class _Relaxation:
             )
             for sid in self.storages
             if self.pricer.died[sid] <= until
-            for maker in self.makers[sid]
+            for maker in self.makers.of[sid]
         ]
 
 

@@ -11,6 +11,7 @@ from scipy.optimize import linprog
 from scipy.sparse import csr_array
 
 from actckpt.graph import Graph
+from actckpt.policies.makers import Makers
 from actckpt.profile import Profile
 
 # trades beyond that many are too close to each other to matter
@@ -64,20 +65,13 @@ class _Problem:
         self, graph: Graph, profile: Profile, first: int, last: int, capture: bool
     ) -> None:
         self.graph = graph
-        self.makers: dict[int, list[int]] = {}
-        for index in range(first, last):
-            op = graph.ops[index]
-            if op.view:
-                continue
-            for sid in {graph.values[v].storage for v in op.outputs}.union(op.writes):
-                if sid >= 0 and graph.storages[sid].born >= first:
-                    self.makers.setdefault(sid, []).append(index)
+        self.makers = Makers(graph, first, last)
         self.needed: dict[int, int] = {}  # storage -> operations before the last time it is saved
         for save in graph.saves:
             sid = graph.values[save.value].storage
-            if sid in self.makers and not save.held and first <= save.at <= last:
+            if sid in self.makers.of and not save.held and first <= save.at <= last:
                 self.needed[sid] = max(self.needed.get(sid, 0), save.at)
-        self.ops, self.storages = self._reachable()
+        self.storages, self.ops = self.makers.reachable(self.needed)
         count = len(self.storages)
         self.keep_of = {s: j for j, s in enumerate(self.storages)}
         self.again_of = {i: count + j for j, i in enumerate(self.ops)}
@@ -99,31 +93,16 @@ class _Problem:
             shape=(len(rows), count + len(self.ops)),
         )
 
-    def _reachable(self) -> tuple[list[int], list[int]]:
-        storages, ops, todo = set(self.needed), set(), list(self.needed)
-        while todo:
-            for index in self.makers[todo.pop()]:
-                if index not in ops:
-                    ops.add(index)
-                    fresh = self._inputs(index) - storages
-                    storages |= fresh
-                    todo.extend(fresh)
-        return sorted(ops), sorted(storages)
-
-    def _inputs(self, index: int) -> set[int]:
-        found = (self.graph.values[v].storage for v in self.graph.ops[index].inputs)
-        return {sid for sid in found if sid in self.makers}
-
     def _recomputed(self) -> Iterator[tuple[list[tuple[int, float]], float]]:
         for sid, at in self.needed.items():
-            for index in self.makers[sid]:
+            for index in self.makers.of[sid]:
                 if index < at:
                     yield [(self.keep_of[sid], 1.0), (self.again_of[index], 1.0)], 1.0
 
     def _ancestors(self) -> Iterator[tuple[list[tuple[int, float]], float]]:
         for index in self.ops:
-            for sid in self._inputs(index):
-                for maker in self.makers[sid]:
+            for sid in self.makers.inputs(index):
+                for maker in self.makers.of[sid]:
                     if maker < index:
                         yield (
                             [
@@ -174,4 +153,4 @@ class _Problem:
     def _last_maker(self, sid: int) -> int:
         """The operation after which a storage is as it is saved."""
         at = self.needed.get(sid)
-        return max((i for i in self.makers[sid] if at is None or i < at), default=-1)
+        return max((i for i in self.makers.of[sid] if at is None or i < at), default=-1)
