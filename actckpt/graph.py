@@ -149,11 +149,30 @@ class Stage:
         return (self.path, self.call)
 
 
+@dataclass(frozen=True, slots=True)
+class FunctionCall:
+    """One call of a torch function by the forward, which ran the operations ``[first, last)``.
+
+    ``text`` is its name and arguments as `actckpt.signature.encode` writes them. Every tensor that
+    a call returns is a *wire*: ``wire`` is the first of its own, ``sources`` are those of its
+    tensor arguments (-1: of unknown origin). ``inputs`` and ``outputs`` are value ids (-1: none).
+    """
+
+    text: str
+    sources: tuple[int, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    wire: int
+    first: int
+    last: int
+
+
 @dataclass(frozen=True)  # without slots: what is derived from it is kept
 class Graph:
     """One training step of one model on one batch.
 
-    ``stages[0]`` is the root call. ``loss_seen`` and ``optimizer_seen`` say what the step
+    ``stages[0]`` is the root call, ``calls`` are the torch functions that it called itself, in
+    order. ``loss_seen`` and ``optimizer_seen`` say what the step
     contained; ``resident_gradients`` whether gradients existed when it began.
     """
 
@@ -168,6 +187,7 @@ class Graph:
     optimizer_seen: bool = False
     resident_gradients: bool = False
     versions: dict[str, str] = field(default_factory=dict)
+    calls: tuple[FunctionCall, ...] = ()
 
     @cached_property
     def children(self) -> tuple[tuple[int, ...], ...]:
@@ -238,6 +258,17 @@ class Graph:
                 optimizer_seen=data["optimizer_seen"],
                 resident_gradients=data["resident_gradients"],
                 versions=dict(data["versions"]),
+                calls=tuple(
+                    FunctionCall(
+                        **{
+                            **c,
+                            "sources": tuple(c["sources"]),
+                            "inputs": tuple(c["inputs"]),
+                            "outputs": tuple(c["outputs"]),
+                        }
+                    )
+                    for c in data["calls"]
+                ),
             )
         except (KeyError, TypeError) as error:
             raise PlanError(f"not a graph: {error}") from error

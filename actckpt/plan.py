@@ -1,4 +1,4 @@
-"""What a policy decided: a tree of regions to recompute, and what is saved inside each."""
+"""What a policy decided: which calls or operations to recompute, and what is saved inside."""
 
 from __future__ import annotations
 
@@ -54,17 +54,48 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True)
+class Burst:
+    """Operations that run again, one after the other, when backward first needs a result of theirs.
+
+    Args:
+        ops: indices in ``Graph.ops``, ascending.
+        drops: indices in ``Graph.saves`` of what autograd would save and this burst makes again.
+        inner: bursts that need results of this one, which runs before the first of them.
+    """
+
+    ops: tuple[int, ...]
+    drops: tuple[int, ...]
+    inner: tuple[Burst, ...] = ()
+
+    def walk(self) -> Iterator[Burst]:
+        """This burst and every burst inside it, outermost first."""
+        yield self
+        for child in self.inner:
+            yield from child.walk()
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """Regions in forward order, disjoint; everything outside them is saved as without a plan."""
+    """What is recomputed; everything else is saved as without a plan.
+
+    Either by calls (``regions``, in forward order, disjoint), which any batch of any shape can be
+    run under, or by operations (``bursts``), which belong to the very trace they were made for.
+    """
 
     policy: str
     regions: tuple[Region, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    bursts: tuple[Burst, ...] = ()
 
     def walk(self) -> Iterator[Region]:
         """Every region at every depth, outermost first."""
         for region in self.regions:
             yield from region.walk()
+
+    def walk_bursts(self) -> Iterator[Burst]:
+        """Every burst at every depth, outermost first."""
+        for burst in self.bursts:
+            yield from burst.walk()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data; `Plan.from_json` reads it back equal."""
@@ -83,6 +114,7 @@ class Plan:
                 data["policy"],
                 tuple(_region_from_json(r) for r in data["regions"]),
                 tuple(data["notes"]),
+                tuple(_burst_from_json(b) for b in data.get("bursts", ())),
             )
         except (KeyError, TypeError, IndexError) as error:
             raise PlanError(f"not a plan: {error}") from error
@@ -95,3 +127,8 @@ def _region_from_json(data: dict[str, Any]) -> Region:
         tuple(_region_from_json(r) for r in data["regions"]),
         tuple(SavedOp(**s) for s in data["saved"]),
     )
+
+
+def _burst_from_json(data: dict[str, Any]) -> Burst:
+    inner = tuple(_burst_from_json(b) for b in data["inner"])
+    return Burst(tuple(data["ops"]), tuple(data["drops"]), inner)

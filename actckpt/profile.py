@@ -30,14 +30,19 @@ class Profile:
     """``costs[i]`` is the cost of the operations whose ``signature`` is ``i``.
 
     ``dispatch_s`` is what a dispatch mode adds to one operation, ``region_s`` what one region adds
-    to a step, ``save_s`` what one recomputed save adds: the overheads of the replay engine.
+    to a step, ``save_s`` what one recomputed save adds, ``follow_s`` what following adds to one
+    function call, ``burst_s`` what one burst and ``burst_op_s`` what one of its operations adds:
+    the overheads of the engine.
     """
 
     device: str
     costs: tuple[Cost, ...]
     dispatch_s: float = 20e-6
     region_s: float = 100e-6
-    save_s: float = 5e-6
+    save_s: float = 3e-6
+    follow_s: float = 4e-6
+    burst_s: float = 20e-6
+    burst_op_s: float = 2e-6
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data; `Profile.from_json` reads it back equal."""

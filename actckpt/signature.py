@@ -58,6 +58,10 @@ def _encode(x: Any) -> Any:
         return {"torch": str(x)[6:]}
     if isinstance(x, torch.device):
         return {"device": str(x)}
+    if isinstance(x, slice):
+        return {"slice": [_encode(x.start), _encode(x.stop), _encode(x.step)]}
+    if x is Ellipsis:
+        return {"ellipsis": None}
     return {"other": type(x).__name__}
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
+from actckpt.bursts import Recomputation, place_bursts
 from actckpt.graph import Category, Graph
-from actckpt.plan import Plan, Region
+from actckpt.plan import Burst, Plan, Region
+from actckpt.pricing.burst_effect import BurstEffects
+from actckpt.pricing.effect import GENERATOR_STATE_BYTES, Effect, Event
 from actckpt.pricing.price import Price
 from actckpt.profile import Profile
 from actckpt.regions import Placed, Replay, place, pruning_gain_s, replay_of
-
-# one state of torch's CPU generator, kept per region that draws random numbers
-GENERATOR_STATE_BYTES = 5056
 
 
 def price(graph: Graph, profile: Profile, plan: Plan) -> Price:
@@ -27,15 +28,6 @@ def price(graph: Graph, profile: Profile, plan: Plan) -> Price:
         PlanError: the plan does not fit the graph.
     """
     return Pricer(graph, profile).price(plan)
-
-
-@dataclass(slots=True)
-class _Event:
-    """One recomputation: before operation ``at``, needing ``peak_bytes`` beside what is there."""
-
-    at: int
-    peak_bytes: int
-    stays_bytes: int
 
 
 @dataclass(slots=True)
@@ -53,28 +45,6 @@ class _Tree:
 
 
 @dataclass(frozen=True, slots=True)
-class _Effect:
-    """What one outermost region changes, whatever other regions the plan has.
-
-    Attributes:
-        dropped: saves that autograd no longer holds.
-        holds: (storage, operation before which the region lets go of it, having been recomputed).
-        extra: (start, stop, bytes) of what recomputations leave behind.
-        handed: the same of what a region inside is handed, and lets go of like ``holds``.
-        seconds: of each region of the tree, in walking order.
-        dropped_bytes: in the same order.
-    """
-
-    dropped: np.ndarray
-    holds: tuple[tuple[int, int], ...]
-    extra: tuple[tuple[int, int, int], ...]
-    handed: tuple[tuple[int, int, int], ...]
-    events: tuple[_Event, ...]
-    seconds: tuple[float, ...]
-    dropped_bytes: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Estimate:
     """A price as policies compare it: ``timeline`` has one level per operation."""
 
@@ -82,7 +52,7 @@ class Estimate:
     added_bytes: int
     time_s: float
     timeline: np.ndarray
-    effects: tuple[_Effect, ...]
+    effects: tuple[Effect, ...]
 
     @property
     def peak_at(self) -> int:
@@ -112,7 +82,7 @@ class Pricer:
             [k for k, sid in enumerate(self.save_storage) if sid >= 0], dtype=np.int64
         )
         self.released = np.array([s.released for s in graph.saves], dtype=np.int64)
-        self._effects: dict[Region, _Effect] = {}
+        self._effects: dict[Region | Burst, Effect] = {}
         self.by_birth: dict[int, list[int]] = {}
         for sid, born in enumerate(self.born):
             self.by_birth.setdefault(int(born), []).append(sid)
@@ -126,12 +96,28 @@ class Pricer:
                 self.free[min(s.died, n)] -= s.bytes
         self.free = np.cumsum(self.free)
 
+    @cached_property
+    def possible(self) -> Recomputation:
+        """What can be recomputed by operations."""
+        return Recomputation(self.graph)
+
+    @cached_property
+    def _bursts(self) -> BurstEffects:
+        return BurstEffects(self.possible, self.profile, self.bytes, self.died, self.workspace)
+
+    @property
+    def following_s(self) -> float:
+        """Seconds that a forward takes longer because its calls are followed."""
+        profile, graph = self.profile, self.graph
+        return profile.follow_s * len(graph.calls) + profile.save_s * len(graph.saves)
+
     def price(self, plan: Plan) -> Price:
         """As `actckpt.pricing.simulate.price`.
 
         Raises:
             PlanError: the plan does not fit the graph.
         """
+        place_bursts(self.possible, plan)
         place(self.graph, plan)  # regions must not overlap, which `estimate` takes for granted
         found = self.estimate(plan)
         return Price(
@@ -150,7 +136,7 @@ class Pricer:
         Raises:
             PlanError: a region does not fit the graph.
         """
-        effects = tuple(self._effect(region) for region in plan.regions)
+        effects = tuple(self._effect(part) for part in (*plan.regions, *plan.bursts))
         end = self.died.copy()
         saved = np.ones(len(self.graph.saves), dtype=bool)
         for effect in effects:
@@ -188,21 +174,29 @@ class Pricer:
         return Estimate(
             peak_bytes=int(timeline.max(initial=0)),
             added_bytes=int((timeline - self.free[: self.count]).max(initial=0)),
-            time_s=float(self.time_s.sum() + sum(sum(e.seconds) for e in effects)),
+            time_s=float(
+                self.time_s.sum()
+                + sum(sum(e.seconds) for e in effects)
+                + (self.following_s if plan.bursts else 0.0)
+            ),
             timeline=timeline,
             effects=effects,
         )
 
-    def _effect(self, region: Region) -> _Effect:
-        found = self._effects.get(region)
-        if found is None:
+    def _effect(self, part: Region | Burst) -> Effect:
+        found = self._effects.get(part)
+        if found is None and isinstance(part, Burst):
+            found = self._effects[part] = self._bursts.effect(part)
+        elif found is None:
+            assert isinstance(part, Region)
+            region = part
             trees = self._forest(place(self.graph, Plan("", (region,))))
             dropped, holds = self._kept(trees)
             extra: list[tuple[int, int, int]] = []
             handed: list[tuple[int, int, int]] = []
-            events: list[_Event] = []
+            events: list[Event] = []
             seconds = self._replay_all(trees, extra, handed, events)
-            found = self._effects[region] = _Effect(
+            found = self._effects[region] = Effect(
                 dropped=np.array(sorted(dropped), dtype=np.int64),
                 holds=tuple(holds.items()),
                 extra=tuple(extra),
@@ -283,7 +277,7 @@ class Pricer:
         trees: list[_Tree],
         extra: list[tuple[int, int, int]],
         handed: list[tuple[int, int, int]],
-        events: list[_Event],
+        events: list[Event],
     ) -> list[float]:
         seconds = {id(t): 0.0 for t in trees}
         for tree in sorted((t for t in trees if t.first_use >= 0), key=lambda t: t.first_use):
@@ -307,7 +301,7 @@ class Pricer:
         at: int,
         extra: list[tuple[int, int, int]],
         handed: list[tuple[int, int, int]],
-        events: list[_Event],
+        events: list[Event],
     ) -> float:
         """Recomputes one region before operation ``at``; returns its seconds."""
         stays = 0
@@ -355,7 +349,7 @@ class Pricer:
         pruned = tree.replay if gain_s > 0 else None
         # the state of the generator is set aside meanwhile
         peak = self._inner_peak(ops, staying, pruned) + self._state_bytes(tree)
-        events.append(_Event(at, peak, stays))
+        events.append(Event(at, peak, stays))
         time_s = float(self.time_s[ops].sum()) + self.profile.region_s
         time_s += self.profile.save_s * len(fills)
         return time_s - max(0.0, gain_s)
@@ -386,7 +380,7 @@ class Pricer:
         self,
         timeline: np.ndarray,
         before: np.ndarray,
-        events: list[_Event],
+        events: list[Event],
     ) -> np.ndarray:
         """The timeline with each recomputation at the operation before which it happens.
 

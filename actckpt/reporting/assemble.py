@@ -6,9 +6,10 @@ from collections import defaultdict
 
 import numpy as np
 
+from actckpt.bursts import Recomputation, place_bursts
 from actckpt.dry_run import DryRun
 from actckpt.graph import Category, Graph, Phase
-from actckpt.plan import Plan
+from actckpt.plan import Burst, Plan
 from actckpt.planning import Planned, Request
 from actckpt.profile import Profile
 from actckpt.regions import place
@@ -67,30 +68,47 @@ def _refusals(graph: Graph) -> list[str]:
 
 
 def _regions(graph: Graph, planned: Planned) -> tuple[RegionRow, ...]:
-    rows = []
-    for p, dropped, seconds in zip(
-        place(graph, planned.plan),
-        planned.price.region_bytes,
-        planned.price.region_s,
-        strict=True,
-    ):
-        kept = {graph.values[graph.saves[k].value].storage for k in p.kept}
-        kept.update(graph.values[v].storage for op in p.captured for v in graph.ops[op].outputs)
-        rows.append(
-            RegionRow(
-                label=p.region.label,
-                stages=len(p.stages),
-                saved_bytes=sum(graph.storages[s].bytes for s in kept),
-                dropped_bytes=dropped,
-                recompute_s=seconds,
-                depth=p.depth,
-            )
+    plan, price = planned.plan, planned.price
+    placed = place(graph, plan)
+    kept: list[set[int]] = []
+    for p in placed:
+        saved = {graph.values[graph.saves[k].value].storage for k in p.kept}
+        saved.update(graph.values[v].storage for op in p.captured for v in graph.ops[op].outputs)
+        kept.append(saved)
+    calls = [graph.stages[p.stages[0]].first for p in placed]
+    ends = [graph.stages[p.stages[-1]].last for p in placed]
+    shown = [
+        (p.region.label, last - first, p.depth)
+        for p, first, last in zip(placed, calls, ends, strict=True)
+    ]
+    for burst in place_bursts(Recomputation(graph), plan):
+        kept.append(set(burst.pins))
+        depth = 0 if burst.parent < 0 else shown[burst.parent][2] + 1
+        shown.append((_span(graph, burst.burst), len(burst.burst.ops), depth))
+    return tuple(
+        RegionRow(
+            label=label,
+            ops=ops,
+            saved_bytes=sum(graph.storages[s].bytes for s in saved),
+            dropped_bytes=dropped,
+            recompute_s=seconds,
+            depth=depth,
         )
-    return tuple(rows)
+        for (label, ops, depth), saved, dropped, seconds in zip(
+            shown, kept, price.region_bytes, price.region_s, strict=True
+        )
+    )
+
+
+def _span(graph: Graph, burst: Burst) -> str:
+    """The modules whose operations a burst runs first and last."""
+    stages = (graph.ops[burst.ops[n]].stage for n in (0, -1))
+    return " … ".join(dict.fromkeys(graph.stages[s].path or "the model" for s in stages))
 
 
 def _ops(graph: Graph, plan: Plan, profile: Profile) -> tuple[OpRow, ...]:
     dropped = {k for p in place(graph, plan) for k in p.dropped}
+    dropped.update(k for burst in plan.walk_bursts() for k in burst.drops)
     states: dict[int, bool] = {}
     for k, save in enumerate(graph.saves):
         sid = graph.values[save.value].storage

@@ -107,10 +107,10 @@ class Timeline:
 
 @dataclass(frozen=True, slots=True)
 class RegionRow:
-    """One region: bytes of its saves that stay, bytes that are dropped and recomputed."""
+    """One region or burst: what stays for it, what is dropped, operations that run again."""
 
     label: str
-    stages: int
+    ops: int
     saved_bytes: int
     dropped_bytes: int
     recompute_s: float

@@ -126,14 +126,14 @@ def _at_peak(levels: dict[str, tuple[int, ...]]) -> dict[str, int]:
 
 def _region_lines(regions: Sequence[RegionRow]) -> list[str]:
     if not regions:
-        return ["no region: everything is saved"]
-    rows = [["region", "stages", "saved", "dropped", "recompute"]]
+        return ["nothing is recomputed: everything is saved"]
+    rows = [["recomputed", "ops", "kept for it", "dropped", "recompute"]]
     # equal neighbours (the blocks of a transformer) share a row
     runs = [
         list(run)
         for _, run in groupby(
             regions,
-            key=lambda r: (r.depth, r.stages, r.saved_bytes, r.dropped_bytes),
+            key=lambda r: (r.depth, r.ops, r.saved_bytes, r.dropped_bytes),
         )
     ]
     for run in runs[:MAX_REGION_ROWS]:
@@ -142,8 +142,8 @@ def _region_lines(regions: Sequence[RegionRow]) -> list[str]:
     if rest:
         rows.append(_region_row(f"… {len(rest)} more", rest))
     if len(runs) > 1:
-        # a stage of a nested region is a stage of the outer one too
-        total = _region_row(f"all {len(regions)} regions", regions)
+        # what a nested region runs is counted in the outer one too
+        total = _region_row(f"all {len(regions)}", regions)
         rows.append([total[0], "", *total[2:]])
     return align(rows)
 
@@ -158,7 +158,7 @@ def _run_label(run: Sequence[RegionRow]) -> str:
 def _region_row(label: str, regions: Sequence[RegionRow]) -> list[str]:
     return [
         label,
-        str(sum(r.stages for r in regions)),
+        str(sum(r.ops for r in regions)),
         format_bytes(sum(r.saved_bytes for r in regions)),
         format_bytes(sum(r.dropped_bytes for r in regions)),
         format_seconds(sum(r.recompute_s for r in regions)),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
-from typing import TYPE_CHECKING, Any
+from collections.abc import Container, Iterable
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from actckpt.rewriting.node import Node
+from actckpt.errors import ReplayError
 
 CHANGED = (
     "one of the variables needed for gradient computation has been modified by an inplace "
@@ -24,7 +23,8 @@ class Kept:
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor.detach()  # not itself: that would be a reference cycle
-        self.watch(self.tensor)
+        self.guard = self.tensor  # an alias counts the same versions
+        self.version = tensor._version
 
     def watch(self, tensor: torch.Tensor) -> None:
         """Takes the version from ``tensor``, an alias, from now on.
@@ -52,12 +52,23 @@ class Kept:
         return self.tensor
 
 
+class Remaking(Protocol):
+    """What makes a dropped tensor again: a region or a burst."""
+
+    @property
+    def label(self) -> str: ...
+
+    def recompute(self) -> None: ...
+
+    def error(self, found: str) -> ReplayError: ...
+
+
 class Dropped:
     """A saved tensor that is recomputed when backward first asks for one of its region."""
 
     __slots__ = ("__weakref__", "dtype", "hash", "node", "shape", "tensor", "version")
 
-    def __init__(self, node: Node, tensor: torch.Tensor, checked: bool) -> None:
+    def __init__(self, node: Remaking, tensor: torch.Tensor, checked: bool) -> None:
         self.node = node
         self.shape = tensor.shape
         self.dtype = tensor.dtype
@@ -77,7 +88,7 @@ class Dropped:
             RuntimeError: the forward did so, in the recomputation as before.
         """
         if self.tensor is not None and self.tensor._version != self.version:
-            what = f"a {tuple(self.shape)} tensor of region {self.node.program.label}"
+            what = f"a {tuple(self.shape)} tensor of {self.node.label}"
             raise RuntimeError(
                 CHANGED.format(what=what, saved=self.version, found=self.tensor._version)
             )
@@ -93,6 +104,24 @@ class Dropped:
             if self.tensor is None:
                 raise self.node.error("the recomputation ended before this tensor was made")
         return self.tensor
+
+
+def verify(holders: Iterable[Dropped]) -> None:
+    """Looks at what was made again, bit by bit where the forward noted the bits.
+
+    Raises:
+        ReplayError: other values.
+        RuntimeError: the forward changes in place what it had saved.
+    """
+    for h in holders:
+        h.check()
+        if h.hash is not None and h.tensor is not None:
+            again = bits(h.tensor)
+            if again is not None and not torch.equal(again, h.hash):
+                raise h.node.error(
+                    f"a saved {tuple(h.shape)} {h.dtype} tensor came back with other values"
+                )
+            h.hash = None
 
 
 def unpack(holder: Any) -> torch.Tensor:

@@ -96,6 +96,11 @@ class Node:
         if parent is not None:
             parent.children[(program.index, key)] = weakref.ref(self)
 
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"region {self.program.label}"
+
     def packer(self) -> Callable[[torch.Tensor], Any]:
         """The pack hook of this region. Autograd keeps it, which must not keep the region."""
         node = weakref.ref(self)

@@ -12,8 +12,11 @@ import torch
 from torch import nn
 
 from actckpt.errors import PlanError
+from actckpt.rewriting.bursting import Decoded
+from actckpt.rewriting.following import Learned
 from actckpt.rewriting.program import Program, StageProgram
 from actckpt.rewriting.run import CURRENT, Run
+from actckpt.rewriting.scheduled import ScheduledRun
 
 logger = logging.getLogger("actckpt")
 
@@ -47,6 +50,11 @@ class Rewrite:
         self._modules: dict[str, Any] = {}
         self._device_type: str | None = None
         self._contents: list[dict[str, Any]] | None = None
+        calls = program.schedule.calls if program.schedule is not None else ()
+        self.learned: list[Learned | None] = [None] * len(calls)
+        self.decoded: dict[str, Decoded] = {}
+        # why a forward was not the traced one, if one was not
+        self.diverged = ""
 
     @property
     def device_type(self) -> str:
@@ -125,12 +133,21 @@ class Rewrite:
             logger.warning("actckpt: %s", message)
             self._warned = True
 
-    def begin(self) -> Run:
+    def diverge(self, reason: str) -> None:
+        """A forward is not the traced one: it keeps everything from there on."""
+        self.diverged = self.diverged or reason
+        self.warn_once(
+            f"a forward is not the one that was planned for: {reason}. Everything is kept from "
+            "there on, which may take more memory than the budget"
+        )
+
+    def begin(self) -> Run | ScheduledRun:
         """A new forward pass. The first one's recomputations are compared bit by bit."""
         self._runs += 1
         if self._runs > 1:
             self.checking = False
-        return Run(self)
+        schedule = self.program.schedule
+        return Run(self) if schedule is None else ScheduledRun(self, schedule)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Rewrite:
         root = memo.get(id(self.root()))

@@ -9,6 +9,7 @@ from actckpt.plan import Key, Plan
 from actckpt.profile import Profile
 from actckpt.regions import Placed, place, replay_of
 from actckpt.rewriting.pruning import Pruning, pruning_of
+from actckpt.rewriting.schedule import Schedule, compile_bursts
 
 Leaf = tuple[int, int]
 
@@ -57,6 +58,7 @@ class Program:
 
     regions: tuple[RegionProgram, ...] = ()
     stages: dict[Key, StageProgram] = field(default_factory=dict)
+    schedule: Schedule | None = None
 
     @property
     def paths(self) -> frozenset[str]:
@@ -81,7 +83,7 @@ def compile_plan(graph: Graph, plan: Plan, profile: Profile | None = None) -> Pr
         if top:
             _compile_chain(graph, placed, p, patched, stages)
     regions = tuple(_compile_region(graph, p, profile) for p in placed)
-    return Program(regions, stages)
+    return Program(regions, stages, compile_bursts(graph, plan))
 
 
 def _compile_region(graph: Graph, p: Placed, profile: Profile | None) -> RegionProgram:

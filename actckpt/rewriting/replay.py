@@ -11,7 +11,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from actckpt.errors import ReplayError
-from actckpt.rewriting.holders import Dropped, bits, is_resident
+from actckpt.rewriting.holders import is_resident, verify
 from actckpt.rewriting.modes import Mismatch, PruneMode
 from actckpt.rewriting.node import Link, Node, Span
 from actckpt.rewriting.record import (
@@ -54,24 +54,12 @@ def replay(node: Node) -> None:
                 prune = node.prunable = False
                 for holder in waiting:
                     holder.tensor = None
-    _verify(node, waiting)
+    missing = sum(h.tensor is None for h in waiting)
+    if missing:
+        raise node.error(f"{missing} of {len(waiting)} saved tensors were not made again")
+    verify(waiting)
     if waiting:
         node.filled()
-
-
-def _verify(node: Node, holders: list[Dropped]) -> None:
-    missing = sum(h.tensor is None for h in holders)
-    if missing:
-        raise node.error(f"{missing} of {len(holders)} saved tensors were not made again")
-    for h in holders:
-        h.check()
-        if h.hash is not None and h.tensor is not None:
-            again = bits(h.tensor)
-            if again is not None and not torch.equal(again, h.hash):
-                raise node.error(
-                    f"a saved {tuple(h.shape)} {h.dtype} tensor came back with other values"
-                )
-            h.hash = None
 
 
 @contextmanager

@@ -144,6 +144,15 @@ class Recorder(StepMode):
             self.values.append(value)
         return known
 
+    def seen_value(self, tensor: torch.Tensor) -> int:
+        """As `value_id`, or -1 if no operation of the step has met the tensor's storage."""
+        if tensor.layout != torch.strided:
+            return -1
+        if not isinstance(tensor, FakeTensor):
+            tensor = self.world.fake(tensor)
+            self.constant(tensor)
+        return self.value_id(tensor) if self.known_storage(tensor) >= 0 else -1
+
     # ---- operations
 
     def constant(self, fake: torch.Tensor) -> None:

@@ -6,6 +6,7 @@ import copy
 import random
 import weakref
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 
 from actckpt.graph import Input, Stage
 from actckpt.tracing.call import tensors
+from actckpt.tracing.calls import CallRecorder
 from actckpt.tracing.opaque import Opaque, opaque_arguments
 from actckpt.tracing.recorder import Recorder
 
@@ -25,6 +27,7 @@ class StageRecorder:
         self.recorder = recorder
         self.stages: list[dict[str, Any]] = []
         self.calls: Counter[str] = Counter()
+        self.followed: CallRecorder | None = None
         self._stack = recorder.stage_stack
         self._origin: dict[int, tuple[Any, tuple[int, int], int]] = {}
         recorder.refuse = self.refuse
@@ -85,7 +88,8 @@ class StageRecorder:
         generators = (random.getstate(), _numpy_state())
         self._stack.append(sid)
         try:
-            out = original(*args, **kwargs)
+            with self._followed(module, parent, args, kwargs):
+                out = original(*args, **kwargs)
         except Exception as error:
             _note(error, path or type(module).__name__)
             raise
@@ -115,6 +119,15 @@ class StageRecorder:
         stage["last_save"] = len(recorder.saves)
         stage["outputs"] = self._outputs(sid, out)
         return out
+
+    def _followed(
+        self, module: nn.Module, parent: int, args: Any, kwargs: Any
+    ) -> AbstractContextManager[Any]:
+        """Around the root's forward: writes down the torch functions that it calls."""
+        if parent >= 0:
+            return nullcontext()
+        self.followed = CallRecorder(self.recorder, module, (args, kwargs))
+        return self.followed
 
     def _check_attributes(
         self, stage: dict[str, Any], before: dict[str, Any], containers: dict[str, tuple[Any, Any]]

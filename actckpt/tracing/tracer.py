@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from actckpt.errors import PlanError
-from actckpt.graph import Category, Graph, Phase, Stage
+from actckpt.graph import Category, Graph, Phase
 from actckpt.tracing.call import tensors
 from actckpt.tracing.fake import faked
 from actckpt.tracing.hidden import hidden_state
@@ -60,7 +60,7 @@ def trace_step(model: nn.Module, step: Step) -> Graph:
             running = recorder.stage_stack or [len(stages.stages) - 1]
             where = stages.stages[running[-1]]["path"] if stages.stages else ""
             raise data_dependent(error, where) from error
-        graph = _assemble(device, recorder, stages.finish(), fake_step, loss_seen)
+        graph = _assemble(device, recorder, stages, fake_step, loss_seen)
     return hidden_state(graph)
 
 
@@ -128,7 +128,7 @@ def _run(model: nn.Module, step: Step, recorder: Recorder) -> bool:
 def _assemble(
     device: str,
     recorder: Recorder,
-    stages: tuple[Stage, ...],
+    stages: StageRecorder,
     step: Step,
     loss_seen: bool,
 ) -> Graph:
@@ -152,10 +152,11 @@ def _assemble(
         values=tuple(recorder.values),
         ops=tuple(recorder.ops),
         saves=saves,
-        stages=stages,
+        stages=stages.finish(),
         signatures=tuple(recorder.signatures),
         loss_seen=loss_seen,
         optimizer_seen=step.optimizer is not None,
         resident_gradients=step.accumulate,
         versions=versions(),
+        calls=tuple(stages.followed.calls) if stages.followed is not None else (),
     )

@@ -1,0 +1,143 @@
+"""Runs the operations of a burst, below autograd, on the tensors that the forward had."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from actckpt.rewriting.record import set_generator_states
+from actckpt.rewriting.schedule import BurstProgram, Schedule, StepProgram, Window
+from actckpt.signature import decode
+
+# the windows of one storage that exist, by value
+Views = dict[int, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Stands for the tensor argument ``number`` of an operation."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An operation ready to be called; ``direct`` are (position, number) of plain arguments."""
+
+    func: Any
+    args: list[Any]
+    kwargs: dict[str, Any]
+    direct: tuple[tuple[int, int], ...]
+    nested: tuple[int, ...]
+
+
+def decoded(step: StepProgram) -> Decoded:
+    """The step's operation with `Slot` in place of its tensors."""
+    count = -1
+
+    def make(*_: Any) -> Slot:
+        nonlocal count
+        count += 1
+        return Slot(count)
+
+    func, args, kwargs = decode(step.signature, make)
+    for position in step.blank:
+        args[position] = None
+    direct = tuple((n, a.number) for n, a in enumerate(args) if isinstance(a, Slot))
+    nested = tuple(n for n, a in enumerate(args) if isinstance(a, list))
+    return Decoded(func, args, kwargs, direct, nested)
+
+
+def run_steps(
+    schedule: Schedule,
+    burst: BurstProgram,
+    found: dict[int, Views],
+    states: dict[int, Any],
+    limit: int | None,
+    cache: dict[str, Decoded],
+) -> None:
+    """Runs a burst; ``found`` holds what it begins with, and afterwards what is to stay.
+
+    Args:
+        states: the random state before each call that draws.
+        limit: operations from here on are left out; None runs all.
+        cache: decoded operations by signature.
+    """
+    windows = schedule.windows
+    autocast = torch._C._DisableAutocast()  # the trace has its casts as operations
+    below = torch._C._AutoDispatchBelowAutograd()
+    try:
+        # an LSTM's kernel asks whether gradients are enabled, and they were
+        with torch.enable_grad():
+            for step in burst.steps:
+                if limit is not None and step.op >= limit:
+                    break
+                if step.draws >= 0:
+                    set_generator_states(states[step.draws])
+                key = step.signature
+                call = cache.get(key)
+                if call is None:
+                    call = cache[key] = decoded(step)
+                _run(call, step, found, windows)
+                for sid in step.done:
+                    found.pop(sid, None)
+    finally:
+        del below, autocast
+
+
+def _run(
+    call: Decoded, step: StepProgram, found: dict[int, Views], windows: dict[int, Window]
+) -> None:
+    args = call.args.copy()
+    inputs = step.inputs
+    for position, number in call.direct:
+        value = inputs[number]
+        views = found[windows[value][0]]
+        tensor = views.get(value)
+        args[position] = view_of(views, value, windows) if tensor is None else tensor
+
+    def tensor_of(slot: Slot) -> torch.Tensor:
+        value = inputs[slot.number]
+        return view_of(found[windows[value][0]], value, windows)
+
+    for position in call.nested:
+        args[position] = _filled(args[position], tensor_of)
+    kwargs = _filled(call.kwargs, tensor_of) if call.kwargs else call.kwargs
+    out = call.func(*args, **kwargs)
+    results = (out,) if isinstance(out, torch.Tensor) else _flat(out)
+    for value, result in zip(step.outputs, results, strict=True):
+        found.setdefault(windows[value][0], {})[value] = result
+
+
+def view_of(views: Views, value: int, windows: dict[int, Window]) -> torch.Tensor:
+    """The window ``value`` of a storage of which others exist."""
+    tensor = views.get(value)
+    if tensor is None:
+        known, base = next(iter(views.items()))
+        _, shape, stride, offset = windows[value]
+        # a batch may lie at another place of a larger tensor than the traced one did
+        moved = int(base.storage_offset()) - windows[known][3]
+        tensor = base.as_strided(shape, stride, offset + moved)
+    return tensor
+
+
+def _filled(x: Any, tensor_of: Any) -> Any:
+    if isinstance(x, Slot):
+        return tensor_of(x)
+    if isinstance(x, list):
+        return [_filled(i, tensor_of) for i in x]
+    if isinstance(x, dict):
+        return {key: _filled(i, tensor_of) for key, i in x.items()}
+    return x
+
+
+def _flat(out: Any) -> tuple[torch.Tensor, ...]:
+    found: list[torch.Tensor] = []
+    for o in out:
+        if isinstance(o, torch.Tensor):
+            found.append(o)
+        elif isinstance(o, (list, tuple)):
+            found.extend(_flat(o))
+    return tuple(found)

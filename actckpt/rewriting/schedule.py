@@ -1,0 +1,198 @@
+"""Bursts compiled for one model: which calls to follow, which saves to drop, what to run again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from actckpt.bursts import STATISTICS, PlacedBurst, Recomputation, place_bursts
+from actckpt.graph import Graph
+from actckpt.plan import Plan
+
+# storage, shape, stride, offset
+Window = tuple[int, tuple[int, ...], tuple[int, ...], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """A tensor that a call shows and bursts read: its argument or result number ``leaf``."""
+
+    leaf: int
+    result: bool
+    storage: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class CallProgram:
+    """One call to follow; ``draws``: the random state before it is needed again.
+
+    ``first`` is its first operation: a run that leaves the trace here has done those before.
+    """
+
+    text: str
+    sources: tuple[int, ...]
+    wire: int
+    results: int
+    first: int
+    draws: bool
+    captures: tuple[Capture, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SaveProgram:
+    """One tensor that autograd saves: dropped (``burst`` >= 0), pinned (``storage`` >= 0) or both.
+
+    ``at`` is how many operations have run by then.
+    """
+
+    burst: int
+    storage: int
+    value: int
+    at: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepProgram:
+    """One operation of a burst.
+
+    Attributes:
+        inputs: value of each tensor argument, in order.
+        outputs: value of each result.
+        draws: call whose random state it begins with, or -1.
+        done: storages that nothing reads after it.
+        blank: positions of arguments to leave out (running statistics).
+    """
+
+    op: int
+    signature: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    draws: int
+    done: tuple[int, ...]
+    blank: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BurstProgram:
+    """One burst; ``taken`` are (storage, burst that hands it over), ``hands`` what it hands over."""
+
+    label: str
+    parent: int
+    steps: tuple[StepProgram, ...]
+    pins: tuple[int, ...]
+    taken: tuple[tuple[int, int], ...]
+    hands: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Everything that a run under bursts looks up. ``windows`` are the values that it deals in."""
+
+    calls: tuple[CallProgram, ...]
+    saves: tuple[SaveProgram | None, ...]
+    bursts: tuple[BurstProgram, ...]
+    windows: dict[int, Window]
+
+
+def compile_bursts(graph: Graph, plan: Plan) -> Schedule | None:
+    """The schedule of a plan by operations; None if it has no bursts.
+
+    Raises:
+        PlanError: the plan does not fit the graph.
+    """
+    if not plan.bursts:
+        return None
+    possible = Recomputation(graph)
+    return _Compiler(possible, place_bursts(possible, plan)).compile()
+
+
+class _Compiler:
+    def __init__(self, possible: Recomputation, placed: tuple[PlacedBurst, ...]) -> None:
+        self.possible = possible
+        self.graph = possible.graph
+        self.placed = placed
+        self.values: set[int] = set()
+
+    def compile(self) -> Schedule:
+        graph = self.graph
+        assert self.possible.root is not None
+        bursts = tuple(self._burst(p) for p in self.placed)
+        pinned = {s for p in self.placed for s in (*p.pins, *p.residents)}
+        captures: dict[int, list[Capture]] = {}
+        saved: dict[int, int] = {}
+        for sid in sorted(pinned):
+            source = self.possible.source(sid)
+            assert source is not None
+            self.values.add(source.value)
+            if source.save >= 0:
+                saved[source.save] = sid
+            else:
+                capture = Capture(source.leaf, source.result, sid, source.value)
+                captures.setdefault(source.call, []).append(capture)
+        drawn = {step.draws for b in bursts for step in b.steps}
+        calls = tuple(
+            CallProgram(
+                c.text, c.sources, c.wire, len(c.outputs), c.first, n in drawn,
+                tuple(captures.get(n, ())),
+            )
+            for n, c in enumerate(graph.calls)
+        )  # fmt: skip
+        dropped = {k: p.index for p in self.placed for k in p.burst.drops}
+        root = self.possible.root
+        saves: list[SaveProgram | None] = []
+        for k in range(root.first_save, root.last_save):
+            save = graph.saves[k]
+            wanted = k in dropped or k in saved
+            if wanted:
+                self.values.add(save.value)
+            saves.append(
+                SaveProgram(dropped.get(k, -1), saved.get(k, -1), save.value, save.at)
+                if wanted
+                else None
+            )
+        windows = {
+            v: (value.storage, value.shape, value.stride, value.offset)
+            for v in sorted(self.values)
+            for value in (graph.values[v],)
+        }
+        return Schedule(calls, tuple(saves), bursts, windows)
+
+    def _burst(self, p: PlacedBurst) -> BurstProgram:
+        graph, possible = self.graph, self.possible
+        given = {s for child in self.placed for s, giver in child.taken.items() if giver == p.index}
+        kept = given | {graph.values[graph.saves[k].value].storage for k in p.burst.drops}
+        last: dict[int, int] = {}
+        for n, op in enumerate(p.burst.ops):
+            made = {graph.values[v].storage for v in graph.ops[op].outputs}
+            last.update(dict.fromkeys(possible.inputs(op) | made, n))
+        done: dict[int, list[int]] = {}
+        for sid, n in last.items():
+            if sid not in kept:
+                done.setdefault(n, []).append(sid)
+        steps = tuple(self._step(op, tuple(done.get(n, ()))) for n, op in enumerate(p.burst.ops))
+        stages = [graph.stages[graph.ops[i].stage].path for i in p.burst.ops]
+        ends = dict.fromkeys(path or "the model" for path in (stages[0], stages[-1]))
+        return BurstProgram(
+            label=" … ".join(ends),
+            parent=p.parent,
+            steps=steps,
+            pins=tuple(sorted((*p.pins, *p.residents))),
+            taken=tuple(sorted(p.taken.items())),
+            hands=tuple(sorted(given)),
+        )
+
+    def _step(self, index: int, done: tuple[int, ...]) -> StepProgram:
+        graph, op = self.graph, self.graph.ops[index]
+        self.values.update((*op.inputs, *op.outputs))
+        draws = -1
+        if op.random and not self.possible.earlier_draws(index):
+            draws = self.possible.call_of(index)
+        return StepProgram(
+            index,
+            graph.signatures[op.signature],
+            op.inputs,
+            op.outputs,
+            draws,
+            done,
+            STATISTICS.get(op.name, ()),
+        )

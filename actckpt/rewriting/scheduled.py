@@ -1,0 +1,248 @@
+"""The forward pass of a model planned by operations: followed, its saves dropped or pinned."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from actckpt.errors import ReplayError
+from actckpt.rewriting.bursting import Views, run_steps, view_of
+from actckpt.rewriting.following import Following
+from actckpt.rewriting.holders import Dropped, Kept, unpack, verify
+from actckpt.rewriting.record import generator_states, set_generator_states
+from actckpt.rewriting.schedule import BurstProgram, CallProgram, Capture, Schedule
+from actckpt.tracing.call import tensors
+from actckpt.tracing.calls import residents
+
+if TYPE_CHECKING:
+    from actckpt.rewriting.patch import PatchedForward, Rewrite
+
+
+class ScheduledRun:
+    """One forward pass of one root, and what its backward still needs of it.
+
+    Autograd's holders keep it alive; it knows them weakly.
+    """
+
+    def __init__(self, rewrite: Rewrite, schedule: Schedule) -> None:
+        self.rewrite = rewrite
+        self.schedule = schedule
+        self.number = 0
+        self.pins: dict[int, tuple[int, Kept]] = {}
+        self.states: dict[int, Any] = {}
+        self.holders: list[list[tuple[Any, int]]] = [[] for _ in schedule.bursts]
+        self.remaking: list[Any] = [None] * len(schedule.bursts)
+        self.done = [False] * len(schedule.bursts)
+        self.handed: dict[int, dict[int, Views]] = {}
+        # operations from here on were not followed, and are never run again
+        self.limit: int | None = None
+        bursts = schedule.bursts
+        self._readers = Counter(sid for b in bursts for sid in b.pins)
+        self._takers = Counter((giver, sid) for b in bursts for sid, giver in b.taken)
+        self._drawers = Counter(s.draws for b in bursts for s in b.steps if s.draws >= 0)
+
+    # ---- forward
+
+    def call(self, patched: PatchedForward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs a patched forward: the root's followed, any other as it is."""
+        if patched.path:
+            return patched.run(args, kwargs)
+        wires: dict[int, int] = {}
+        given = (*residents(patched.module).values(), *tensors((args, kwargs)))
+        for number, t in enumerate(given):
+            wires[id(t)] = number
+        following = Following(
+            self.schedule.calls,
+            self.rewrite.learned,
+            wires,
+            self._before_call,
+            self._after_call,
+            self._leave,
+        )
+        self._following = following
+        try:
+            with saved_tensors_hooks(self._packer(), unpack), following:
+                out = patched.run(args, kwargs)
+            following.finish()
+        finally:
+            del self._following
+        return out
+
+    def _packer(self) -> Any:
+        """The pack hook. Autograd keeps it, which must not keep the run."""
+        found = weakref.ref(self)
+
+        def pack(tensor: torch.Tensor) -> Any:
+            run = found()
+            assert run is not None  # its forward is running
+            return run._pack(tensor)
+
+        return pack
+
+    def _pack(self, tensor: torch.Tensor) -> Any:
+        number, self.number = self.number, self.number + 1
+        saves = self.schedule.saves
+        if self.limit is not None:
+            return Kept(tensor)
+        if number >= len(saves):
+            self._following.stop("it saves more tensors")
+            return Kept(tensor)
+        program = saves[number]
+        if program is None:
+            return Kept(tensor)
+        if not self._fits(tensor, program.value):
+            self._following.stop("it saves a tensor of another shape")
+            self.limit = min(self.limit or program.at, program.at)
+            return Kept(tensor)
+        if program.storage >= 0:
+            self.pins[program.storage] = (program.value, Kept(tensor))
+        if program.burst < 0:
+            return Kept(tensor)
+        holder = Dropped(self._remaking(program.burst), tensor, self.rewrite.checking)
+        self.holders[program.burst].append((weakref.ref(holder), program.value))
+        return holder
+
+    def _fits(self, tensor: torch.Tensor, value: int) -> bool:
+        _, shape, stride, _ = self.schedule.windows[value]
+        return tensor.shape == shape and tensor.stride() == stride
+
+    def _before_call(self, number: int, call: CallProgram, given: list[torch.Tensor]) -> None:
+        if call.draws:
+            self.states[number] = generator_states(True, (), self.rewrite.device_type)
+        for capture in call.captures:
+            if not capture.result:
+                self._pin(capture, given)
+
+    def _after_call(self, call: CallProgram, made: list[torch.Tensor]) -> None:
+        for capture in call.captures:
+            if capture.result:
+                self._pin(capture, made)
+
+    def _pin(self, capture: Capture, found: list[torch.Tensor]) -> None:
+        tensor = found[capture.leaf]
+        if self._fits(tensor, capture.value):
+            self.pins[capture.storage] = (capture.value, Kept(tensor))
+        else:
+            self._following.stop("a tensor is laid out otherwise")
+
+    def _leave(self, position: int, reason: str) -> None:
+        """The forward is not the traced one: everything is kept from here on."""
+        calls = self.schedule.calls
+        at = calls[position].first if position < len(calls) else calls[-1].first + (1 << 62)
+        self.limit = at if self.limit is None else min(self.limit, at)
+        self.rewrite.diverge(reason)
+
+    # ---- backward
+
+    def _remaking(self, burst: int) -> Remake:
+        ref = self.remaking[burst]
+        found: Remake | None = ref() if ref is not None else None
+        if found is None:
+            found = Remake(self, burst)
+            self.remaking[burst] = weakref.ref(found)
+        return found
+
+    def recompute(self, index: int) -> None:
+        """Runs a burst, after those that it takes something from, and fills its holders.
+
+        Raises:
+            ReplayError: it could not be run, or did not do again what had been done.
+            RuntimeError: something that it reads was changed in place since.
+        """
+        if self.done[index]:
+            return
+        burst = self.schedule.bursts[index]
+        for _, giver in burst.taken:
+            self.recompute(giver)
+        self.done[index] = True
+        found = self._inputs(burst)
+        draws = any(step.draws >= 0 for step in burst.steps)
+        before = generator_states(draws, (), self.rewrite.device_type)
+        try:
+            run_steps(self.schedule, burst, found, self.states, self.limit, self.rewrite.decoded)
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
+            raise Remake(self, index).error(f"{type(error).__name__}: {error}") from error
+        finally:
+            set_generator_states(before)
+        self._fill(index, found)
+        if burst.hands:
+            self.handed[index] = {sid: found[sid] for sid in burst.hands if sid in found}
+        self._let_go(index)
+
+    def _inputs(self, burst: BurstProgram) -> dict[int, Views]:
+        """What a burst begins with. A forward that left the trace did not come to all of it."""
+        found: dict[int, Views] = {}
+        for sid in burst.pins:
+            if sid in self.pins:
+                value, kept = self.pins[sid]
+                kept.get()
+                found[sid] = {value: kept.tensor}
+        for sid, giver in burst.taken:
+            if sid in self.handed[giver]:
+                found[sid] = self.handed[giver][sid]
+        return found
+
+    def _fill(self, index: int, found: dict[int, Views]) -> None:
+        filled = []
+        for ref, value in self.holders[index]:
+            holder: Dropped | None = ref()
+            if holder is None:
+                continue
+            views = found.get(self.schedule.windows[value][0])
+            if views is None:
+                raise Remake(self, index).error("a saved tensor was not made again")
+            holder.fill(view_of(views, value, self.schedule.windows))
+            filled.append(holder)
+        self.holders[index] = []
+        verify(filled)
+
+    def _let_go(self, index: int) -> None:
+        """Releases what no burst reads any more."""
+        burst = self.schedule.bursts[index]
+        for sid in burst.pins:
+            self._readers[sid] -= 1
+            if not self._readers[sid]:
+                self.pins.pop(sid, None)
+        for sid, giver in burst.taken:
+            self._takers[(giver, sid)] -= 1
+            if not self._takers[(giver, sid)]:
+                self.handed[giver].pop(sid, None)
+        for step in burst.steps:
+            if step.draws >= 0:
+                self._drawers[step.draws] -= 1
+                if not self._drawers[step.draws]:
+                    self.states.pop(step.draws, None)
+
+
+class Remake:
+    """One burst of one run, as autograd's holders know it."""
+
+    __slots__ = ("__weakref__", "index", "run")
+
+    def __init__(self, run: ScheduledRun, index: int) -> None:
+        self.run = run
+        self.index = index
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"the recomputation of {self.run.schedule.bursts[self.index].label}"
+
+    def recompute(self) -> None:
+        """Fills every holder of the burst."""
+        self.run.recompute(self.index)
+
+    def error(self, found: str) -> ReplayError:
+        """The error for a recomputation that went astray."""
+        return ReplayError(
+            f"{self.label} failed: {found}.\n"
+            "Operations run again on the tensors that they had must give the same. Likely causes: "
+            "an operation that is not deterministic (try "
+            "torch.use_deterministic_algorithms(True)), a setting of torch's that was changed "
+            "between forward and backward.\n"
+            "What works: actckpt.revert(model), or policy='selective'."
+        )

@@ -1,0 +1,126 @@
+"""Which torch functions a forward calls, in order: what a run is followed by, call by call.
+
+A call of torch's Python interface (``x.view(2, 3)``, ``F.linear(x, w)``) always runs the same
+operations when its name, its arguments and what they are made of are the same. So a run that makes
+the traced calls on the traced tensors is the traced run, whatever Python did in between.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from actckpt.graph import FunctionCall
+from actckpt.signature import encode
+from actckpt.tracing.call import tensors
+from actckpt.tracing.recorder import Recorder
+
+# reads of ``x.shape`` and the like: method-wrappers, which no other kind of call is
+GETTER = type(torch.Tensor.shape.__get__)
+# questions that run no operation
+_QUESTIONS = (
+    "size", "dim", "ndimension", "stride", "numel", "nelement", "element_size", "storage_offset",
+    "is_contiguous", "is_floating_point", "is_complex", "is_signed", "is_set_to", "data_ptr",
+    "get_device", "__len__", "__hash__", "__repr__", "untyped_storage", "register_hook",
+    "has_names", "is_conj", "is_neg", "is_inference", "is_shared", "is_pinned", "__format__",
+    "register_post_accumulate_grad_hook",
+)  # fmt: skip
+QUESTIONS = frozenset(
+    getattr(torch.Tensor, name) for name in _QUESTIONS if hasattr(torch.Tensor, name)
+) | {torch.is_floating_point, torch.is_complex, torch.is_tensor, torch.numel}
+
+
+def is_question(func: Any) -> bool:
+    """Whether a call only asks about a tensor: not followed."""
+    return func.__name__ == "__get__" if type(func) is GETTER else func in QUESTIONS
+
+
+def name_of(func: Any) -> str:
+    """The name under which a call is known: its public one where it has one."""
+    name: str | None = resolve_name(func)
+    return name or f"{getattr(func, '__module__', '')}.{getattr(func, '__qualname__', repr(func))}"
+
+
+def residents(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name, in the order of their wires."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+class CallRecorder(TorchFunctionMode):
+    """Writes down the calls of a root's forward while it is traced.
+
+    Every tensor that a call returns gets the next *wire*; before them come the wires of the
+    model's parameters and buffers and of the tensors in its arguments.
+    """
+
+    def __init__(self, recorder: Recorder, model: nn.Module, arguments: Any) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.recorder = recorder
+        self.calls: list[FunctionCall] = []
+        self.wires = 0
+        self._wire: dict[int, tuple[Callable[[], Any], int]] = {}
+        for t in (*residents(model).values(), *tensors(arguments)):
+            self._enter(t)
+
+    def _enter(self, t: torch.Tensor) -> None:
+        self._wire[id(t)] = (weakref.ref(t), self.wires)
+        self.wires += 1
+
+    def _found(self, t: torch.Tensor) -> int:
+        ref, wire = self._wire.get(id(t), (lambda: None, -1))
+        return wire if ref() is t else -1
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        recorder = self.recorder
+        if is_question(func) or not recorder.recording or recorder.paused:
+            return func(*args, **kwargs)
+        given = list(leaves((args, kwargs)))
+        sources = tuple(self._found(t) for t in given)
+        inputs = self._values(given)
+        text = self._quietly(lambda: encode(name_of(func), args, kwargs))
+        first = len(recorder.ops)
+        number = len(self.calls)
+        self.calls.append(FunctionCall(text, sources, inputs, (), self.wires, first, first))
+        out = func(*args, **kwargs)
+        made = list(leaves(out))
+        self.calls[number] = FunctionCall(
+            text, sources, inputs, self._values(made), self.wires, first, len(recorder.ops)
+        )
+        for t in made:
+            self._enter(t)
+        return out
+
+    def _values(self, found: list[torch.Tensor]) -> tuple[int, ...]:
+        return self._quietly(lambda: tuple(self.recorder.seen_value(t) for t in found))
+
+    def _quietly(self, ask: Callable[[], Any]) -> Any:
+        self.recorder.paused = True
+        try:
+            return ask()
+        finally:
+            self.recorder.paused = False
+
+
+def leaves(tree: Any) -> Iterator[torch.Tensor]:
+    """The tensors in nested lists, tuples, dicts and slices, in order; nothing else is opened."""
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, slice):
+        yield from leaves((tree.start, tree.stop, tree.step))
+    elif isinstance(tree, (list, tuple)):
+        for item in tree:
+            yield from leaves(item)
+    elif type(tree) is dict:
+        for item in tree.values():
+            yield from leaves(item)
