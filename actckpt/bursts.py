@@ -9,7 +9,7 @@ autograd.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -48,6 +48,7 @@ class Recomputation:
     Attributes:
         makers: activation -> operations that make or change it, ascending.
         saves: activation -> indices of what autograd saves of it, for those that can be dropped.
+        stays: activations that autograd saves and that cannot be dropped.
         refusal: why nothing can be ("" if something can).
     """
 
@@ -71,6 +72,7 @@ class Recomputation:
                     self.written.add(sid)
         self.last_write = {sid: found[-1] for sid, found in self.makers.items()}
         self._mixed = self._mixed_storages()
+        self.stays: set[int] = set()
         self.saves = self._droppable() if not self.refusal else {}
 
     @property
@@ -189,13 +191,15 @@ class Recomputation:
             if not inside or early or save.at <= self.last_write[sid] or sid in self._mixed:
                 kept.add(sid)
             found.setdefault(sid, []).append(k)
-        return {
+        droppable = {
             sid: tuple(saves)
             for sid, saves in found.items()
             if sid not in kept
             and any(graph.saves[k].first_use >= 0 for k in saves)
             and all(self.can_run(m) for m in self.makers[sid])
         }
+        self.stays = found.keys() - droppable.keys()
+        return droppable
 
     @cached_property
     def _sources(self) -> dict[int, Source]:
@@ -243,13 +247,17 @@ class Recomputation:
     # ---- closures
 
     def closure(
-        self, drops: Iterable[int], may_pin: Callable[[int], bool]
+        self,
+        drops: Iterable[int],
+        may_pin: Callable[[int], bool],
+        handed: Container[int] = frozenset(),
     ) -> tuple[tuple[int, ...], frozenset[int]] | None:
-        """(operations that make the dropped storages again, storages that they read), or None.
+        """(operations that make the dropped storages again, activations that they read), or None.
 
         Args:
             may_pin: whether an activation may be read as the forward left it; where not, or where
                 that cannot be, it is made again, too.
+            handed: activations that an enclosing burst hands over.
         """
         ops: set[int] = set()
         made: set[int] = set()
@@ -281,7 +289,9 @@ class Recomputation:
                             return None
                         if read in made:
                             todo.append((read, index))
-                        elif may_pin(read) and self.can_pin(read, index):
+                        elif (read in handed and index > self.last_write[read]) or (
+                            may_pin(read) and self.can_pin(read, index)
+                        ):
                             pins.add(read)
                         else:
                             todo.append((read, index))

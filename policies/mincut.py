@@ -11,11 +11,9 @@ from scipy.optimize import linprog
 from scipy.sparse import csr_array
 
 from actckpt.graph import Graph
+from actckpt.policies.hull import lower_hull
 from actckpt.policies.makers import Makers
 from actckpt.profile import Profile
-
-# trades beyond that many are too close to each other to matter
-MAX_TRADES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +43,7 @@ def trades(graph: Graph, profile: Profile, first: int, last: int, *, capture: bo
     least, most = problem.keeping(()), problem.keeping(problem.needed)
     if len(problem.ops) == 1:
         return [least]
-    found = {least.kept: least, most.kept: most}
-    todo = [(least, most)]
-    while todo and len(found) < MAX_TRADES:
-        a, b = todo.pop(0)
-        if b.bytes <= a.bytes or a.time_s <= b.time_s:
-            continue
-        between = problem.solve((a.time_s - b.time_s) / (b.bytes - a.bytes))
-        if between is not None and between.kept not in found:
-            found[between.kept] = between
-            todo += [(a, between), (between, b)]
-    return sorted(found.values(), key=lambda t: (t.bytes, t.time_s))
+    return lower_hull(least, most, problem.solve)
 
 
 class _Problem:

@@ -79,7 +79,9 @@ class ScheduledRun:
         def pack(tensor: torch.Tensor) -> Any:
             run = found()
             assert run is not None  # its forward is running
-            return run._pack(tensor)
+            # a custom Function saves outside of any call, where ours would be followed
+            with torch._C.DisableTorchFunction():
+                return run._pack(tensor)
 
         return pack
 

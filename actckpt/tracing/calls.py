@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from actckpt.graph import FunctionCall
 from actckpt.signature import encode
 from actckpt.tracing.call import tensors
+from actckpt.tracing.mode import SKIPPED
 from actckpt.tracing.recorder import Recorder
 
 # reads of ``x.shape`` and the like: method-wrappers, which no other kind of call is
@@ -32,11 +33,13 @@ _QUESTIONS = (
 )  # fmt: skip
 QUESTIONS = frozenset(
     getattr(torch.Tensor, name) for name in _QUESTIONS if hasattr(torch.Tensor, name)
-) | {torch.is_floating_point, torch.is_complex, torch.is_tensor, torch.numel}
+) | {torch.is_floating_point, torch.is_complex, torch.is_tensor, torch.numel, *SKIPPED}
 
 
 def is_question(func: Any) -> bool:
     """Whether a call only asks about a tensor: not followed."""
+    if getattr(func, "namespace", "") in ("prim", "profiler"):
+        return True  # what fake tensors ask each other
     return func.__name__ == "__get__" if type(func) is GETTER else func in QUESTIONS
 
 

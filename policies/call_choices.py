@@ -1,16 +1,19 @@
-"""Ways to recompute a call: which of its results stay resident, and which calls go together."""
+"""Ways to recompute by calls: which results stay resident, which calls go together; priced."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 
+from actckpt.errors import PlanError
 from actckpt.graph import Graph
-from actckpt.plan import Region
-from actckpt.policies.blocks import chains, opened, region
+from actckpt.plan import Plan, Region
+from actckpt.policies.blocks import blocks, chains, opened, region
 from actckpt.policies.mincut import trades
+from actckpt.policies.packing import Choice, undominated
 from actckpt.policies.ranking import ranked
 from actckpt.policies.selective import saved_ops
 from actckpt.policies.structure import structure
+from actckpt.pricing.simulate import Pricer
 from actckpt.profile import Profile
 
 LENGTHS = (2, 3, 4, 6, 8, 12, 16)
@@ -18,6 +21,44 @@ SHORT = 8
 
 # the calls that a region takes, each the innermost that may be recomputed alone
 Covers = frozenset[int]
+
+
+def call_choices(graph: Graph, profile: Profile, pricer: Pricer) -> list[Choice]:
+    """Regions of every size, from single calls to spans of blocks, each taking its calls."""
+    options = Options(graph, profile)
+    base = pricer.estimate(Plan(""))
+    coarse = blocks(graph)
+    found: list[Choice] = []
+    survivors: dict[Hashable, list[int]] = {}
+
+    def priced(
+        candidates: list[tuple[Covers, Region]], wanted: list[int] | None
+    ) -> list[tuple[int, Choice]]:
+        choices = []
+        for index in range(len(candidates)) if wanted is None else wanted:
+            covers, candidate = candidates[index]
+            try:
+                price = pricer.estimate(Plan("", (candidate,)))
+            except PlanError:
+                continue
+            delta = price.timeline - base.timeline
+            time_s = price.time_s - base.time_s
+            choices.append((index, Choice(covers, (candidate,), time_s, delta)))
+        return choices
+
+    for b in coarse:
+        key = structure(graph, b)
+        known = survivors.get(key)
+        choices = priced(list(options.within(b)), known)
+        if known is None:
+            choices = undominated(choices)
+            survivors[key] = [index for index, _ in choices]
+        found += [choice for _, choice in choices]
+    longer = [
+        (frozenset(c for b in taken for c in options.covers(b)), candidate)
+        for taken, candidate in spans(graph, coarse, len(coarse))
+    ]
+    return found + [choice for _, choice in undominated(priced(longer, None))]
 
 
 class Options:

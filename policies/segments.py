@@ -1,0 +1,91 @@
+"""The forward pass cut into segments: a block each, with what runs between it and the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from actckpt.bursts import Recomputation
+from actckpt.graph import Graph
+from actckpt.policies.blocks import blocks, opened, saved_bytes
+
+# a block of more than this share of all saved bytes is cut at the calls inside it
+_LARGE = 1 / 8
+
+Segment = tuple[int, int]
+
+
+def segments(possible: Recomputation) -> tuple[Segment, ...]:
+    """Operations ``[first, last)`` of each segment, in order, none left out."""
+    graph = possible.graph
+    begin, end = possible.span
+    whole = saved_bytes(graph, 0)
+    marks = {begin, end}
+    for stage in _fine(graph, blocks(graph), whole):
+        marks.add(graph.stages[stage].first)
+    last = max((graph.stages[b].last for b in blocks(graph)), default=end)
+    marks.add(last)  # the head and the loss are a segment of their own
+    found = sorted(m for m in marks if begin <= m <= end)
+    return tuple(zip(found, found[1:], strict=False))
+
+
+def _fine(graph: Graph, stages: tuple[int, ...], whole: int) -> list[int]:
+    found: list[int] = []
+    for stage in stages:
+        inner = opened(graph, stage)
+        if len(inner) > 1 and saved_bytes(graph, stage) > _LARGE * whole:
+            found += [stage, *_fine(graph, inner, whole)]
+        else:
+            found.append(stage)
+    return found
+
+
+def born_in(possible: Recomputation, segment: Segment) -> list[int]:
+    """Activations that a segment makes, in the order of their numbers."""
+    storages = possible.graph.storages
+    return [s for s in possible.makers if segment[0] <= storages[s].born < segment[1]]
+
+
+def segment_structure(possible: Recomputation, segment: Segment) -> Hashable:
+    """A key that two segments share if they run the same operations on tensors of the same shapes.
+
+    What backward needs of them, and in which order, is part of the key; names are not.
+    """
+    graph = possible.graph
+    first, last = segment
+    numbers: dict[int, int] = {}
+
+    def number(sid: int) -> tuple[int, bool]:
+        resident = sid < 0 or graph.storages[sid].born < 0
+        return numbers.setdefault(sid, len(numbers)), resident
+
+    ops = tuple(
+        (
+            op.signature,
+            op.random,
+            possible.can_run(index) or op.view,
+            tuple(number(graph.values[v].storage) for v in op.inputs),
+            tuple(number(graph.values[v].storage) for v in op.outputs),
+            tuple(number(sid) for sid in op.writes),
+        )
+        for index, op in enumerate(graph.ops[first:last], first)
+    )
+    uses = sorted(
+        {
+            graph.saves[k].first_use
+            for s in born_in(possible, segment)
+            for k in possible.saves.get(s, ())
+        }
+    )
+    rank = {use: n for n, use in enumerate(uses)}
+    saves = tuple(
+        (
+            number(s),
+            possible.source(s) is not None,
+            tuple(
+                (graph.saves[k].at - first, rank[graph.saves[k].first_use])
+                for k in possible.saves.get(s, ())
+            ),
+        )
+        for s in born_in(possible, segment)
+    )
+    return (ops, saves)
