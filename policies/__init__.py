@@ -10,9 +10,11 @@ from collections.abc import Callable
 from actckpt.graph import Graph
 from actckpt.plan import Plan
 from actckpt.policies.auto import auto
+from actckpt.policies.by_calls import by_calls
 from actckpt.policies.full import full
 from actckpt.policies.log import log
 from actckpt.policies.none import none
+from actckpt.policies.optimal import optimal
 from actckpt.policies.selective import Selective
 from actckpt.policies.sqrt import sqrt
 from actckpt.profile import Profile
@@ -25,5 +27,7 @@ POLICIES: dict[str, Policy] = {
     "sqrt": sqrt,
     "log": log,
     "selective": Selective(),
+    "calls": by_calls,
+    "optimal": optimal,
     "auto": auto,
 }

@@ -18,6 +18,7 @@ from actckpt.profile import Profile
 # columns of one program, beyond its first instant: a few seconds of the solver
 _COLUMNS = 1_500
 _INSTANTS = 8
+_PEAKS = 10
 _NODE_LIMIT = 10
 _INFEASIBLE = 2
 
@@ -52,7 +53,9 @@ def lower_bound(graph: Graph, profile: Profile, budget_bytes: int) -> Bound:
     resident is recomputed at least once, from what is. Replays in whole regions, their order, and
     the memory inside them are left out, so every plan's price lies above.
 
-    O(operations x instants) columns; at most eight instants, fewer for large graphs.
+    The largest of several such bounds: of the end of the forward pass with each of the instants
+    at which the least must exist, and of up to eight instants spread evenly.
+    O(operations x instants) columns each.
 
     References:
         Jain et al. 2020, Checkmate, section 4 (the staged program, here coarse in time).
@@ -62,16 +65,19 @@ def lower_bound(graph: Graph, profile: Profile, budget_bytes: int) -> Bound:
     least_bytes, at = relaxation.floor
     if budget_bytes < least_bytes:
         return Bound(math.inf, math.inf, least_bytes, _needs(graph, least_bytes, at))
-    extra_s = relaxation.least_extra_s(budget_bytes)
-    count = len(relaxation.instants)
-    if extra_s is None:
-        why = f"what backward needs at {count} instants does not fit however it is recomputed"
-        return Bound(math.inf, math.inf, least_bytes, why)
+    extra_s, count = 0.0, 0
+    for instants in relaxation.programs:
+        found_s = relaxation.least_extra_s(budget_bytes, instants)
+        count = len(instants)
+        if found_s is None:
+            why = f"what backward needs at {count} instants does not fit however it is recomputed"
+            return Bound(math.inf, math.inf, least_bytes, why)
+        extra_s = max(extra_s, found_s)
     return Bound(
         base_s + extra_s,
         extra_s / base_s if base_s else 0.0,
         least_bytes,
-        f"residency and recomputation at {count} instant{'s' if count > 1 else ''} of backward",
+        "residency and recomputation at the ends of the forward pass and at instants of backward",
     )
 
 
@@ -104,7 +110,6 @@ class _Relaxation:
         self.makers = Makers(graph, 0, self.end)
         self.uses = self._uses()
         self.storages, self.ops = self.makers.reachable(self.uses)
-        self.instants = self._instants()
         self.width = len(self.storages) + len(self.ops)
         self.column_of = {s: j for j, s in enumerate(self.storages)}
         self.again_of = {i: len(self.storages) + j for j, i in enumerate(self.ops)}
@@ -133,42 +138,60 @@ class _Relaxation:
         return found
 
     @cached_property
-    def floor(self) -> tuple[int, int]:
-        """(bytes, operation): the highest level that nothing can lower, and where it is."""
+    def least(self) -> np.ndarray:
+        """Level at each operation when nothing is resident but what it needs."""
         level = self.fixed.copy()
         for sid, uses in self.uses.items():
             for at in {u for u, _ in uses}:
                 if self.pricer.died[sid] <= at < self.pricer.count:
                     level[at] += self.pricer.bytes[sid]
+        return level
+
+    @property
+    def floor(self) -> tuple[int, int]:
+        """(bytes, operation): the highest level that nothing can lower, and where it is."""
+        level = self.least
         if not len(level):
             return 0, 0
         at = int(np.argmax(level))
         return int(level[at]), at
 
-    def _instants(self) -> list[int]:
-        """The end of the forward pass, and others evenly among the uses in backward."""
+    @cached_property
+    def programs(self) -> list[list[int]]:
+        """The instants of each program."""
         if not self.uses:
-            return []
+            return [[]]
         last = max(u for uses in self.uses.values() for u, _ in uses)
         columns = max(1, len(self.storages) + len(self.ops))
         count = max(1, min(_INSTANTS, _COLUMNS // columns))
-        return sorted({self.end + (last - self.end) * k // count for k in range(count)})
+        even = sorted({self.end + (last - self.end) * k // count for k in range(count)})
+        return [even, *([self.end, at] for at in self._peaks(last))]
+
+    def _peaks(self, last: int) -> list[int]:
+        """Where the most must exist in backward, far apart: there a budget binds."""
+        level = self.least
+        window = max(1, (last - self.end) // (4 * _PEAKS))
+        tops = [
+            start + int(np.argmax(level[start : min(start + window, last)]))
+            for start in range(self.end + 1, last, window)
+        ]
+        return sorted(sorted(tops, key=lambda at: (-level[at], at))[:_PEAKS])
 
     # ---- the program
 
-    def least_extra_s(self, budget_bytes: int) -> float | None:
+    def least_extra_s(self, budget_bytes: int, instants: list[int]) -> float | None:
         """Seconds of recomputation that cannot be avoided; None if the budget is infeasible."""
         if not self.uses:
             return 0.0
-        width, count = self.width, len(self.instants)
+        width, count = self.width, len(instants)
         terms: list[tuple[list[tuple[int, float]], float]] = []
         memory: list[tuple[list[tuple[int, float]], float]] = []
         forced = np.zeros(width * count)
         times = [float(self.pricer.time_s[i]) for i in self.ops]
         cost = np.tile(np.array([0.0] * len(self.storages) + times), count)
         unit_s, unit = max(cost.max(), 1e-12), max(1, int(self.pricer.bytes.max()))
-        for k, begin in enumerate(self.instants):
-            until = self.instants[k + 1] if k + 1 < count else self.pricer.count
+        for k, begin in enumerate(instants):
+            until = instants[k + 1] if k + 1 < count else self.pricer.count
             base = k * width
             terms += self._needed(base, begin, until, forced)
             terms += self._ancestors(base)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 from actckpt.bursts import Recomputation
 from actckpt.errors import PlanError
@@ -18,9 +18,12 @@ from actckpt.profile import Profile
 logger = logging.getLogger("actckpt")
 
 # how many bursts, one after the other in backward, may make a segment again
-GROUPS = (1, 2, 3, 4)
-LENGTHS = (2, 3, 4, 6, 8, 12, 16)
-SHORT = 8
+GROUPS = (1, 2, 3, 4, 6, 8, 12)
+LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16)
+SHORT = 16
+# segments in a row of which every trade is tried, and how many of a longer row
+SMALL = 3
+FEW = 2
 
 # bursts that together drop something, and what they drop
 Way = tuple[Burst, ...]
@@ -32,10 +35,11 @@ def burst_choices(profile: Profile, pricer: Pricer) -> list[Choice]:
     found: list[Choice] = []
     solved: dict[Hashable, tuple[Segment, list[Way]]] = {}
     base = pricer.estimate(Plan(""))
-    for segment in segments(possible):
+    for segment, length in _spans(segments(possible)):
         key = segment_structure(possible, segment)
         if key not in solved:
-            ways = list(SegmentWays(possible, profile, segment).all())
+            most = len(GROUPS) if length <= SMALL else FEW
+            ways = list(SegmentWays(possible, profile, segment).all(most))
             best = undominated(
                 [(n, priced) for n, way in enumerate(ways) if (priced := _priced(pricer, base, way))]
             )
@@ -48,6 +52,19 @@ def burst_choices(profile: Profile, pricer: Pricer) -> list[Choice]:
             if choice is not None:
                 found.append(choice)
     return found
+
+
+def _spans(parts: Sequence[Segment]) -> Iterator[tuple[Segment, int]]:
+    """Segments, and several in a row as one, with how many.
+
+    In a short chain they begin everywhere, in a long one at multiples of half their length.
+    """
+    for length in LENGTHS:
+        if length > len(parts):
+            break
+        step = 1 if len(parts) <= SHORT else max(1, length // 2)
+        for start in range(0, len(parts) - length + 1, step):
+            yield (parts[start][0], parts[start + length - 1][1]), length
 
 
 def _priced(pricer: Pricer, base: Estimate, way: Way) -> Choice | None:
@@ -78,11 +95,15 @@ class SegmentWays:
         self.needed = [s for s in born_in(possible, segment) if s in possible.saves]
         self.hull: list[Cut] = cuts(possible, profile, *segment)
 
-    def all(self) -> Iterator[Way]:
-        """Every way, in an order that equal segments share."""
+    def all(self, trades: int) -> Iterator[Way]:
+        """Every way, in an order that equal segments share.
+
+        Args:
+            trades: how many points of the hull, those that keep the least first.
+        """
         if not self.needed:
             return
-        for i, cut in enumerate(self.hull[:-1]):
+        for i, cut in enumerate(self.hull[:-1][:trades]):
             for more in (None, *self.hull[i + 1 : -1]):
                 for groups in GROUPS:
                     way = self.way(cut.kept, more.kept if more is not None else None, groups)

@@ -116,19 +116,55 @@ class Packing:
         return total
 
     def least_memory(self, known_bytes: int) -> Plan | None:
-        """A choice of the smallest peak, to half a per cent, or None if none is below the known."""
-        instants: list[int] = []
-        best = None
-        below, peak = 0, known_bytes
-        asked = math.floor(peak * (1 - _CLOSE))
-        while peak - below > _CLOSE * peak:
-            found = self._solve(asked, instants, self.base * 0)
-            if found is None:
-                below = asked
-            else:
-                best, peak = plan_of([p for c in found[0] for p in c.parts]), found[1].peak_bytes
-            asked = (below + peak) // 2
-        return best
+        """A choice of nearly the smallest peak, or None if none is below the known one.
+
+        Begins at the smallest peak of the linear relaxation, and asks for more until an integer
+        solution is found.
+        """
+        least = self._least_peak()
+        if least is None:
+            return None
+        step = max(1.0, _CLOSE * least)
+        asked = least
+        while asked < known_bytes:
+            found = self._solve(math.floor(asked), [], self.base * 0)
+            if found is not None:
+                return plan_of([p for c in found[0] for p in c.parts])
+            asked += step
+            step *= 2
+        return None
+
+    def _least_peak(self) -> float | None:
+        """The smallest peak of fractional choices, None if there is nothing to choose."""
+        if not self.choices:
+            return None
+        n = len(self.choices)
+        once = np.concatenate([self._once.toarray(), np.zeros((self._once.shape[0], 1))], axis=1)
+        unit = max(1.0, float(self.base.max()))
+        instants: list[int] = [int(np.argmax(self.base))]
+        peak = 0.0
+        for _ in range(_ROUNDS):
+            at = np.array(instants, dtype=np.int64)
+            deltas = np.array([c.delta[at] for c in self.choices]).T / unit
+            rows = np.concatenate([deltas, -np.ones((len(at), 1))], axis=1)
+            result = linprog(
+                np.append(np.zeros(n), 1.0),
+                A_ub=np.concatenate([once, rows]),
+                b_ub=np.append(np.ones(len(once)), -self.base[at] / unit),
+                bounds=(0.0, None),
+                method="highs",
+            )
+            if result.x is None:
+                return None
+            peak = float(result.x[-1]) * unit
+            level = self.base + sum(
+                result.x[j] * self.choices[j].delta for j in np.nonzero(result.x[:n])[0]
+            )
+            fresh = self._binding(level, math.ceil(peak * (1 + 1e-6)), instants)
+            if not fresh:
+                break
+            instants.extend(fresh)
+        return peak
 
     def _solve(
         self, budget_bytes: int, instants: list[int], credit: np.ndarray

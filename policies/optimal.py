@@ -1,0 +1,48 @@
+"""Near-optimal recomputation by operations: cuts of every segment, packed by an integer program."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from actckpt.errors import BudgetError, PlanError
+from actckpt.graph import Graph
+from actckpt.plan import Plan
+from actckpt.policies.burst_choices import burst_choices
+from actckpt.policies.packing import Packing
+from actckpt.pricing.simulate import Pricer
+from actckpt.profile import Profile
+
+
+def optimal(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
+    """The fastest plan of bursts, as priced, that stays within the budget.
+
+    Per segment (a block, and what runs until the next one) minimum cuts give what to keep from the
+    forward pass on, and what to hold from the moment when backward gets there; an integer program
+    over all segments chooses among them, with the memory at every instant as its constraint.
+    `actckpt.lower_bound` says how far from the optimum the result can be.
+
+    Raises:
+        BudgetError: none fits; ``smallest_bytes`` is the lowest peak found.
+        PlanError: the forward cannot be followed operation by operation.
+    """
+    pricer = Pricer(graph, profile)
+    if pricer.possible.refusal:
+        raise PlanError(f"cannot recompute by operations: {pricer.possible.refusal}")
+    untouched = Plan("optimal")
+    whole = pricer.estimate(untouched)
+    if budget_bytes is None or whole.peak_bytes <= budget_bytes:
+        return untouched
+    packing = Packing(pricer, burst_choices(profile, pricer))
+    plan = packing.least_time(budget_bytes)
+    if plan is None:
+        smallest = packing.least_memory(whole.peak_bytes) or untouched
+        smallest_bytes = pricer.estimate(smallest).peak_bytes
+        if smallest_bytes > budget_bytes:
+            raise BudgetError(
+                f"no plan within {budget_bytes} bytes: the smallest peak found is {smallest_bytes}",
+                budget_bytes=budget_bytes,
+                smallest_bytes=smallest_bytes,
+                smallest_plan=dataclasses.replace(smallest, policy="optimal"),
+            )
+        plan = smallest
+    return dataclasses.replace(plan, policy="optimal")
