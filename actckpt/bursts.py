@@ -59,6 +59,9 @@ class Recomputation:
         self.makers: dict[int, list[int]] = {}
         self.written: set[int] = set()  # residents that the forward changes in place
         self._starts = [c.first for c in graph.calls]
+        self._inputs: dict[int, frozenset[int]] = {}
+        self._outputs: dict[int, frozenset[int]] = {}
+        self._calls: dict[int, int] = {}
         first, last = self.span
         for index in range(first, last):
             op = graph.ops[index]
@@ -100,6 +103,12 @@ class Recomputation:
 
     def call_of(self, op: int) -> int:
         """The function call that ran an operation, or -1."""
+        known = self._calls.get(op)
+        if known is None:
+            known = self._calls[op] = self._find_call(op)
+        return known
+
+    def _find_call(self, op: int) -> int:
         found = bisect_right(self._starts, op) - 1
         while found >= 0 and self.graph.calls[found].last <= op:
             found -= 1  # calls that ran nothing begin where others do
@@ -147,17 +156,30 @@ class Recomputation:
             if graph.storages[sid].category in _RESIDENT
         )
 
-    def inputs(self, index: int) -> set[int]:
+    def inputs(self, index: int) -> frozenset[int]:
         """Storages that running an operation again reads."""
+        found = self._inputs.get(index)
+        if found is None:
+            found = self._inputs[index] = self._read(index)
+        return found
+
+    def outputs(self, index: int) -> frozenset[int]:
+        """Storages that an operation makes or changes."""
+        found = self._outputs.get(index)
+        if found is None:
+            op = self.graph.ops[index]
+            made = {self.graph.values[v].storage for v in op.outputs}
+            found = self._outputs[index] = frozenset(made.union(op.writes))
+        return found
+
+    def _read(self, index: int) -> frozenset[int]:
         graph, op = self.graph, self.graph.ops[index]
         found = {graph.values[v].storage for v in op.inputs}
         if op.name in STATISTICS:
             found.difference_update(
-                s
-                for s in tuple(found)
-                if s >= 0 and graph.storages[s].category is Category.BUFFER
+                s for s in tuple(found) if s >= 0 and graph.storages[s].category is Category.BUFFER
             )
-        return found
+        return frozenset(found)
 
     def earlier_draws(self, index: int) -> list[int]:
         """Random operations before this one in the same function call: they must be drawn again."""
@@ -295,7 +317,9 @@ class Recomputation:
                             pins.add(read)
                         else:
                             todo.append((read, index))
-                    todo.extend((w, index) for w in self.graph.ops[index].writes if w in self.makers)
+                    todo.extend(
+                        (w, index) for w in self.graph.ops[index].writes if w in self.makers
+                    )
         return tuple(sorted(ops)), frozenset(pins)
 
 
@@ -354,7 +378,7 @@ def _place(
         if not (first <= op < last) or graph.ops[op].view or not possible.can_run(op):
             raise PlanError(f"burst {index}: operation {op} of this trace cannot be run again")
     running = set(burst.ops)
-    touched = {s for op in burst.ops for s in _touched(graph, op) if s in possible.makers}
+    touched = {s for op in burst.ops for s in possible.outputs(op) if s in possible.makers}
     made = frozenset(s for s in touched if possible.makers[s][0] in running)
     for k in burst.drops:
         sid = graph.values[graph.saves[k].value].storage if 0 <= k < len(graph.saves) else -1
@@ -366,9 +390,12 @@ def _place(
     handed: dict[int, int] = {}
     residents: set[int] = set()
     for op in burst.ops:
-        for sid in possible.inputs(op) | {w for w in graph.ops[op].writes if w in possible.makers}:
+        writes = graph.ops[op].writes
+        read = possible.inputs(op)
+        for sid in read.union(w for w in writes if w in possible.makers) if writes else read:
             if sid in made:
-                if any(m < op and m not in running for m in possible.makers[sid]):
+                makers = possible.makers[sid]
+                if len(makers) > 1 and any(m < op and m not in running for m in makers):
                     raise PlanError(f"burst {index}: operation {op} reads what is not made in full")
             elif graph.storages[sid].category in _RESIDENT:
                 residents.add(sid)
@@ -387,10 +414,6 @@ def _place(
         index, burst, parent, made, placed.pins, handed, placed.residents, at
     )
     return at
-
-
-def _touched(graph: Graph, op: int) -> set[int]:
-    return {graph.values[v].storage for v in graph.ops[op].outputs}.union(graph.ops[op].writes)
 
 
 def _find_input(

@@ -33,6 +33,7 @@ class DryRun:
         timeline: level after each operation, its scratch under "workspace".
         times_s: predicted time at which each operation of the timeline begins.
         starts: phase -> how many operations of the timeline had run when it began.
+        diverged: why the forward was not the traced one, "" if it was.
     """
 
     peak_bytes: int
@@ -42,6 +43,7 @@ class DryRun:
     timeline: tuple[dict[str, int], ...]
     times_s: tuple[float, ...]
     starts: dict[str, int]
+    diverged: str = ""
 
 
 def dry_run(
@@ -63,7 +65,8 @@ def dry_run(
     if profile is not None:
         costs = dict(zip(graph.signatures, profile.costs, strict=True))
     with faked(model, step) as (world, fake_step):
-        install(Rewrite(model, program, check=False))
+        rewrite = Rewrite(model, program, check=False)
+        install(rewrite)
         with LiveMeter(torch.device(graph.device).type) as live:
             meter = _Meter(world, live, costs)
             with torch.enable_grad(), world.mode, meter:
@@ -81,6 +84,7 @@ def dry_run(
                 timeline=tuple(meter.timeline),
                 times_s=tuple(meter.times_s),
                 starts=meter.starts,
+                diverged=rewrite.diverged,
             )
 
 

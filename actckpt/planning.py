@@ -28,6 +28,8 @@ logger = logging.getLogger("actckpt")
 # a plan aims below its budget by this share: what a kernel allocates can differ by a little
 AIM = 0.995
 SCOPES = ("step", "activations")
+# policies whose plans belong to the very trace, and which "calls" stands in for
+BY_OPERATIONS = ("auto", "optimal")
 _ATTEMPTS = 8
 
 
@@ -45,6 +47,13 @@ class Request:
         if isinstance(self.policy, str):
             return self.policy
         return getattr(self.policy, "__name__", type(self.policy).__name__)
+
+    @property
+    def by_calls(self) -> Request:
+        """The same for a forward that changes from step to step."""
+        if self.policy not in BY_OPERATIONS:
+            return self
+        return dataclasses.replace(self, policy="calls")
 
     @property
     def aim_bytes(self) -> int | None:
@@ -88,8 +97,14 @@ def choose_plan(
     """As `make_plan`, for a graph and profile that exist already."""
     pricer = Pricer(graph, profile)
     view = graph if request.scope == "step" else without_residents(graph)
-    search = _Search(model, step, request, graph, view, profile, pricer)
-    return search.run()
+    planned = _Search(model, step, request, graph, view, profile, pricer).run()
+    if not planned.dry.diverged:
+        return planned
+    reason = f"a second run of the forward is not as the traced one: {planned.dry.diverged}"
+    if request.policy not in BY_OPERATIONS:
+        raise PlanError(f"the plan recomputes by operations, and {reason}")
+    logger.info("actckpt: recomputing by calls: %s", reason)
+    return _Search(model, step, request.by_calls, graph, view, profile, pricer).run()
 
 
 def bound_of(planned: Planned, request: Request) -> Bound | None:

@@ -60,6 +60,8 @@ class Session:
         self.accumulate = accumulate
         self.entries: list[_Entry] = []
         self.current: _Entry | None = None
+        # whether a forward was not the traced one
+        self.changes = False
         self._hook: Any = None
         if optimizer is None:
             self._watch_optimizers()
@@ -91,6 +93,7 @@ class Session:
     def before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Called before every forward with gradients: another batch may need another plan."""
         key = batch_key(self.model, args, kwargs)
+        self._note_divergence()
         resident = any(p.grad is not None for p in self.model.parameters())
         if self.current is not None and self._serves(self.current, key, resident):
             return
@@ -105,6 +108,17 @@ class Session:
         step = Step(call, self.loss_fn, self.target, self.optimizer, accumulate)
         self._enforce(self._make(key, step, self._target_fits(call)))
 
+    def _note_divergence(self) -> None:
+        """A forward was not the one that was planned for: no plan by operations will do."""
+        rewrite = installed(self.model)
+        if rewrite is not None and rewrite.diverged:
+            self.changes = True
+
+    def _request_for(self, key: BatchKey) -> Request:
+        """By calls, where forwards or shapes change from step to step."""
+        varies = any(e.planned.plan.bursts and e.key.shapes != key.shapes for e in self.entries)
+        return self.request.by_calls if self.changes or varies else self.request
+
     def _target_fits(self, call: Call) -> bool:
         """Whether the loss that was given belongs to a batch of this size."""
         if self.loss_fn is None or self.target is None or not self.entries:
@@ -112,6 +126,8 @@ class Session:
         return self.entries[0].key.shapes == batch_key(self.model, call.args, call.kwargs).shapes
 
     def _serves(self, entry: _Entry, key: BatchKey, resident: bool) -> bool:
+        if entry.planned.plan.bursts and (self.changes or entry.key != key):
+            return False  # operations of these very shapes
         return (
             entry.key.covers(key)
             and (entry.accumulate or not resident)
@@ -120,6 +136,8 @@ class Session:
 
     def _reason(self, key: BatchKey, resident: bool) -> str:
         assert self.current is not None
+        if self.changes:
+            return "the forward changes from step to step, and is recomputed by calls from now on"
         if not self.current.key.covers(key):
             return "the batch or the model's state is not the one planned for"
         if resident and not self.current.accumulate:
@@ -134,7 +152,7 @@ class Session:
             step = dataclasses.replace(step, loss_fn=None, target=None)
         before = uninstall(model)
         try:
-            planned = make_plan(model, step, self.request)
+            planned = make_plan(model, step, self._request_for(key))
         finally:
             if before is not None:
                 install(before)

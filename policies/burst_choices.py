@@ -10,7 +10,7 @@ from actckpt.bursts import Recomputation
 from actckpt.errors import PlanError
 from actckpt.plan import Burst, Plan
 from actckpt.policies.cuts import Cut, cuts
-from actckpt.policies.packing import Choice, undominated
+from actckpt.policies.packing import Choice, spread, undominated
 from actckpt.policies.segments import Segment, born_in, segment_structure, segments
 from actckpt.pricing.simulate import Estimate, Pricer
 from actckpt.profile import Profile
@@ -24,25 +24,33 @@ SHORT = 16
 # segments in a row of which every trade is tried, and how many of a longer row
 SMALL = 3
 FEW = 2
+# choices closer than this share of the untouched peak are one
+CLOSE = 1000
 
 # bursts that together drop something, and what they drop
 Way = tuple[Burst, ...]
 
 
-def burst_choices(profile: Profile, pricer: Pricer) -> list[Choice]:
-    """Every segment's undominated ways, and spans of segments. Equal segments are solved once."""
+def burst_choices(profile: Profile, pricer: Pricer, *, spans: bool) -> list[Choice]:
+    """The best ways to recompute every segment. Equal segments are solved once.
+
+    Args:
+        spans: several segments in a row, too: for budgets that do not leave one result each.
+    """
     possible = pricer.possible
     found: list[Choice] = []
     solved: dict[Hashable, tuple[Segment, list[Way]]] = {}
     base = pricer.estimate(Plan(""))
-    for segment, length in _spans(segments(possible)):
+    parts = segments(possible)
+    for segment, length in _rows(parts) if spans else ((part, 1) for part in parts):
         key = segment_structure(possible, segment)
         if key not in solved:
             most = len(GROUPS) if length <= SMALL else FEW
             ways = list(SegmentWays(possible, profile, segment).all(most))
-            best = undominated(
-                [(n, priced) for n, way in enumerate(ways) if (priced := _priced(pricer, base, way))]
-            )
+            choices = [
+                (n, priced) for n, way in enumerate(ways) if (priced := _priced(pricer, base, way))
+            ]
+            best = spread(undominated(choices, base.peak_bytes // CLOSE), pricer.graph.forward_end)
             solved[key] = (segment, [ways[n] for n, _ in best])
             found += [choice for _, choice in best]
             continue
@@ -54,7 +62,7 @@ def burst_choices(profile: Profile, pricer: Pricer) -> list[Choice]:
     return found
 
 
-def _spans(parts: Sequence[Segment]) -> Iterator[tuple[Segment, int]]:
+def _rows(parts: Sequence[Segment]) -> Iterator[tuple[Segment, int]]:
     """Segments, and several in a row as one, with how many.
 
     In a short chain they begin everywhere, in a long one at multiples of half their length.

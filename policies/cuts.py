@@ -66,10 +66,7 @@ class _Problem:
         self.bytes[[self.keep_of[s] for s in self.storages if s in possible.stays]] = 0.0
         rows = [*self._made(), *self._ancestors(), *self._draws()]
         self.most = np.array(
-            [
-                float(s in possible.saves or possible.source(s) is not None)
-                for s in self.storages
-            ]
+            [float(s in possible.saves or possible.source(s) is not None) for s in self.storages]
             + [float(possible.can_run(i)) for i in self.ops]
         )
         self.least = np.array([b for _, b in rows])
@@ -144,4 +141,3 @@ class _Problem:
         again = result.x[len(self.storages) :] > 0.5
         chosen = frozenset(s for s, k in zip(self.storages, kept, strict=True) if k)
         return Cut(chosen, int(self.bytes[kept].sum()), float(self.time_s[again].sum()))
-

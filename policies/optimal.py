@@ -12,6 +12,9 @@ from actckpt.policies.packing import Packing
 from actckpt.pricing.simulate import Pricer
 from actckpt.profile import Profile
 
+# an overhead beyond which recomputing several segments together is tried
+_DEAR = 0.1
+
 
 def optimal(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
     """The fastest plan of bursts, as priced, that stays within the budget.
@@ -32,8 +35,12 @@ def optimal(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
     whole = pricer.estimate(untouched)
     if budget_bytes is None or whole.peak_bytes <= budget_bytes:
         return untouched
-    packing = Packing(pricer, burst_choices(profile, pricer))
+    packing = Packing(pricer, burst_choices(profile, pricer, spans=False))
     plan = packing.least_time(budget_bytes)
+    if plan is None or pricer.estimate(plan).time_s > (1 + _DEAR) * whole.time_s:
+        packing = Packing(pricer, burst_choices(profile, pricer, spans=True))
+        candidates = [p for p in (plan, packing.least_time(budget_bytes)) if p is not None]
+        plan = min(candidates, key=lambda p: pricer.estimate(p).time_s, default=None)
     if plan is None:
         smallest = packing.least_memory(whole.peak_bytes) or untouched
         smallest_bytes = pricer.estimate(smallest).peak_bytes

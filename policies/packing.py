@@ -22,6 +22,11 @@ _CLOSE = 5e-3
 _TRIES = 4
 # columns of the integer program: those that the linear one likes best
 _COLUMNS = 500
+# of the choices for one thing, those that are best at some of these prices of a byte
+_FEW = 12
+_INSTANTS = 24
+_SCALES = (0.03, 0.1, 0.2, 0.35, 0.6, 1.0, 1.8, 3.0, 6.0, 20.0)
+_SHARES = (0.0, 0.3, 0.6, 0.9, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +235,9 @@ class Packing:
             return None
         return [self.choices[j] for j, x in zip(columns, result.x, strict=True) if x > 0.5]
 
-    def _likely(self, deltas: np.ndarray, room: np.ndarray, time_s: np.ndarray) -> np.ndarray | None:
+    def _likely(
+        self, deltas: np.ndarray, room: np.ndarray, time_s: np.ndarray
+    ) -> np.ndarray | None:
         """The columns of least reduced cost in the linear relaxation, or None if it is infeasible.
 
         The optimum hardly ever has others, and what it gives up for that the gap includes.
@@ -250,13 +257,42 @@ class Packing:
         return np.sort(np.lexsort((np.arange(len(reduced)), reduced))[:_COLUMNS])
 
 
-def undominated(choices: Sequence[tuple[int, Choice]]) -> list[tuple[int, Choice]]:
+def undominated(
+    choices: Sequence[tuple[int, Choice]], tolerance_bytes: int = 0
+) -> list[tuple[int, Choice]]:
     """Those that lower something, and for which no other one takes no more, is as fast and nowhere
-    higher."""
+    higher by more than the tolerance."""
     kept: list[tuple[int, Choice]] = []
+    levels = np.empty((0, 0))
     for index, c in sorted(choices, key=lambda x: (x[1].time_s, len(x[1].takes), x[0])):
-        if c.delta.min(initial=0) < 0 and not any(
-            k.takes <= c.takes and (k.delta <= c.delta).all() for _, k in kept
-        ):
-            kept.append((index, c))
+        if c.delta.min(initial=0) >= 0:
+            continue
+        if kept:
+            lower = (levels <= c.delta + tolerance_bytes).all(axis=1)
+            if any(kept[j][1].takes <= c.takes for j in np.nonzero(lower)[0]):
+                continue
+        kept.append((index, c))
+        levels = c.delta[None] if len(kept) == 1 else np.concatenate([levels, c.delta[None]])
     return kept
+
+
+def spread(choices: Sequence[tuple[int, Choice]], at: int) -> list[tuple[int, Choice]]:
+    """Those that are the best at some price of a byte at ``at`` and at another instant each.
+
+    Args:
+        at: the instant at which nearly every budget binds: the end of the forward pass.
+    """
+    if len(choices) <= _FEW:
+        return list(choices)
+    levels = np.array([c.delta for _, c in choices], dtype=float)
+    time_s = np.array([c.time_s for _, c in choices])
+    spans = levels.max(axis=0) - levels.min(axis=0)
+    moved = np.nonzero(spans)[0]
+    moved = moved[np.linspace(0, len(moved) - 1, _INSTANTS).astype(int)]
+    slope = (time_s.max() - time_s.min()) / max(1.0, float(spans[at]))
+    best: set[int] = set()
+    for scale in _SCALES:
+        for other in _SHARES:
+            prices = scale * slope * ((1 - other) * levels[:, [at]] + other * levels[:, moved])
+            best.update(np.argmin(time_s[:, None] + prices, axis=0).tolist())
+    return [choices[j] for j in sorted(best)]

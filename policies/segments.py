@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from itertools import pairwise
 
 from actckpt.bursts import Recomputation
 from actckpt.graph import Graph
@@ -25,7 +26,7 @@ def segments(possible: Recomputation) -> tuple[Segment, ...]:
     last = max((graph.stages[b].last for b in blocks(graph)), default=end)
     marks.add(last)  # the head and the loss are a segment of their own
     found = sorted(m for m in marks if begin <= m <= end)
-    return tuple(zip(found, found[1:], strict=False))
+    return tuple(pairwise(found))
 
 
 def _fine(graph: Graph, stages: tuple[int, ...], whole: int) -> list[int]:
@@ -42,7 +43,7 @@ def _fine(graph: Graph, stages: tuple[int, ...], whole: int) -> list[int]:
 def born_in(possible: Recomputation, segment: Segment) -> list[int]:
     """Activations that a segment makes, in the order of their numbers."""
     storages = possible.graph.storages
-    return [s for s in possible.makers if segment[0] <= storages[s].born < segment[1]]
+    return sorted(s for s in possible.makers if segment[0] <= storages[s].born < segment[1])
 
 
 def segment_structure(possible: Recomputation, segment: Segment) -> Hashable:

@@ -15,6 +15,7 @@ from actckpt.plan import Plan, Region
 from actckpt.policies import POLICIES
 from actckpt.policies.blocks import blocks, opened, region
 from actckpt.policies.bound import lower_bound, smallest_peak
+from actckpt.policies.call_choices import call_choices
 from actckpt.policies.mincut import trades
 from actckpt.policies.packing import Packing
 from actckpt.policies.selective import saved_ops
@@ -162,7 +163,7 @@ def test_trades_are_the_best_of_all_choices(kinds: tuple[type[nn.Module], ...]) 
 @pytest.mark.parametrize("name", ["gpt2", "densenet", "t5"])
 def test_packing_takes_no_call_twice_and_stays_within(name: str) -> None:
     p = prepared(name)
-    packing = Packing(p.graph, p.profile, p.pricer)
+    packing = Packing(p.pricer, call_choices(p.graph, p.profile, p.pricer))
     whole = p.pricer.price(Plan("none")).peak_bytes
     for share in (0.9, 0.7):
         plan = packing.least_time(int(share * whole))
@@ -200,7 +201,7 @@ def test_report_and_error_say_how_far_from_the_best() -> None:
 
 
 def test_blocks_of_equal_structure_are_solved_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from actckpt.policies import options
+    from actckpt.policies import call_choices as module
 
     p = prepared("gpt2")
     calls = []
@@ -209,8 +210,8 @@ def test_blocks_of_equal_structure_are_solved_once(monkeypatch: pytest.MonkeyPat
         calls.append(args)
         return trades(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(options, "trades", counted)
-    found = options.Options(p.graph, p.profile)
+    monkeypatch.setattr(module, "trades", counted)
+    found = module.Options(p.graph, p.profile)
     first, second = blocks(p.graph)[1:3]
     one = [r for _, r in found.within(first)]
     solved = len(calls)

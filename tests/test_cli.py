@@ -14,7 +14,7 @@ from torch import nn
 from actckpt.cli import main
 from actckpt.commands.compare import Pair, Row, draw, make_table, pair, sweep
 from actckpt.errors import BudgetError
-from actckpt.plan import Region
+from actckpt.plan import Plan, Region
 from actckpt.reporting.measurement import Measurement
 from actckpt.reporting.report import Report
 
@@ -158,21 +158,21 @@ def measurement(step_s: float, peak_bytes: int) -> Measurement:
 
 
 def test_sweep_measures_each_plan_once_beside_the_untouched_model() -> None:
-    state: dict[str, Any] = {"regions": (), "measured": 0}
+    state: dict[str, Any] = {"plan": None, "measured": 0}
 
-    def planned(policy: str, budget_bytes: int) -> tuple[tuple[Region, ...], int]:
+    def planned(policy: str, budget_bytes: int) -> tuple[Plan, int]:
         if budget_bytes < 500:
             raise BudgetError("too small", budget_bytes=budget_bytes, smallest_bytes=500)
-        state["regions"] = (Region(("a", 0), ("a", 0)),)
-        return state["regions"], 490
+        plan = state["plan"] = Plan("full", (Region(("a", 0), ("a", 0)),))
+        return plan, 490
 
     def measured() -> Pair:
         state["measured"] += 1
-        assert state["regions"]
+        assert state["plan"] is not None
         return pair([(measurement(2.0, 480), measurement(1.0, 1000))], "step")
 
     def reverted() -> None:
-        state["regions"] = ()
+        state["plan"] = None
 
     rows = list(
         sweep(
@@ -186,7 +186,7 @@ def test_sweep_measures_each_plan_once_beside_the_untouched_model() -> None:
         )
     )
     assert state["measured"] == 1
-    assert state["regions"] == ()
+    assert state["plan"] is None
     assert [row.fits for row in rows] == [True, True, False]
     assert [row.ratio for row in rows] == [2.0, 2.0, None]
     assert [row.measured_bytes for row in rows] == [480, 480, None]

@@ -19,7 +19,7 @@ from rich.table import Table
 from actckpt.api import measure, optimize, report, revert
 from actckpt.commands.target_options import add_target_options, describe, load, positive_int
 from actckpt.errors import BudgetError
-from actckpt.plan import Region
+from actckpt.plan import Plan
 from actckpt.policies import POLICIES
 from actckpt.reporting.figure import INK, MUTED, bare_axes, blank_figure
 from actckpt.reporting.measurement import Measurement
@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
         ]
         return pair(rounds, args.scope)
 
-    def planned(policy: str, budget_bytes: int) -> tuple[tuple[Region, ...], int | None]:
+    def planned(policy: str, budget_bytes: int) -> tuple[Plan, int | None]:
         optimize(
             model,
             budget_bytes / 1e9,
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
             scope=args.scope,
         )
         found = report(model)
-        return found.plan.regions, found.planned.predicted.bounded_bytes(args.scope)
+        return found.plan, found.planned.predicted.bounded_bytes(args.scope)
 
     untouched = measure(twin, batch, optimizer=twin_optimizer, steps=args.steps)
     whole_bytes = bounded(untouched, args.scope)
@@ -184,7 +184,7 @@ def sweep(
     percents: Sequence[float],
     whole_bytes: int,
     *,
-    planned: Callable[[str, int], tuple[tuple[Region, ...], int | None]],
+    planned: Callable[[str, int], tuple[Plan, int | None]],
     measured: Callable[[], Pair],
     reverted: Callable[[], Any],
     progress: Callable[[str], Any],
@@ -193,12 +193,12 @@ def sweep(
 
     Args:
         percents: budgets in percent of ``whole_bytes``.
-        planned: plans the model and returns the regions and the predicted bytes.
+        planned: plans the model and returns the plan and the predicted bytes.
         measured: measures the model as it is, and an untouched one.
         reverted: makes the model untouched.
     """
     for policy in policies:
-        known: dict[tuple[Region, ...], Pair] = {}
+        known: dict[Plan, Pair] = {}
         for percent in percents:
             budget_bytes = int(whole_bytes * percent / 100)
             row = Row(policy, percent, budget_bytes, fits=False)
@@ -206,14 +206,14 @@ def sweep(
             reverted()
             start = time.perf_counter()
             try:
-                regions, predicted_bytes = planned(policy, budget_bytes)
+                plan, predicted_bytes = planned(policy, budget_bytes)
             except BudgetError as error:
                 yield replace(row, smallest_bytes=error.smallest_bytes)
                 continue
             plan_s = time.perf_counter() - start
-            if regions not in known:
-                known[regions] = measured()
-            found = known[regions]
+            if plan not in known:
+                known[plan] = measured()
+            found = known[plan]
             yield replace(
                 row,
                 fits=True,
@@ -222,7 +222,7 @@ def sweep(
                 step_s=found.step_s,
                 untouched_step_s=found.untouched_step_s,
                 ratio=found.ratio,
-                regions=sum(1 for region in regions for _ in region.walk()),
+                regions=len(list(plan.walk())) + len(list(plan.walk_bursts())),
                 plan_s=plan_s,
             )
     reverted()

@@ -101,7 +101,7 @@ class BurstEffects:
         level = peak = 0
         alive: dict[int, int] = {}
         for n, op in enumerate(p.burst.ops):
-            made = {graph.values[v].storage for v in graph.ops[op].outputs}
+            made = possible.outputs(op)
             for sid in made:
                 if sid not in alive and graph.storages[sid].born == op:
                     alive[sid] = int(self.bytes[sid])
@@ -134,4 +134,6 @@ class BurstEffects:
 
     def _dropped_bytes(self, p: PlacedBurst) -> int:
         values, saves = self.graph.values, self.graph.saves
-        return int(sum(self.bytes[s] for s in {values[saves[k].value].storage for k in p.burst.drops}))
+        return int(
+            sum(self.bytes[s] for s in {values[saves[k].value].storage for k in p.burst.drops})
+        )

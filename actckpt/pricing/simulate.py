@@ -136,7 +136,8 @@ class Pricer:
         Raises:
             PlanError: a region does not fit the graph.
         """
-        effects = tuple(self._effect(part) for part in (*plan.regions, *plan.bursts))
+        parts: tuple[Region | Burst, ...] = (*plan.regions, *plan.bursts)
+        effects = tuple(self._effect(part) for part in parts)
         end = self.died.copy()
         saved = np.ones(len(self.graph.saves), dtype=bool)
         for effect in effects:

@@ -48,7 +48,7 @@ class Following(TorchFunctionMode):
         after: Callable[[CallProgram, list[torch.Tensor]], None],
         leave: Callable[[int, str], None],
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.calls = calls
         self.learned = learned
         self.wires = wires

@@ -17,6 +17,7 @@ from actckpt.rewriting.following import Learned
 from actckpt.rewriting.program import Program, StageProgram
 from actckpt.rewriting.run import CURRENT, Run
 from actckpt.rewriting.scheduled import ScheduledRun
+from actckpt.tracing.fake import is_tracing
 
 logger = logging.getLogger("actckpt")
 
@@ -136,6 +137,8 @@ class Rewrite:
     def diverge(self, reason: str) -> None:
         """A forward is not the traced one: it keeps everything from there on."""
         self.diverged = self.diverged or reason
+        if is_tracing():
+            return  # a dry run: the plan is not in force
         self.warn_once(
             f"a forward is not the one that was planned for: {reason}. Everything is kept from "
             "there on, which may take more memory than the budget"

@@ -11,7 +11,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from actckpt.errors import ReplayError
-from actckpt.rewriting.holders import is_resident, verify
+from actckpt.rewriting.holders import Dropped, is_resident, verify
 from actckpt.rewriting.modes import Mismatch, PruneMode
 from actckpt.rewriting.node import Link, Node, Span
 from actckpt.rewriting.record import (

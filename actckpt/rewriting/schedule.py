@@ -74,7 +74,7 @@ class StepProgram:
 
 @dataclass(frozen=True, slots=True)
 class BurstProgram:
-    """One burst; ``taken`` are (storage, burst that hands it over), ``hands`` what it hands over."""
+    """One burst; ``taken`` are (storage, burst that gives it), ``hands`` what this one gives."""
 
     label: str
     parent: int

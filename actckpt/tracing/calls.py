@@ -7,6 +7,7 @@ the traced calls on the traced tensors is the traced run, whatever Python did in
 
 from __future__ import annotations
 
+import types
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,7 +23,7 @@ from actckpt.tracing.mode import SKIPPED
 from actckpt.tracing.recorder import Recorder
 
 # reads of ``x.shape`` and the like: method-wrappers, which no other kind of call is
-GETTER = type(torch.Tensor.shape.__get__)
+GETTER = types.MethodWrapperType
 # questions that run no operation
 _QUESTIONS = (
     "size", "dim", "ndimension", "stride", "numel", "nelement", "element_size", "storage_offset",
@@ -65,7 +66,7 @@ class CallRecorder(TorchFunctionMode):
     """
 
     def __init__(self, recorder: Recorder, model: nn.Module, arguments: Any) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.recorder = recorder
         self.calls: list[FunctionCall] = []
         self.wires = 0
@@ -82,7 +83,7 @@ class CallRecorder(TorchFunctionMode):
         return wire if ref() is t else -1
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        self, func: Any, _: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         recorder = self.recorder
@@ -105,7 +106,10 @@ class CallRecorder(TorchFunctionMode):
         return out
 
     def _values(self, found: list[torch.Tensor]) -> tuple[int, ...]:
-        return self._quietly(lambda: tuple(self.recorder.seen_value(t) for t in found))
+        values: tuple[int, ...] = self._quietly(
+            lambda: tuple(self.recorder.seen_value(t) for t in found)
+        )
+        return values
 
     def _quietly(self, ask: Callable[[], Any]) -> Any:
         self.recorder.paused = True
