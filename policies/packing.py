@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -34,11 +34,11 @@ class Choice:
     """One way to recompute something: what it takes, what it adds to the time and to each instant.
 
     Args:
-        takes: what no two choices of a plan may both take.
+        takes: numbers of what no two choices of a plan may both take, in forward order.
         parts: the regions or bursts that it consists of.
     """
 
-    takes: frozenset[Hashable]
+    takes: frozenset[int]
     parts: tuple[Region, ...] | tuple[Burst, ...]
     time_s: float
     delta: np.ndarray
@@ -71,7 +71,7 @@ class Packing:
     @cached_property
     def _once(self) -> csr_array:
         """Rows: what is taken, those with the same takers once; columns: the choices."""
-        takers: dict[Hashable, list[int]] = {}
+        takers: dict[int, list[int]] = {}
         for j, choice in enumerate(self.choices):
             for taken in choice.takes:
                 takers.setdefault(taken, []).append(j)
@@ -233,7 +233,8 @@ class Packing:
         )
         if result.x is None:
             return None
-        return [self.choices[j] for j, x in zip(columns, result.x, strict=True) if x > 0.5]
+        found = [self.choices[j] for j, x in zip(columns, result.x, strict=True) if x > 0.5]
+        return sorted(found, key=lambda c: min(c.takes))  # a plan's regions are in order
 
     def _likely(
         self, deltas: np.ndarray, room: np.ndarray, time_s: np.ndarray

@@ -53,11 +53,12 @@ MAY_IMPORT["profile"] = {"errors"}
 MAY_IMPORT["plan"] = {"errors", "graph", "profile"}
 MAY_IMPORT["signature"] = {"errors"}
 MAY_IMPORT["regions"] = {"plan", *MAY_IMPORT["plan"]}
-MAY_IMPORT["pricing"] = {"regions", *MAY_IMPORT["regions"]}
+MAY_IMPORT["bursts"] = {"plan", *MAY_IMPORT["plan"]}
+MAY_IMPORT["pricing"] = {"bursts", "regions", *MAY_IMPORT["regions"]}
 MAY_IMPORT["policies"] = {"pricing", *MAY_IMPORT["pricing"]}
 MAY_IMPORT["tracing"] = {"errors", "graph", "plan", "signature", "versions"}
 MAY_IMPORT["profiler"] = {"errors", "graph", "plan", "profile", "signature", "tracing", "versions"}
-MAY_IMPORT["rewriting"] = {"regions", "signature", "tracing", *MAY_IMPORT["regions"]}
+MAY_IMPORT["rewriting"] = {"bursts", "regions", "signature", "tracing", *MAY_IMPORT["regions"]}
 MAY_IMPORT["dry_run"] = {"profiler", "rewriting", *MAY_IMPORT["profiler"], *MAY_IMPORT["rewriting"]}
 MAY_IMPORT["planning"] = {
     "dry_run",
@@ -79,7 +80,7 @@ MAY_IMPORT["cli"] = {"commands", "errors", "versions"}
 MAY_IMPORT[""] = {"api", *LIBRARY}
 
 # plain data: to be read without torch
-PLAIN = ("errors", "graph", "plan", "profile", "regions", "reporting", "policies")
+PLAIN = ("bursts", "errors", "graph", "plan", "profile", "regions", "reporting", "policies")
 
 
 def sources() -> Iterator[tuple[str, Path]]:

@@ -134,7 +134,7 @@ def test_text_without_budget_regions_or_measurements() -> None:
     arm = Arm(Figures(1_000, 1e-6))
     text = str(Report("none", Plan("none"), None, "step", arm, arm))
     assert "no budget" in text
-    assert "no region: everything is saved" in text
+    assert "nothing is recomputed: everything is saved" in text
 
 
 def test_text_says_when_the_budget_is_exceeded(report: Report) -> None:
