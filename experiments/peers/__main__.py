@@ -1,7 +1,8 @@
 """Our plans beside what people use today, on the same models in one run.
 
 For every peer: its activation peak and time, what our planner does at that peak, and what at that
-time. Models that are named are measured and replace their rows in the results.
+time. Models that are named are measured and replace their rows in the results. Planners of others
+are no dependency: `experiments.peers.planners` says how to install them.
 
     python -m experiments.peers [MODEL ...] [--quick] [--rounds N]
 """
@@ -105,6 +106,8 @@ def _about(versions: dict[str, str]) -> dict[str, Any]:
 
 
 def _write(folder: Path, about: dict[str, Any], rows: list[Row]) -> None:
+    rounds = {row["model"]: row["rounds"] for row in rows}
+    about = about | {"rounds": ", ".join(f"{model} {n}" for model, n in rounds.items())}
     write_json_lines("peers", about, rows, folder=folder)
     write_markdown(
         "peers",

@@ -48,7 +48,7 @@ def draw(rows: Sequence[Row]) -> Figure:
         list(handles.values()),
         list(handles),
         loc="outside upper left",
-        ncols=columns + 1,
+        ncols=columns + 1 if columns > 1 else 1,
         frameon=False,
         fontsize=8.5,
         labelcolor=INK,
@@ -63,10 +63,11 @@ def _panel(axes: Axes, rows: Sequence[Row]) -> None:
         "untouched", (100, 1), (-4, -10), textcoords="offset points", fontsize=7, color=MUTED,
         ha="right",
     )  # fmt: skip
-    ours = _ours(rows)
+    peaks, measured, predicted = zip(*_ours(rows), strict=True) if rows else ((), (), ())
+    axes.plot(peaks, predicted, color=OURS, linewidth=1.2, label="actckpt, predicted", zorder=2)
     axes.plot(
-        [x for x, _ in ours], [y for _, y in ours], color=OURS, marker="o", markersize=4,
-        linewidth=1.4, label="actckpt auto", zorder=4,
+        peaks, measured, color=OURS, marker="o", markersize=4, linestyle="none", label="actckpt",
+        zorder=4,
     )  # fmt: skip
     for start, (label, color, marker, joined) in LOOKS.items():
         points = [_point(row, row) for row in rows if row["peer"].startswith(start)]
@@ -80,15 +81,14 @@ def _panel(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_ylim(bottom=0.95)
 
 
-def _ours(rows: Sequence[Row]) -> list[tuple[float, float]]:
-    """Our plans from the lowest peak up; of two with one peak, the faster measurement."""
-    found: dict[float, float] = {}
+def _ours(rows: Sequence[Row]) -> list[tuple[float, float, float]]:
+    """(peak, measured time, predicted time) of our plans, from the lowest peak up."""
+    found = {(100.0, 1.0, 1.0)}
     for row in rows:
         for which in ("ours_at_its_peak", "ours_at_its_time"):
             if row[which]["status"] == "measured":
-                x, y = _point(row[which], row)
-                found[round(x, 1)] = min(y, found.get(round(x, 1), y))
-    return sorted(found.items())
+                found.add((*_point(row[which], row), row[which]["predicted"]))
+    return sorted(found)
 
 
 def _point(of: Row, row: Row) -> tuple[float, float]:

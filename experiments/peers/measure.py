@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import statistics
 import time
 import warnings
@@ -48,7 +47,6 @@ class Arm:
     """A way to run the step, and what its first step and its meter said."""
 
     run: Callable[[], None]
-    parameters: tuple[nn.Parameter, ...]
     gradients: float | None = 0.0
     buffers: float | None = 0.0
     peak_bytes: int = 0
@@ -67,7 +65,6 @@ def rows_of(case: Case) -> tuple[dict[str, str], list[Row]]:
     """The versions, and a row for every peer of the case."""
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     subject = built(case.model, quick=case.quick)
     arms: dict[str, Arm] = {}
     first: Reference | None = None
@@ -137,7 +134,7 @@ def rows_of(case: Case) -> tuple[dict[str, str], list[Row]]:
         "quick": case.quick,
         "rounds": case.rounds,
         "untouched_bytes": arms[UNTOUCHED].peak_bytes,
-        "gradient_bytes": arms[UNTOUCHED].whole_bytes,
+        "untouched_whole_bytes": arms[UNTOUCHED].whole_bytes,
         "untouched_s": statistics.median(times[UNTOUCHED]),
         "again_over_untouched": over(AGAIN, UNTOUCHED),
         "again_gradients": arms[AGAIN].gradients,
@@ -192,7 +189,7 @@ def _tried(
         runs: what is called.
     """
     parameters, buffers = tuple(model.parameters()), tuple(model.buffers())
-    arm = Arm(subject.step(runs), parameters)
+    arm = Arm(subject.step(runs))
     torch.manual_seed(SEED)
     arm.run()
     seen = Reference(

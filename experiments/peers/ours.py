@@ -34,7 +34,6 @@ class Plan:
     predicted_bytes: int
     plan_s: float
     model: nn.Module
-    parameters: tuple[nn.Parameter, ...]
     report: actckpt.Report
 
     @property
@@ -76,7 +75,6 @@ class Planner:
         if budget_bytes < self.smallest_bytes:
             return None
         model = copy.deepcopy(self.subject.model)
-        parameters = tuple(model.parameters())
         begin = time.perf_counter()
         try:
             actckpt.optimize(
@@ -102,7 +100,6 @@ class Planner:
             predicted_bytes=planned.added_bytes or 0,
             plan_s=plan_s,
             model=model,
-            parameters=parameters,
             report=report,
         )
         return self.plans[budget_bytes]
