@@ -99,9 +99,10 @@ def _about(versions: dict[str, str]) -> dict[str, Any]:
         "that end as gradients",
         time="processor time of one thread, arms of a group interleaved: medians of the ratios "
         "round by round; A/A is the untouched model against itself",
-        budget="ours at its peak: the peer's measured peak with scope='activations'; ours at its "
-        "time: the smallest budget whose plan is predicted to be no slower than the peer, by "
-        "bisection, or that at its peak where it is lower and measured no slower",
+        budget="ours at its peak: the peer's measured peak with scope='activations', and more "
+        "where the measured peak leaves room; ours at its time: the smallest budget whose plan is "
+        "predicted to be no slower than the peer, by bisection, or that at its peak where it is "
+        "lower and measured no slower",
     )
 
 

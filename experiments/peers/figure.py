@@ -32,7 +32,7 @@ def draw(rows: Sequence[Row]) -> Figure:
     models = list(dict.fromkeys(row["model"] for row in rows))
     columns = min(COLUMNS, len(models))
     lines = -(-len(models) // columns)
-    figure = blank_figure(3.3 * columns + 0.6, 2.9 * lines + 1.1)
+    figure = blank_figure(max(3.3 * columns + 0.6, 7), 2.9 * lines + 1.1)
     panels = list(figure.subplots(lines, columns, squeeze=False, sharex=True).flat)
     for axes in panels[len(models) :]:
         axes.set_visible(False)
@@ -48,7 +48,7 @@ def draw(rows: Sequence[Row]) -> Figure:
         list(handles.values()),
         list(handles),
         loc="outside upper left",
-        ncols=columns + 1 if columns > 1 else 1,
+        ncols=max(columns + 1, 3),
         frameon=False,
         fontsize=8.5,
         labelcolor=INK,

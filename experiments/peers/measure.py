@@ -82,6 +82,12 @@ def rows_of(case: Case) -> tuple[dict[str, str], list[Row]]:
         prepare_s[name] = time.perf_counter() - begin
     peers = [name for name in case.peers if name in arms]
     planner = Planner(subject, arms[UNTOUCHED].peak_bytes)
+
+    def peak_of(plan: Plan) -> int:
+        if plan.name not in arms:
+            arms[plan.name], _ = _tried(subject, plan.model, plan.model, first)
+        return arms[plan.name].peak_bytes
+
     at_peak: dict[str, Plan | str] = {}
     at_time: dict[str, Plan | str] = {}
     if peers:
@@ -89,19 +95,18 @@ def rows_of(case: Case) -> tuple[dict[str, str], list[Row]]:
         hasty = interleaved(beside, rounds=max(3, case.rounds // 2), warmup=1, seed=SEED)
         # from the smallest peak up, so that a plan can serve the next peer too
         for name in sorted(peers, key=lambda n: arms[n].peak_bytes):
-            at_peak[name] = _planned(planner.at_or_above, arms[name].peak_bytes)
+            at_peak[name] = _planned(planner.filling, arms[name].peak_bytes, peak_of)
         for name in peers:
             slower = ratio(hasty[name], hasty[UNTOUCHED]).median
             at_time[name] = _planned(planner.no_slower, slower)
     used = {p.name: p for p in (*at_peak.values(), *at_time.values()) if isinstance(p, Plan)}
     for name, plan in used.items():
         try:
-            arms[name], _ = _tried(subject, plan.model, plan.model, first)
+            peak_of(plan)
         except Exception as error:
             status[name] = _failed(error)
-    times = interleaved(
-        {name: arm.run for name, arm in arms.items()}, rounds=case.rounds, warmup=1, seed=SEED
-    )
+    timed = {name: arms[name].run for name in (UNTOUCHED, AGAIN, *peers, *used) if name in arms}
+    times = interleaved(timed, rounds=case.rounds, warmup=1, seed=SEED)
 
     def over(name: str, other: str) -> dict[str, float]:
         found = ratio(times[name], times[other])
@@ -124,7 +129,7 @@ def rows_of(case: Case) -> tuple[dict[str, str], list[Row]]:
         if plan.name not in arms:
             return {"status": status[plan.name], **plan.row()}
         row = {"status": "measured", **plan.row(), **measured(plan.name)}
-        row["refused"] = plan.budget_bytes > arms[peer].peak_bytes
+        row["refused"] = arms[peer].peak_bytes < planner.smallest_bytes
         row["over_peer"] = over(plan.name, peer)
         return row
 
@@ -167,10 +172,10 @@ def _attempt(
     return "measured"
 
 
-def _planned(plan: Callable[[Any], Plan], argument: float) -> Plan | str:
+def _planned(plan: Callable[..., Plan], *arguments: Any) -> Plan | str:
     """The plan, or what went wrong."""
     try:
-        return plan(argument)
+        return plan(*arguments)
     except Exception as error:
         return _failed(error)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,9 @@ SHARED = 1.005
 # what is predicted to cost less than this is taken to cost nothing: it cannot be measured
 FREE = 1.005
 BISECTIONS = 5
+# room below a peak that is worth another plan, and how many to make for it
+ROOM = 0.01
+FILLS = 2
 CLOSE = 0.02  # a bisection ends where its bracket is this share of the untouched peak
 
 
@@ -109,6 +113,24 @@ class Planner:
         plan = self.at(budget_bytes)
         while plan is None:  # the smallest is a number that was dry-run: seldom twice
             plan = self.at(self.smallest_bytes)
+        return plan
+
+    def filling(self, peak_bytes: int, peak_of: Callable[[Plan], int]) -> Plan:
+        """The plan for a measured peak.
+
+        A budget bounds gradients on their way to a parameter too, which the meter here leaves out:
+        where that leaves room, the budget is raised by it, as long as the measured peak allows.
+        """
+        plan, budget = self.at_or_above(peak_bytes), peak_bytes
+        for _ in range(FILLS):
+            room = peak_bytes - peak_of(plan)
+            if room <= ROOM * peak_bytes:
+                break
+            budget += room
+            larger = self.at(budget)
+            if larger is None or larger is plan or peak_of(larger) > peak_bytes:
+                break
+            plan = larger
         return plan
 
     def no_slower(self, ratio: float) -> Plan:
