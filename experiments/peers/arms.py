@@ -42,7 +42,7 @@ PEERS: dict[str, Peer] = {
             )
             for budget in (1.0, 0.8, 0.5, 0.3, 0.1, 0.0)
         ),
-        *(Peer(f"sac_ilp, {share}", "planners", planners.sac_ilp(share)) for share in (0.8, 0.65)),
+        *(Peer(f"sac_ilp, {share}", "sac_ilp", planners.sac_ilp(share)) for share in (0.8, 0.65)),
         *(Peer(f"ckptplan, {share}", "planners", planners.ckptplan(share)) for share in (0.7, 0.5)),
         *(Peer(f"Rockmate, {share}", "planners", planners.rockmate(share)) for share in (0.5,)),
     )

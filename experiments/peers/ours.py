@@ -21,7 +21,7 @@ BISECTIONS = 5
 # room below a peak that is worth another plan, and how many to make for it
 ROOM = 0.01
 FILLS = 2
-CLOSE = 0.02  # a bisection ends where its bracket is this share of the untouched peak
+CLOSE = 0.02  # a bisection ends where its bracket is this share of its upper end
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +48,11 @@ class Plan:
     def row(self) -> dict[str, Any]:
         """What was planned, as JSON data."""
         regions = list(self.report.plan.walk())
+        bound = self.report.lower_bound
         return {
             "budget_bytes": self.budget_bytes,
             "predicted": self.predicted,
+            "lower_bound": None if bound is None else 1 + bound,
             "predicted_bytes": self.predicted_bytes,
             "plan_s": self.plan_s,
             "regions": len(regions),
@@ -63,6 +65,7 @@ class Planner:
     """Plans by budget.
 
     Attributes:
+        untouched_bytes: a budget that surely bounds nothing.
         smallest_bytes: no budget below it is accepted, as far as is known.
     """
 
@@ -142,12 +145,12 @@ class Planner:
             return [b for b, plan in self.plans.items() if (plan.predicted <= wanted) is quick]
 
         if not known(True):
-            self.at_or_above(round(1.02 * self.untouched_bytes))
+            self.at_or_above(self.untouched_bytes)
         for _ in range(BISECTIONS):
-            high = min(known(True), default=self.untouched_bytes)
+            high = min(known(True))
             low = max([b for b in known(False) if b < high], default=0)
             low = max(low, self.smallest_bytes)
-            if high - low <= CLOSE * self.untouched_bytes:
+            if high - low <= CLOSE * high:
                 break
             if low == self.smallest_bytes > 1 and low not in self.plans:
                 self.at_or_above(low)  # the end of the curve may do already

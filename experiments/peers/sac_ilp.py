@@ -62,8 +62,13 @@ def _shape(x: Any) -> Any:
 def _real(x: Any) -> Any:
     if not isinstance(x, FakeTensor):
         return x
-    out = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cpu")
-    return out.uniform_() if x.dtype.is_floating_point else out.zero_()
+    # filled before it is strided: elements of an expanded tensor share their memory
+    span = (
+        1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
+    )
+    out = torch.empty(span, dtype=x.dtype, device="cpu")
+    out = out.uniform_() if x.dtype.is_floating_point else out.zero_()
+    return out.as_strided(x.shape, x.stride())
 
 
 def decided(subject: Subject, model: nn.Module, share: float) -> list[tuple[str, float, Any]]:

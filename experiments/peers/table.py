@@ -27,9 +27,15 @@ def tables(rows: Sequence[Row]) -> list[str]:
     parts = ["## Wins, ties and losses", _summary(rows)]
     for model in dict.fromkeys(row["model"] for row in rows):
         of = [row for row in rows if row["model"] == model]
-        first = of[0]
+        parts.append(f"## {model}")
+        parts.append(
+            "\n".join(f"- {r['peer']}: {r['status']}" for r in of if "peak_bytes" not in r)
+        )
+        measured = [row for row in of if row["status"] == "measured"]
+        if not measured:
+            continue
+        first = measured[0]
         parts += [
-            f"## {model}",
             f"{first['what']}: {first['untouched_bytes'] / 1e6:.1f} MB of activations, "
             f"{first['untouched_s']:.2f} s a step.",
             markdown_table(
@@ -37,10 +43,9 @@ def tables(rows: Sequence[Row]) -> list[str]:
                     "", "peak / time", "gradients", "ours at its peak", "over its time", "",
                     "ours at its time", "over its peak", "", "A/A",
                 ],
-                [_line(row) for row in of if row["status"] == "measured"],
+                [_line(row) for row in measured],
             ),
         ]  # fmt: skip
-        parts += ["\n".join(f"- {r['peer']}: {r['status']}" for r in of if "peak_bytes" not in r)]
     return [part for part in parts if part]
 
 
