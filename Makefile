@@ -38,6 +38,7 @@ grid: setup
 figures: setup
 	$(BIN)/python -m experiments.chain
 	$(BIN)/python -m experiments.versus_checkpoint
+	$(BIN)/python -m experiments.peers
 	$(BIN)/python -m experiments.plan_time
 
 clean:

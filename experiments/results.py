@@ -43,20 +43,24 @@ def hardware() -> str:
 
 
 def write_json_lines(
-    name: str, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+    name: str,
+    about: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    folder: Path = FOLDER,
 ) -> Path:
     """The file with the circumstances as its first line and every row as another."""
-    FOLDER.mkdir(exist_ok=True)
-    path = FOLDER / f"{name}.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.jsonl"
     lines = [json.dumps(line, allow_nan=False) for line in ({"about": dict(about)}, *rows)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
-def write_markdown(name: str, about: Mapping[str, Any], *parts: str) -> Path:
+def write_markdown(name: str, about: Mapping[str, Any], *parts: str, folder: Path = FOLDER) -> Path:
     """The file with ``parts`` as paragraphs, the circumstances last."""
-    FOLDER.mkdir(exist_ok=True)
-    path = FOLDER / f"{name}.md"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.md"
     versions = ", ".join(f"{key} {value}" for key, value in about["versions"].items())
     rest = {k: v for k, v in about.items() if k not in ("command", "hardware", "versions")}
     foot = [
