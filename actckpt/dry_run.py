@@ -64,7 +64,7 @@ def dry_run(
         costs = dict(zip(graph.signatures, profile.costs, strict=True))
     with faked(model, step) as (world, fake_step):
         install(Rewrite(model, program, check=False))
-        with LiveMeter(torch.device(graph.device).type) as live:
+        with LiveMeter(torch.device(graph.device).type, stand_in=step.stand_in) as live:
             meter = _Meter(world, live, costs)
             with torch.enable_grad(), world.mode, meter:
                 _enter_residents(model, fake_step, graph, live)

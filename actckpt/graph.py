@@ -154,7 +154,8 @@ class Graph:
     """One training step of one model on one batch.
 
     ``stages[0]`` is the root call. ``loss_seen`` and ``optimizer_seen`` say what the step
-    contained; ``resident_gradients`` whether gradients existed when it began.
+    contained; ``resident_gradients`` whether gradients existed when it began. ``stands_for``: the
+    accelerator whose operations and sizes these are, where the tensors of ``device`` stood in.
     """
 
     device: str
@@ -168,6 +169,7 @@ class Graph:
     optimizer_seen: bool = False
     resident_gradients: bool = False
     versions: dict[str, str] = field(default_factory=dict)
+    stands_for: str = ""
 
     @cached_property
     def children(self) -> tuple[tuple[int, ...], ...]:
@@ -238,6 +240,7 @@ class Graph:
                 optimizer_seen=data["optimizer_seen"],
                 resident_gradients=data["resident_gradients"],
                 versions=dict(data["versions"]),
+                stands_for=data.get("stands_for", ""),
             )
         except (KeyError, TypeError) as error:
             raise PlanError(f"not a graph: {error}") from error
