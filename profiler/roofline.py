@@ -135,14 +135,11 @@ def _moved(op: Any, ins: list[torch.Tensor], outs: list[torch.Tensor]) -> int:
 
 
 def _rate(op: Any, ins: list[torch.Tensor], machine: Machine) -> float:
-    rate = machine.flops["float32"]
-    if not ins:
-        return rate
-    dtype = str(ins[0].dtype)[6:]
+    dtype = str(ins[0].dtype)[6:] if ins else "float32"
     tensor_cores = str(op) in _CONVOLUTIONS or torch.get_float32_matmul_precision() != "highest"
-    if dtype == "float32" and tensor_cores:
-        rate = machine.flops.get("tfloat32", rate)
-    rate = machine.flops.get(dtype, rate)
+    if dtype == "float32" and tensor_cores and "tfloat32" in machine.flops:
+        dtype = "tfloat32"
+    rate = machine.flops.get(dtype, machine.flops["float32"])
     if _attention(op):
         rate *= _ATTENTION_SHARE
     return rate

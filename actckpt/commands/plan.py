@@ -34,8 +34,8 @@ def add_parser(commands: Any) -> None:
         "--budget-gb",
         type=budget,
         metavar="G",
-        help="in GB of 10^9 bytes, or with a unit: 8GiB, 500MB; left out: apply --policy unbounded, "
-        "or for auto and a device that is not here, its memory less a reserve",
+        help="in GB of 10^9 bytes, or with a unit: 8GiB, 500MB; left out: apply --policy unbounded "
+        "(auto, for a device that is not here: its memory less a reserve)",
     )
     parser.add_argument(
         "--policy", choices=list(POLICIES), default="auto", help="default: %(default)s"
@@ -83,9 +83,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def budget_for(
-    device: Device, budget_bytes: int | None, policy: str, scope: str
-) -> int | None:
+def budget_for(device: Device, budget_bytes: int | None, policy: str, scope: str) -> int | None:
     """The budget on a device that is not here; prints what it assumes where none is given.
 
     Raises:

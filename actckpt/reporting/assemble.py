@@ -30,7 +30,13 @@ def assemble_report(planned: Planned, request: Request, notes: tuple[str, ...] =
         timeline=_timeline(graph, dry, planned.profile),
         regions=_regions(graph, planned),
         ops=_ops(graph, planned.plan, planned.profile),
-        notes=(*_estimated(graph), *_unbounded(graph), *planned.plan.notes, *_refusals(graph), *notes),
+        notes=(
+            *_estimated(graph),
+            *_unbounded(graph),
+            *planned.plan.notes,
+            *_refusals(graph),
+            *notes,
+        ),
         versions=versions(),
         device=planned.profile.device + (", estimated (roofline)" if graph.stands_for else ""),
     )

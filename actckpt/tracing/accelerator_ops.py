@@ -33,7 +33,7 @@ class AcceleratorOps(TorchFunctionMode):
     """While open, torch functions on fake CPU tensors run what ``device`` would run."""
 
     def __init__(self, device: StandIn) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.device = device
         self._handlers: dict[Any, Callable[..., Any]] = {
             functional.scaled_dot_product_attention: self._attention,
