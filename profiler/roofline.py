@@ -25,6 +25,10 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # fused attention, whose softmax runs beside the products, against what large products reach:
 # about 0.7 forward and backward on Ampere (Dao, "FlashAttention-2", 2023), less on Hopper
 _ATTENTION_SHARE = 0.7
+# a view that its schema does not admit
+_UNSAFE_VIEW = '["aten._unsafe_view.default"'
+# what a dispatch mode takes of the processor beside an accelerator, as measured on servers' cores
+_HOST_DISPATCH_S = 7e-6
 # products in float32 that PyTorch hands to tensor cores by default: cuDNN's, not cuBLAS's
 _CONVOLUTIONS = ("aten.convolution.default", "aten.convolution_backward.default")
 
@@ -61,7 +65,9 @@ class Machine:
 def machine_of(device: Device) -> Machine:
     """The rates that programs reach on a device of the table."""
     flops = {dtype: rate * FLOPS_SHARE for dtype, rate in device.flops.items()}
-    return Machine(device.name, flops, device.bandwidth * BANDWIDTH_SHARE, device.launch_s)
+    return Machine(
+        device.name, flops, device.bandwidth * BANDWIDTH_SHARE, device.launch_s, _HOST_DISPATCH_S
+    )
 
 
 def calibrate(device: torch.device, name: str) -> Machine:
@@ -85,7 +91,7 @@ def estimate(signature: str, machine: Machine) -> Cost:
     Outputs and FLOPs are known where the operation runs on meta tensors and torch counts it; else
     only the bytes of its inputs. Causal attention does half of the work of a full one.
     """
-    if is_view(signature):
+    if is_view(signature) or signature.startswith(_UNSAFE_VIEW):
         return Cost(machine.launch_s, 0, "roofline")
     moved = input_bytes(signature)
     flops = 0.0

@@ -20,6 +20,7 @@ from actckpt.errors import BudgetError, PlanError
 from actckpt.graph import Category, Graph
 from actckpt.planning import Planned, Request, make_plan
 from actckpt.profile import Cost
+from actckpt.profiler.build import build_profile
 from actckpt.profiler.devices import DEVICES, Device, find_device, refuse_dtypes
 from actckpt.profiler.roofline import estimate, machine_of
 from actckpt.signature import encode
@@ -149,6 +150,23 @@ def test_float32_uses_tensor_cores_in_convolutions_only() -> None:
     square = meta(8192, 8192, dtype=torch.float32)
     product = cost("a100-40gb", "aten.mm.default", square, square).time_s
     assert product == pytest.approx(2 * 8192**3 / machine_of(DEVICES["a100-40gb"]).flops["float32"])
+
+
+def test_the_host_is_seen_only_where_the_device_waits_for_it() -> None:
+    with without_weights():
+        small = load("llama")
+        large = load_target(
+            "llama",
+            overrides=SMALL["llama"] | {"hidden_size": "4096", "intermediate_size": "14336"},
+            batch_size=4,
+            seq_len=2048,
+            dtype="bf16",
+        )
+    seen = [
+        build_profile(trace_step(model, step_for("a100-80gb", batch))).dispatch_s
+        for model, batch in (small, large)
+    ]
+    assert seen[1] < 0.5 * seen[0]
 
 
 def test_an_embedding_reads_the_rows_that_it_returns() -> None:
