@@ -82,8 +82,8 @@ DEVICES: dict[str, Device] = {
     # NVIDIA V100 data sheet (SXM2)
     "v100-16gb": _device("V100 SXM2 16 GB", (7, 0), (15.7, None, None, 125), 0.900e12, 16),
     "v100-32gb": _device("V100 SXM2 32 GB", (7, 0), (15.7, None, None, 125), 0.900e12, 32),
-    # NVIDIA T4 data sheet
-    "t4": _device("T4", (7, 5), (8.1, None, None, 65), 0.300e12, 16),
+    # NVIDIA T4 data sheet; bandwidth of its 256 bits of GDDR6 at 10 Gb/s
+    "t4": _device("T4", (7, 5), (8.1, None, None, 65), 0.320e12, 16),
     # NVIDIA A100 data sheet (SXM4)
     "a100-40gb": _device("A100 SXM 40 GB", (8, 0), (19.5, 156, 312, 312), 1.555e12, 40),
     "a100-80gb": _device("A100 SXM 80 GB", (8, 0), (19.5, 156, 312, 312), 2.039e12, 80),
