@@ -40,6 +40,7 @@ figures: setup
 	$(BIN)/python -m experiments.versus_checkpoint
 	$(BIN)/python -m experiments.peers
 	$(BIN)/python -m experiments.plan_time
+	$(BIN)/python -m experiments.absent_devices
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

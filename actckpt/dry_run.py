@@ -67,7 +67,7 @@ def dry_run(
     with faked(model, step) as (world, fake_step):
         rewrite = Rewrite(model, program, check=False)
         install(rewrite)
-        with LiveMeter(torch.device(graph.device).type) as live:
+        with LiveMeter(torch.device(graph.device).type, stand_in=step.stand_in) as live:
             meter = _Meter(world, live, costs)
             with torch.enable_grad(), world.mode, meter:
                 _enter_residents(model, fake_step, graph, live)

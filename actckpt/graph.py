@@ -172,8 +172,9 @@ class Graph:
     """One training step of one model on one batch.
 
     ``stages[0]`` is the root call, ``calls`` are the torch functions that it called itself, in
-    order. ``loss_seen`` and ``optimizer_seen`` say what the step
-    contained; ``resident_gradients`` whether gradients existed when it began.
+    order. ``loss_seen`` and ``optimizer_seen`` say what the step contained;
+    ``resident_gradients`` whether gradients existed when it began. ``stands_for``: the accelerator
+    whose operations and sizes these are, where the tensors of ``device`` stood in.
     """
 
     device: str
@@ -188,6 +189,7 @@ class Graph:
     resident_gradients: bool = False
     versions: dict[str, str] = field(default_factory=dict)
     calls: tuple[FunctionCall, ...] = ()
+    stands_for: str = ""
 
     @cached_property
     def children(self) -> tuple[tuple[int, ...], ...]:
@@ -269,6 +271,7 @@ class Graph:
                     )
                     for c in data["calls"]
                 ),
+                stands_for=data.get("stands_for", ""),
             )
         except (KeyError, TypeError) as error:
             raise PlanError(f"not a graph: {error}") from error

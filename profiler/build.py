@@ -17,7 +17,8 @@ from actckpt.errors import PlanError
 from actckpt.graph import Graph
 from actckpt.profile import Cost, Profile
 from actckpt.profiler.arguments import UnrunnableError, input_bytes
-from actckpt.profiler.roofline import MACHINES, Machine, calibrate, estimate, output_bytes
+from actckpt.profiler.devices import DEVICES, find_device
+from actckpt.profiler.roofline import Machine, calibrate, estimate, machine_of, output_bytes
 from actckpt.profiler.store import CostStore, cache_folder
 from actckpt.profiler.timing import Place, alone, time_op, workspaces
 
@@ -44,8 +45,8 @@ def build_profile(
     (under 2 GB of inputs and outputs), else, where that fails, from the roofline.
 
     Args:
-        device: a torch device, or a name in `MACHINES` to estimate for one that is not here;
-            None: the graph's.
+        device: a torch device, or a name in `DEVICES` to estimate for one that is not here; None:
+            the one that the graph was traced for.
         measure: run operations that the cache does not know; False estimates them.
         cache_dir: folder of the cache; None: ``$ACTCKPT_CACHE`` or ``~/.cache/actckpt``.
         progress: show a bar on standard error; None: if that is a terminal.
@@ -53,11 +54,11 @@ def build_profile(
     Raises:
         PlanError: the device is neither torch's nor known by name.
     """
-    target = (device or graph.device).lower()
+    target = device or graph.stands_for or graph.device
     table = _table_machine(target)
     if table is not None:
         return _estimated(graph, table)
-    here = torch.device(target)
+    here = torch.device(target.lower())
     traced = torch.device(graph.device).type
 
     def place(recorded: torch.device) -> torch.device:
@@ -184,29 +185,41 @@ def _again(
 
 
 def _estimated(graph: Graph, machine: Machine) -> Profile:
+    """The profile of an accelerator, of whose host's work only a share is seen.
+
+    The host queues kernels ahead of the device, so what the replay engine adds to it is hidden
+    while the device has enough to do: the share is the host's time over the device's.
+    """
     costs = {s: estimate(s, machine) for s in dict.fromkeys(graph.signatures)}
+    device_s = sum(costs[graph.signatures[op.signature]].time_s for op in graph.ops)
+    host_s = len(graph.ops) * (machine.launch_s + machine.dispatch_s)
+    seen = min(1.0, host_s / device_s) if device_s else 1.0
+    engine = Profile(machine.name, ())
     return Profile(
         device=machine.name,
         costs=tuple(costs[s] for s in graph.signatures),
-        dispatch_s=machine.dispatch_s,
+        dispatch_s=seen * machine.dispatch_s,
+        region_s=seen * engine.region_s,
+        save_s=seen * engine.save_s,
     )
 
 
 def _table_machine(target: str) -> Machine | None:
-    if target in MACHINES:
-        return MACHINES[target]
+    found = find_device(target)
+    if found is not None:
+        return machine_of(found)
     try:
-        kind = torch.device(target).type
+        kind = torch.device(target.lower()).type
     except RuntimeError:
         raise PlanError(
-            f"no device {target!r}; use cpu, cuda, or one of {', '.join(MACHINES)}"
+            f"no device {target!r}; use cpu, cuda, or one of {', '.join(DEVICES)}"
         ) from None
     if kind == "cuda" and torch.cuda.is_available():
         return None
     if kind == "cpu":
         return None
     raise PlanError(
-        f"device {target!r} is not here; to estimate for one, name it: {', '.join(MACHINES)}"
+        f"device {target!r} is not here; to estimate for one, name it: {', '.join(DEVICES)}"
     )
 
 

@@ -11,6 +11,7 @@ import torch
 
 from actckpt.graph import Category
 from actckpt.profiler.census import is_wrapper, storages
+from actckpt.tracing.stand_in import StandIn, allocated_bytes
 
 
 class _Live(weakref.ref[torch.UntypedStorage]):
@@ -40,14 +41,19 @@ class LiveMeter:
     """
 
     def __init__(
-        self, device_type: str = "cpu", on_death: Callable[[int], None] | None = None
+        self,
+        device_type: str = "cpu",
+        on_death: Callable[[int], None] | None = None,
+        stand_in: StandIn | None = None,
     ) -> None:
         """
         Args:
             device_type: only tensors on such a device count; fake tensors by the device they claim.
+            stand_in: the accelerator that they stand for, whose allocator rounds sizes up.
         """
         self.device_type = device_type
         self.on_death = on_death
+        self.stand_in = stand_in
         self.level_bytes = 0
         self.levels = dict.fromkeys(Category, 0)
         self.peak_bytes = 0
@@ -73,7 +79,7 @@ class LiveMeter:
             return self._register_parts(tensor, category)
         live = self._live.get(id(storage))
         if live is not None:
-            size = storage.nbytes()
+            size = self._size(storage)
             if size != live.bytes:
                 self._resize(live, size)
             return live.id
@@ -115,8 +121,8 @@ class LiveMeter:
         """Reads every living storage's size again, for resizes that no operation's output shows."""
         for live in list(self._live.values()):
             storage = live()
-            if storage is not None and storage.nbytes() != live.bytes:
-                self._resize(live, storage.nbytes())
+            if storage is not None and self._size(storage) != live.bytes:
+                self._resize(live, self._size(storage))
 
     def reset_peak(self) -> None:
         """Begins a new peak at the present level."""
@@ -146,8 +152,11 @@ class LiveMeter:
         live.category = category
         self._next += 1
         self._live[live.key] = live
-        self._resize(live, storage.nbytes())
+        self._resize(live, self._size(storage))
         return live.id
+
+    def _size(self, storage: torch.UntypedStorage) -> int:
+        return allocated_bytes(storage.nbytes(), self.device_type, self.stand_in)
 
     def _register_parts(self, tensor: torch.Tensor, category: Category) -> int | None:
         if tensor.device.type != self.device_type:

@@ -7,28 +7,40 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
+from torch.utils.flop_counter import flop_registry
 
 from actckpt.profile import Cost
-from actckpt.profiler.arguments import input_bytes, rebuild
+from actckpt.profiler.arguments import input_bytes, rebuild, span
+from actckpt.profiler.devices import BANDWIDTH_SHARE, FLOPS_SHARE, Device
 from actckpt.profiler.timing import dispatch_seconds, is_view
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
+# fused attention, whose softmax runs beside the products, against what large products reach:
+# about 0.7 forward and backward on Ampere (Dao, "FlashAttention-2", 2023), less on Hopper
+_ATTENTION_SHARE = 0.7
+# a view that its schema does not admit
+_UNSAFE_VIEW = '["aten._unsafe_view.default"'
+# what a dispatch mode takes of the processor beside an accelerator, as measured on servers' cores
+_HOST_DISPATCH_S = 7e-6
+# products in float32 that PyTorch hands to tensor cores by default: cuDNN's, not cuBLAS's
+_CONVOLUTIONS = ("aten.convolution.default", "aten.convolution_backward.default")
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Peak rates of a device.
+    """Rates that operations reach on a device.
 
     Attributes:
         name: of the device.
-        flops: FLOP/s by dtype name; others run at the rate of float32.
+        flops: FLOP/s by dtype name; others run at the rate of float32. "tfloat32" is float32 where
+            it may run on tensor cores.
         bandwidth: bytes/s to and from memory.
         launch_s: least seconds of any operation.
         dispatch_s: seconds that a dispatch mode adds to an operation.
@@ -50,24 +62,12 @@ class Machine:
         return cls(**data)
 
 
-def _gpu(name: str, fp32: float, half: float, bandwidth: float) -> Machine:
-    flops = {"float32": fp32, "bfloat16": half, "float16": half}
-    return Machine(name, flops, bandwidth, 5e-6)
-
-
-# dense tensor-core rates for half precision, plain float32, memory bandwidth; vendors' data sheets
-MACHINES: dict[str, Machine] = {
-    "v100": _gpu("V100", 15.7e12, 125e12, 0.9e12),
-    "a100": _gpu("A100", 19.5e12, 312e12, 2.0e12),
-    "a10": _gpu("A10", 31.2e12, 125e12, 0.6e12),
-    "l4": _gpu("L4", 30.3e12, 121e12, 0.3e12),
-    "l40": _gpu("L40", 90.5e12, 181e12, 0.864e12),
-    "rtx 3090": _gpu("RTX 3090", 35.6e12, 71e12, 0.936e12),
-    "rtx 4090": _gpu("RTX 4090", 82.6e12, 165e12, 1.008e12),
-    "h100": _gpu("H100", 67e12, 989e12, 3.35e12),
-    "h200": _gpu("H200", 67e12, 989e12, 4.8e12),
-    "b200": _gpu("B200", 75e12, 2250e12, 8.0e12),
-}
+def machine_of(device: Device) -> Machine:
+    """The rates that programs reach on a device of the table."""
+    flops = {dtype: rate * FLOPS_SHARE for dtype, rate in device.flops.items()}
+    return Machine(
+        device.name, flops, device.bandwidth * BANDWIDTH_SHARE, device.launch_s, _HOST_DISPATCH_S
+    )
 
 
 def calibrate(device: torch.device, name: str) -> Machine:
@@ -89,12 +89,13 @@ def estimate(signature: str, machine: Machine) -> Cost:
     """Bytes over bandwidth or FLOPs over peak, whichever is longer, and at least one launch.
 
     Outputs and FLOPs are known where the operation runs on meta tensors and torch counts it; else
-    only the bytes of its inputs.
+    only the bytes of its inputs. Causal attention does half of the work of a full one.
     """
-    if is_view(signature):
+    if is_view(signature) or signature.startswith(_UNSAFE_VIEW):
         return Cost(machine.launch_s, 0, "roofline")
     moved = input_bytes(signature)
     flops = 0.0
+    scratch = 0
     rate = machine.flops["float32"]
     try:
         op, args, kwargs, out = _on_meta(signature)
@@ -103,10 +104,12 @@ def estimate(signature: str, machine: Machine) -> Cost:
     else:
         ins = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         outs = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
-        moved += _bytes(outs)
+        moved = _moved(op, ins, outs)
         flops = _flops(op, args, kwargs, out)
-        rate = machine.flops.get(str(ins[0].dtype)[6:], rate) if ins else rate
-    return Cost(max(moved / machine.bandwidth, flops / rate, machine.launch_s), 0, "roofline")
+        rate = _rate(op, ins, machine)
+        scratch = scratch_bytes(op, args)
+    time_s = max(moved / machine.bandwidth, flops / rate, machine.launch_s)
+    return Cost(time_s, scratch, "roofline")
 
 
 def output_bytes(signature: str) -> int:
@@ -127,21 +130,69 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(x.numel() * x.element_size() for x in tensors)
 
 
+def _moved(op: Any, ins: list[torch.Tensor], outs: list[torch.Tensor]) -> int:
+    """Bytes read and written; windows count what they span."""
+    read = sum(span(tuple(x.shape), x.stride()) * x.element_size() for x in ins)
+    if op is torch.ops.aten.embedding.default:  # reads the rows that it returns, not the table
+        read = _bytes([ins[1], *outs])
+    if not outs and op._schema.is_mutable:  # lists updated in place
+        return 2 * read
+    return read + _bytes(outs)
+
+
+def _rate(op: Any, ins: list[torch.Tensor], machine: Machine) -> float:
+    dtype = str(ins[0].dtype)[6:] if ins else "float32"
+    tensor_cores = str(op) in _CONVOLUTIONS or torch.get_float32_matmul_precision() != "highest"
+    if dtype == "float32" and tensor_cores and "tfloat32" in machine.flops:
+        dtype = "tfloat32"
+    rate = machine.flops.get(dtype, machine.flops["float32"])
+    if _attention(op):
+        rate *= _ATTENTION_SHARE
+    return rate
+
+
+def _attention(op: Any) -> bool:
+    return op.name().startswith("aten::_scaled_dot_product") and "math" not in op.name()
+
+
+def scratch_bytes(op: Any, args: Sequence[Any]) -> int:
+    """What a kernel is known to allocate beside its results; most of it is not known.
+
+    Flash attention's backward sums the query's gradient in float32, and the key's and value's per
+    query head where heads are grouped; the other fused kernels do about the same.
+    """
+    if not (_attention(op) and op.name().endswith("_backward")) or "for_cpu" in op.name():
+        return 0
+    query, key, value = args[1:4]
+    batch, heads, length, size = query.shape
+    scratch = batch * heads * (-(-length // 128) * 128) * (-(-size // 32) * 32 + 1) * 4
+    if key.shape[1] != heads:
+        scratch += _bytes((key, value)) * heads // key.shape[1]
+    return int(scratch)
+
+
 def _flops(op: Any, args: Any, kwargs: Any, out: Any) -> float:
-    packet = op.overloadpacket
-    count = flop_registry.get(packet)
+    if _attention(op):
+        return _attention_flops(op, args)
+    count = flop_registry.get(op.overloadpacket)
+    if count is None:
+        return 0.0
     try:
-        if count is not None:
-            return float(count(*args, **kwargs, out_val=out))
-        # the CPU's own attention is missing from the registry
-        name = op.name()
-        if "scaled_dot_product_flash_attention_for_cpu_backward" in name:
-            return float(sdpa_backward_flop(*args[:4]))
-        if "scaled_dot_product_flash_attention_for_cpu" in name:
-            return float(sdpa_flop(*args[:3]))
+        return float(count(*args, **kwargs, out_val=out))
     except (TypeError, AssertionError, ValueError, IndexError):
         return 0.0  # arguments that torch's formula does not expect
-    return 0.0
+
+
+def _attention_flops(op: Any, args: Sequence[Any]) -> float:
+    """Of two products forward and five backward; torch's formulas know neither causal nor all."""
+    backward = "_backward" in op.name()
+    query, key, value = args[1:4] if backward else args[:3]
+    names = [a.name for a in op._schema.arguments]
+    at = names.index("is_causal")
+    causal = at < len(args) and bool(args[at])
+    pairs = math.prod(query.shape[:-1]) * key.shape[-2] / (2 if causal else 1)
+    sizes = query.shape[-1] + value.shape[-1]
+    return float(2 * pairs * sizes * (2.5 if backward else 1))
 
 
 def _best(call: Any, device: torch.device, runs: int = 12) -> float:

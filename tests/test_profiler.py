@@ -17,7 +17,8 @@ from actckpt.profile import Cost, Profile
 from actckpt.profiler import build, roofline
 from actckpt.profiler.arguments import input_bytes, rebuild
 from actckpt.profiler.build import build_profile
-from actckpt.profiler.roofline import MACHINES, estimate
+from actckpt.profiler.devices import DEVICES
+from actckpt.profiler.roofline import estimate, machine_of
 from actckpt.profiler.store import CostStore
 from actckpt.profiler.timing import is_view, workspaces
 from actckpt.signature import encode
@@ -232,7 +233,7 @@ def test_random_state_and_modes_are_left_alone(cache: Path) -> None:
 def test_estimates_for_a_device_that_is_not_here() -> None:
     large = encode("aten.mm.default", [torch.empty(4096, 4096, device="meta")] * 2, {})
     profile = build_profile(_graph(large, _VIEW), device="H100")
-    machine = MACHINES["h100"]
+    machine = machine_of(DEVICES["h100-80gb"])
     assert profile.costs[0].time_s == pytest.approx(2 * 4096**3 / machine.flops["float32"])
     assert profile.costs[1].time_s == machine.launch_s
     with pytest.raises(PlanError, match="no device"):
@@ -240,7 +241,7 @@ def test_estimates_for_a_device_that_is_not_here() -> None:
 
 
 def test_roofline_counts_bytes_where_memory_bounds() -> None:
-    machine = MACHINES["a100"]
+    machine = machine_of(DEVICES["a100-80gb"])
     copy = encode("aten.neg.default", [torch.empty(1 << 26, device="meta")], {})
     assert estimate(copy, machine).time_s == pytest.approx(2 * (4 << 26) / machine.bandwidth)
 

@@ -18,9 +18,10 @@ from rich.table import Table
 
 from actckpt.api import measure, optimize, report, revert
 from actckpt.commands.target_options import add_target_options, describe, load, positive_int
-from actckpt.errors import BudgetError
+from actckpt.errors import BudgetError, PlanError
 from actckpt.plan import Plan
 from actckpt.policies import POLICIES
+from actckpt.profiler.devices import find_device
 from actckpt.reporting.figure import INK, MUTED, bare_axes, blank_figure
 from actckpt.reporting.measurement import Measurement
 from actckpt.reporting.strict_json import document, dumps
@@ -109,6 +110,12 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ActckptError: no such target, or its step cannot be traced.
     """
+    elsewhere = find_device(args.device)
+    if elsewhere is not None:
+        raise PlanError(
+            f"compare measures real steps, and {elsewhere.name} is known by its data sheet only: "
+            "use actckpt plan, which estimates"
+        )
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 120

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
+from actckpt.profiler.devices import DEVICES, find_device, refuse_dtypes
 from actckpt.targets import load_target
+from actckpt.tracing.weightless import without_weights
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer] | None] = {
     "adamw": torch.optim.AdamW,
@@ -51,26 +54,39 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         help="what the budget bounds: the peak of the whole step, or what the step adds to "
         "parameters, gradients, optimizer state and batch (default: %(default)s)",
     )
-    group.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    group.add_argument(
+        "--device",
+        type=device,
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="a device of this machine, or one to plan for that is not here: " + ", ".join(DEVICES),
+    )
     group.add_argument("--seed", type=int, default=0)
 
 
 def load(args: argparse.Namespace) -> tuple[nn.Module, Any, torch.optim.Optimizer | None]:
     """The model, a batch and the optimizer that the options describe, on their device.
 
+    For a device that is not here the model is built without weights.
+
     Raises:
+        PlanError: the device lacks a dtype of the model.
         TargetError: no such target, or settings that do not fit it.
     """
-    model, batch = load_target(
-        args.target,
-        overrides=dict(args.overrides),
-        batch_size=args.batch_size,
-        seq_len=args.seq_len,
-        dtype=args.dtype,
-        seed=args.seed,
-    )
-    model = model.to(args.device)
-    batch = tree_map_only(torch.Tensor, lambda t: t.to(args.device), batch)
+    elsewhere = find_device(args.device)
+    with without_weights() if elsewhere is not None else nullcontext():
+        model, batch = load_target(
+            args.target,
+            overrides=dict(args.overrides),
+            batch_size=args.batch_size,
+            seq_len=args.seq_len,
+            dtype=args.dtype,
+            seed=args.seed,
+        )
+    if elsewhere is None:
+        model = model.to(args.device)
+        batch = tree_map_only(torch.Tensor, lambda t: t.to(args.device), batch)
+    else:
+        refuse_dtypes(elsewhere, {str(p.dtype)[6:]: n for n, p in model.named_parameters()})
     trained = [p for p in model.parameters() if p.requires_grad]
     kind = OPTIMIZERS[args.optimizer]
     optimizer = kind(trained, lr=1e-4) if kind is not None and trained else None  # type: ignore[call-arg]
@@ -84,7 +100,29 @@ def describe(args: argparse.Namespace, model: nn.Module) -> str:
     shape = "" if ":" in args.target else f", batch {args.batch_size} × {args.seq_len}"
     return (
         f"{args.target}{f' ({settings})' if settings else ''}: "
-        f"{size:,} parameters{shape}, optimizer {args.optimizer}, {args.device}"
+        f"{size:,} parameters{shape}, optimizer {args.optimizer}, {_place(args)}"
+    )
+
+
+def _place(args: argparse.Namespace) -> str:
+    found = find_device(args.device)
+    return args.device if found is None else f"for {found.name}, without weights"
+
+
+def device(text: str) -> str:
+    """``text`` if it names a device, here or in the table, for argparse."""
+    if find_device(text) is not None:
+        return text
+    try:
+        kind = torch.device(text).type
+    except RuntimeError:
+        kind = ""
+    here = {"cpu", *(["cuda"] if torch.cuda.is_available() else [])}
+    if kind in here:
+        return text
+    raise argparse.ArgumentTypeError(
+        f"no device {text!r}: here there is {' and '.join(sorted(here))}; to plan for one that is "
+        f"not here, name it: {', '.join(DEVICES)}"
     )
 
 

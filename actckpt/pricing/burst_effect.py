@@ -114,7 +114,7 @@ class BurstEffects:
 
     def _states(self, p: PlacedBurst) -> list[tuple[int, int, int]]:
         """The generators' states that the forward keeps for its random operations."""
-        if self.graph.device != "cpu":
+        if self.graph.device != "cpu" or self.graph.stands_for:
             return []
         calls = {self.possible.call_of(i) for i in p.burst.ops if self.graph.ops[i].random}
         begins = (self.graph.calls[c].first for c in calls)

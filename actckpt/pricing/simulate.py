@@ -241,7 +241,8 @@ class Pricer:
         """Bytes of the random state that a region keeps to draw the same again."""
         stages = (self.graph.stages[sid] for sid in tree.placed.stages)
         random = any(op.random for s in stages for op in self.graph.ops[s.first : s.last])
-        return GENERATOR_STATE_BYTES if random and self.graph.device == "cpu" else 0
+        on_cpu = self.graph.device == "cpu" and not self.graph.stands_for
+        return GENERATOR_STATE_BYTES if random and on_cpu else 0
 
     def _dropped_bytes(self, tree: _Tree) -> int:
         return int(sum(self.bytes[s] for s in {self.save_storage[k] for k in tree.placed.dropped}))

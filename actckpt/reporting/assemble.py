@@ -31,10 +31,26 @@ def assemble_report(planned: Planned, request: Request, notes: tuple[str, ...] =
         timeline=_timeline(graph, dry, planned.profile),
         regions=_regions(graph, planned),
         ops=_ops(graph, planned.plan, planned.profile),
-        notes=(*_unbounded(graph), *planned.plan.notes, *_refusals(graph), *notes),
+        notes=(
+            *_estimated(graph),
+            *_unbounded(graph),
+            *planned.plan.notes,
+            *_refusals(graph),
+            *notes,
+        ),
         versions=versions(),
-        device=planned.profile.device,
+        device=planned.profile.device + (", estimated (roofline)" if graph.stands_for else ""),
     )
+
+
+def _estimated(graph: Graph) -> list[str]:
+    if not graph.stands_for:
+        return []
+    return [
+        "nothing was measured: the operations are those that PyTorch would choose on this device, "
+        "their times come from its data sheet, and of the scratch inside kernels only fused "
+        "attention's is counted (cuBLAS and cuDNN take up to tens of MB more)"
+    ]
 
 
 def _unbounded(graph: Graph) -> list[str]:

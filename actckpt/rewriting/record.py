@@ -13,7 +13,7 @@ from actckpt.rewriting.holders import CHANGED
 from actckpt.rewriting.node import Link, Span
 from actckpt.rewriting.program import StageProgram
 from actckpt.tracing.call import map_tensors
-from actckpt.tracing.fake import is_tracing
+from actckpt.tracing.fake import is_tracing, stands_in
 from actckpt.tracing.opaque import snapshot_caches
 
 if TYPE_CHECKING:
@@ -160,8 +160,9 @@ def generator_states(torch_too: bool, names: tuple[str, ...], device_type: str) 
     states: dict[str, Any] = {}
     if torch_too:
         states.update(torch_states(device_type))
-        if is_tracing():
-            # generators are real even in a dry run: let its meter see what the state costs
+        if is_tracing() and not stands_in():
+            # generators are real even in a dry run: let its meter see what the state costs; that
+            # of an accelerator's is 16 bytes, and kept on the CPU
             states["stand-in"] = torch.empty(states["cpu"].numel(), dtype=torch.uint8)
     if "python" in names:
         states["python"] = random.getstate()

@@ -17,17 +17,23 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from actckpt.tracing.accelerator_ops import AcceleratorOps
 from actckpt.tracing.call import map_tensors
 from actckpt.tracing.real_values import attach_real
+from actckpt.tracing.stand_in import StandIn
 from actckpt.tracing.step import Step
 
 TRACING = threading.local()
 
 
 class FakeWorld:
-    """One `FakeTensorMode` and the fakes of the real tensors met in it (one fake per tensor)."""
+    """One `FakeTensorMode` and the fakes of the real tensors met in it (one fake per tensor).
 
-    def __init__(self) -> None:
+    Under a ``stand_in`` they are fake CPU tensors, of meta tensors too, and stand for its own.
+    """
+
+    def __init__(self, stand_in: StandIn | None = None) -> None:
+        self.stand_in = stand_in
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._fakes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -37,11 +43,21 @@ class FakeWorld:
             return real
         found = self._fakes.get(id(real))
         if found is None:
-            made = self.mode.from_tensor(real)
+            meta = self.stand_in is not None and real.device.type == "meta"
+            made = self._of_meta(real) if meta else self.mode.from_tensor(real)
             attach_real(made, real)
             # the real one is kept so that its id is not reused by another tensor
             found = self._fakes[id(real)] = (real, made)
         return found[1]
+
+    def _of_meta(self, real: torch.Tensor) -> torch.Tensor:
+        # `data`, unlike `detach`, shares no version counter with the model's own tensor
+        made: torch.Tensor = self.mode.fake_tensor_converter.from_meta_and_device(
+            self.mode, real.data, torch.device("cpu")
+        )
+        if isinstance(real, nn.Parameter):
+            return nn.Parameter(made, requires_grad=real.requires_grad)
+        return made.requires_grad_(real.requires_grad)
 
 
 @contextmanager
@@ -54,7 +70,7 @@ def faked(model: nn.Module, step: Step) -> Iterator[tuple[FakeWorld, Step]]:
     Yields:
         (world, fake step): the fake step has fake batch, target and optimizer.
     """
-    world = FakeWorld()
+    world = FakeWorld(step.stand_in)
     modules = list(model.modules())
     dicts = [(m, dict(m.__dict__), _contents(m)) for m in modules]
     parameters = list(model.parameters())
@@ -79,15 +95,23 @@ def faked(model: nn.Module, step: Step) -> Iterator[tuple[FakeWorld, Step]]:
             target=map_tensors(step.target, world.fake),
             optimizer=_fake_optimizer(step.optimizer, world) if step.optimizer else None,
             accumulate=step.accumulate,
+            stand_in=step.stand_in,
         )
-        TRACING.active = True
-        stack.callback(setattr, TRACING, "active", False)
+        TRACING.active, TRACING.stand_in = True, step.stand_in
+        stack.callback(TRACING.__dict__.update, active=False, stand_in=None)
+        if step.stand_in is not None:
+            stack.enter_context(AcceleratorOps(step.stand_in))
         yield world, fake_step
 
 
 def is_tracing() -> bool:
     """Whether this thread is inside `faked`."""
     return bool(getattr(TRACING, "active", False))
+
+
+def stands_in() -> bool:
+    """Whether fake CPU tensors stand for an accelerator's in this thread."""
+    return getattr(TRACING, "stand_in", None) is not None
 
 
 def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
@@ -148,7 +172,7 @@ def _fake_optimizer(optimizer: torch.optim.Optimizer, world: FakeWorld) -> torch
         fake_group = {k: map_tensors(v, world.fake) for k, v in group.items() if k != "params"}
         fake_group["params"] = [world.fake(p) for p in group["params"]]
         # torch picks foreach by the type of the parameters, which fakes do not have
-        on_gpu = all(p.is_cuda for p in group["params"])
+        on_gpu = world.stand_in is not None or all(p.is_cuda for p in group["params"])
         if on_gpu and "foreach" in group and group["foreach"] is None and not group.get("fused"):
             fake_group["foreach"] = True
         clone.param_groups.append(fake_group)

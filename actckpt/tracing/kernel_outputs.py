@@ -23,12 +23,21 @@ _NORMS = {
 _WORKSPACE = 3
 
 
-def corrected(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+# an accelerator keeps their statistics in float32 whatever the weight is
+_FLOAT32_STATISTICS = {op for op in _NORMS if op is not aten.native_group_norm.default}
+
+
+def corrected(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, *, accelerated: bool = False
+) -> Any:
     """What ``func`` returned on fake tensors, with the sizes that the CPU's kernels return.
 
     oneDNN's LSTM hands its backward a workspace, several times as large as its output, whose size
     only oneDNN knows; normalisations of reduced precision with float32 weights keep float32
     statistics; oneDNN's two bias gradients are tensors of their own.
+
+    Args:
+        accelerated: the fake CPU tensors stand for an accelerator's.
     """
     if func is aten.mkldnn_rnn_layer.default:
         size = _workspace_bytes(encode(str(func), args, kwargs))
@@ -38,8 +47,11 @@ def corrected(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
         return (*out[:4], torch.empty_like(out[4]), *out[5:])
     if func in _NORMS and out[0].device.type == "cpu":
         weight = args[_NORMS[func]]
-        if weight is not None and weight.dtype != args[0].dtype:
-            statistics = (torch.empty_like(t, dtype=weight.dtype) for t in out[1:3])
+        dtype = weight.dtype if weight is not None else args[0].dtype
+        if accelerated and func in _FLOAT32_STATISTICS and dtype.itemsize < 4:
+            dtype = torch.float32
+        if dtype != args[0].dtype:
+            statistics = (torch.empty_like(t, dtype=dtype) for t in out[1:3])
             return (out[0], *statistics, *out[3:])
     return out
 

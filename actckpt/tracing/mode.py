@@ -76,7 +76,8 @@ class StepMode(TorchDispatchMode):
                 return found
         if not all(isinstance(t, FakeTensor) for t in flat_tensors(args)):
             args = tuple(self._on_sight(a) for a in args)
-        out = corrected(func, args, kwargs, func(*args, **kwargs))
+        accelerated = self.world.stand_in is not None
+        out = corrected(func, args, kwargs, func(*args, **kwargs), accelerated=accelerated)
         if func in SKIPPED or func.namespace in ("prim", "profiler"):
             return out
         self.seen(func, args, kwargs, out)

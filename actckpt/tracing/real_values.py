@@ -43,7 +43,10 @@ def propagate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
 
     When an argument is unknown, results stay unknown and arguments written in place become so.
     """
-    outputs = [o for o in (out if isinstance(out, (list, tuple)) else (out,)) if _is_fake(o)]
+    if out is None:  # lists changed in place (an optimizer's counters): values change with them
+        outputs = [t for t in args[0] if _is_fake(t)] if _changes_list(func, args) else []
+    else:
+        outputs = [o for o in (out if isinstance(out, (list, tuple)) else (out,)) if _is_fake(o)]
     if not outputs or not all(is_small(o) for o in outputs):
         return
     known, real_args, real_kwargs = _real_arguments(args, kwargs)
@@ -54,6 +57,8 @@ def propagate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
             real_kwargs["device"] = torch.device("cpu")
         with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
             real_out = func(*real_args, **real_kwargs)
+        if real_out is None:
+            return
         reals = real_out if isinstance(real_out, (list, tuple)) else (real_out,)
         for o, r in zip(outputs, [r for r in reals if isinstance(r, torch.Tensor)], strict=True):
             o.__dict__[_ATTRIBUTE] = r
@@ -74,6 +79,11 @@ def scalar(fake: torch.Tensor) -> Any:
         return None
     with torch.utils._python_dispatch._disable_current_modes():
         return real.item()
+
+
+def _changes_list(func: Any, args: tuple[Any, ...]) -> bool:
+    first = func._schema.arguments[0].alias_info if args else None
+    return first is not None and first.is_write and isinstance(args[0], (list, tuple))
 
 
 def _is_fake(x: Any) -> bool:

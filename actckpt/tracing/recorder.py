@@ -15,6 +15,7 @@ from actckpt.signature import encode
 from actckpt.tracing.fake import FakeWorld
 from actckpt.tracing.mode import StepMode, flat_outputs, flat_tensors
 from actckpt.tracing.real_values import has_generator
+from actckpt.tracing.stand_in import allocated_bytes
 
 
 def is_random(func: Any, args: Any, kwargs: Any) -> bool:
@@ -107,7 +108,8 @@ class Recorder(StepMode):
             return known
         if born is None:
             born = len(self.ops)
-        life = _Lifetime(storage.nbytes(), category, born, name)
+        size = allocated_bytes(storage.nbytes(), tensor.device.type, self.world.stand_in)
+        life = _Lifetime(size, category, born, name)
         sid = len(self.storages)
         self.storages.append(life)
         self._watch(storage, sid)

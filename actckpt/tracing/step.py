@@ -13,17 +13,22 @@ from torch import nn
 from actckpt.errors import TraceError
 from actckpt.graph import Phase
 from actckpt.tracing.call import Call, LossFn, tensors
+from actckpt.tracing.stand_in import StandIn
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a user's training step is made of; ``target`` is for ``loss_fn(output, target)``."""
+    """What a user's training step is made of; ``target`` is for ``loss_fn(output, target)``.
+
+    ``stand_in``: the accelerator that it is to be planned for, where that is not here.
+    """
 
     call: Call
     loss_fn: LossFn | None = None
     target: Any = None
     optimizer: torch.optim.Optimizer | None = None
     accumulate: bool = False
+    stand_in: StandIn | None = None
 
 
 def find_loss(output: Any, step: Step) -> torch.Tensor | None:

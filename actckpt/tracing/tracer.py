@@ -42,7 +42,7 @@ def trace_step(model: nn.Module, step: Step) -> Graph:
         TraceError: the forward depends on values of activations, or there is nothing to train.
         Exception: whatever the model itself raises for this batch, with a note.
     """
-    device = model_device(model)
+    device = model_device(model) if step.stand_in is None else "cpu"
     with faked(model, step) as (world, fake_step):
         recorder = Recorder(world)
         _enter_residents(model, fake_step, recorder)
@@ -159,4 +159,5 @@ def _assemble(
         resident_gradients=step.accumulate,
         versions=versions(),
         calls=tuple(stages.followed.calls) if stages.followed is not None else (),
+        stands_for=step.stand_in.name if step.stand_in is not None else "",
     )
