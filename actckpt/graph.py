@@ -153,7 +153,7 @@ class Stage:
 class FunctionCall:
     """One call of a torch function by the forward, which ran the operations ``[first, last)``.
 
-    ``text`` is its name and arguments as `actckpt.signature.encode` writes them. Every tensor that
+    ``text`` is its name and arguments as `actckpt.signature.described` has them. Every tensor that
     a call returns is a *wire*: ``wire`` is the first of its own, ``sources`` are those of its
     tensor arguments (-1: of unknown origin). ``inputs`` and ``outputs`` are value ids (-1: none).
     """

@@ -40,7 +40,7 @@ class Profile:
     dispatch_s: float = 20e-6
     region_s: float = 100e-6
     save_s: float = 3e-6
-    follow_s: float = 4e-6
+    follow_s: float = 7e-6
     burst_s: float = 20e-6
     burst_op_s: float = 2e-6
 

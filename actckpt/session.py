@@ -111,7 +111,8 @@ class Session:
     def _note_divergence(self) -> None:
         """A forward was not the one that was planned for: no plan by operations will do."""
         rewrite = installed(self.model)
-        if rewrite is not None and rewrite.diverged:
+        # a policy of the user's own would plan the same again
+        if rewrite is not None and rewrite.diverged and self.request.by_calls != self.request:
             self.changes = True
 
     def _request_for(self, key: BatchKey) -> Request:

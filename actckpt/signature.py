@@ -21,6 +21,38 @@ def encode(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     )
 
 
+def described(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """As `encode`, but for the strides of dimensions of size 1, which mean nothing.
+
+    Kernels set them as they like, and fake kernels otherwise than real ones.
+    """
+    found = json.loads(encode(name, args, kwargs))
+    _settle(found[1:])
+    return json.dumps(found, separators=(",", ":"))
+
+
+def settled(shape: Sequence[int], stride: Sequence[int]) -> tuple[int, ...]:
+    """The strides, 0 where there is nothing to step over."""
+    if 0 in shape:
+        return (0,) * len(stride)
+    return tuple(step if n > 1 else 0 for n, step in zip(shape, stride, strict=True))
+
+
+def _settle(x: Any) -> None:
+    """Settles the strides of every encoded tensor in place."""
+    if isinstance(x, dict):
+        if "t" in x:
+            shape, stride, *_ = x["t"]
+            if len(shape) == len(stride):
+                x["t"][1] = list(settled(shape, stride))
+        else:
+            for value in x.values():
+                _settle(value)
+    elif isinstance(x, list):
+        for value in x:
+            _settle(value)
+
+
 def decode(
     signature: str, make: Callable[[tuple[int, ...], tuple[int, ...], torch.dtype, str], Any]
 ) -> tuple[Any, list[Any], dict[str, Any]]:

@@ -201,6 +201,9 @@ def _estimated(graph: Graph, machine: Machine) -> Profile:
         dispatch_s=seen * machine.dispatch_s,
         region_s=seen * engine.region_s,
         save_s=seen * engine.save_s,
+        follow_s=seen * engine.follow_s,
+        burst_s=seen * engine.burst_s,
+        burst_op_s=seen * engine.burst_op_s,
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from actckpt.rewriting.schedule import CallProgram
-from actckpt.signature import encode
+from actckpt.signature import described
 from actckpt.tracing.calls import GETTER, QUESTIONS, leaves, name_of
 
 TENSOR = object()
@@ -109,14 +109,19 @@ class Following(TorchFunctionMode):
             return f"it calls {name_of(func)} after its traced end"
         call, known = self.calls[position], self.learned[position]
         if known is None:
-            if encode(name_of(func), args, kwargs) != call.text:
+            if described(name_of(func), args, kwargs) != call.text:
                 return f"it calls {name_of(func)} with other arguments, or instead of another"
             known = self.learned[position] = Learned(func, _template(args), _template(kwargs))
         if known.func is not func:
             return f"it calls {name_of(func)} instead of {name_of(known.func)}"
-        if not _same(known.args, args, given) or (
-            (kwargs or known.kwargs) and not _same(known.kwargs, kwargs, given)
-        ):
+        same = len(known.args) == len(args)
+        for e, f in zip(known.args, args, strict=False):
+            # what most arguments are, without a call: this runs for every call of every step
+            if e is TENSOR and isinstance(f, torch.Tensor):
+                given.append(f)
+            elif e is not f:
+                same = same and _same(e, f, given)
+        if not same or ((kwargs or known.kwargs) and not _same(known.kwargs, kwargs, given)):
             return f"an argument of {name_of(func)} has another value"
         wires = self.wires
         for t, wire in zip(given, call.sources, strict=True):
@@ -151,11 +156,7 @@ def _same(expected: Any, found: Any, given: list[torch.Tensor]) -> bool:
     if kind is tuple or kind is list:
         if not isinstance(found, kind) or len(expected) != len(found):
             return False
-        # a loop and no all(): this runs for every call of every step
-        for e, f in zip(expected, found, strict=True):  # noqa: SIM110
-            if not _same(e, f, given):
-                return False
-        return True
+        return all(e is f or _same(e, f, given) for e, f in zip(expected, found, strict=True))
     if kind is not type(found):
         return False
     if kind is dict:

@@ -17,6 +17,7 @@ from actckpt.rewriting.following import Learned
 from actckpt.rewriting.program import Program, StageProgram
 from actckpt.rewriting.run import CURRENT, Run
 from actckpt.rewriting.scheduled import ScheduledRun
+from actckpt.tracing.calls import resident_tables, residents
 from actckpt.tracing.fake import is_tracing
 
 logger = logging.getLogger("actckpt")
@@ -85,13 +86,16 @@ class Rewrite:
         """
         if not self.program.regions:
             return {}
+        tensors = (t for t in self.resident_tensors() if t.layout == torch.strided)
+        storages = (t.untyped_storage() for t in tensors)
+        return {s._cdata: s for s in storages}
+
+    def resident_tensors(self) -> list[torch.Tensor]:
+        """The model's parameters and buffers, in the order of their wires."""
         if self._contents is None:
             root = self.root()
-            found = () if root is None else root.modules()
-            self._contents = [t for m in found for t in (m._parameters, m._buffers) if t]
-        tensors = (t for table in self._contents for t in table.values() if t is not None)
-        storages = (t.untyped_storage() for t in tensors if t.layout == torch.strided)
-        return {s._cdata: s for s in storages}
+            self._contents = [] if root is None else resident_tables(root)
+        return residents(self._contents)
 
     def attributes(self, program: StageProgram) -> dict[tuple[str, str], Any]:
         """What a stage finds in the buffers and plain attributes that it rebinds.

@@ -15,8 +15,8 @@ from actckpt.rewriting.following import Following
 from actckpt.rewriting.holders import Dropped, Kept, unpack, verify
 from actckpt.rewriting.record import generator_states, set_generator_states
 from actckpt.rewriting.schedule import BurstProgram, CallProgram, Capture, Schedule
+from actckpt.signature import settled
 from actckpt.tracing.call import tensors
-from actckpt.tracing.calls import residents
 
 if TYPE_CHECKING:
     from actckpt.rewriting.patch import PatchedForward, Rewrite
@@ -52,7 +52,7 @@ class ScheduledRun:
         if patched.path:
             return patched.run(args, kwargs)
         wires: dict[int, int] = {}
-        given = (*residents(patched.module).values(), *tensors((args, kwargs)))
+        given = (*self.rewrite.resident_tensors(), *tensors((args, kwargs)))
         for number, t in enumerate(given):
             wires[id(t)] = number
         following = Following(
@@ -110,7 +110,10 @@ class ScheduledRun:
 
     def _fits(self, tensor: torch.Tensor, value: int) -> bool:
         _, shape, stride, _ = self.schedule.windows[value]
-        return tensor.shape == shape and tensor.stride() == stride
+        if tensor.shape != shape:
+            return False
+        found = tensor.stride()
+        return found == stride or settled(shape, found) == settled(shape, stride)
 
     def _before_call(self, number: int, call: CallProgram, given: list[torch.Tensor]) -> None:
         if call.draws:

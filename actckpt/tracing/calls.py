@@ -17,7 +17,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from actckpt.graph import FunctionCall
-from actckpt.signature import encode
+from actckpt.signature import described
 from actckpt.tracing.call import tensors
 from actckpt.tracing.mode import SKIPPED
 from actckpt.tracing.recorder import Recorder
@@ -50,12 +50,15 @@ def name_of(func: Any) -> str:
     return name or f"{getattr(func, '__module__', '')}.{getattr(func, '__qualname__', repr(func))}"
 
 
-def residents(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by name, in the order of their wires."""
-    return {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
+def resident_tables(model: nn.Module) -> list[dict[str, Any]]:
+    """The dictionaries in which modules keep parameters and buffers, in the order of wires."""
+    modules = list(model.modules())
+    return [t for m in modules for t in (m._parameters, m._buffers) if t]
+
+
+def residents(tables: list[dict[str, Any]]) -> list[torch.Tensor]:
+    """What is in them now."""
+    return [t for table in tables for t in table.values() if t is not None]
 
 
 class CallRecorder(TorchFunctionMode):
@@ -71,7 +74,7 @@ class CallRecorder(TorchFunctionMode):
         self.calls: list[FunctionCall] = []
         self.wires = 0
         self._wire: dict[int, tuple[Callable[[], Any], int]] = {}
-        for t in (*residents(model).values(), *tensors(arguments)):
+        for t in (*residents(resident_tables(model)), *tensors(arguments)):
             self._enter(t)
 
     def _enter(self, t: torch.Tensor) -> None:
@@ -92,7 +95,7 @@ class CallRecorder(TorchFunctionMode):
         given = list(leaves((args, kwargs)))
         sources = tuple(self._found(t) for t in given)
         inputs = self._values(given)
-        text = self._quietly(lambda: encode(name_of(func), args, kwargs))
+        text = self._quietly(lambda: described(name_of(func), args, kwargs))
         first = len(recorder.ops)
         number = len(self.calls)
         self.calls.append(FunctionCall(text, sources, inputs, (), self.wires, first, first))
