@@ -78,7 +78,7 @@ def _panel(axes: Axes, rows: Sequence[Row]) -> None:
                 alpha=0.9, zorder=3,
             )  # fmt: skip
     axes.set_xlim(0, 108)
-    axes.set_ylim(bottom=0.95)
+    axes.set_ylim(bottom=min(0.95, axes.get_ylim()[0]))
 
 
 def _ours(rows: Sequence[Row]) -> list[tuple[float, float, float]]:

@@ -20,7 +20,7 @@ FREE = 1.005
 BISECTIONS = 5
 # room below a peak that is worth another plan, and how many to make for it
 ROOM = 0.01
-FILLS = 2
+FILLS = 4
 CLOSE = 0.02  # a bisection ends where its bracket is this share of its upper end
 
 
@@ -125,15 +125,18 @@ class Planner:
         where that leaves room, the budget is raised by it, as long as the measured peak allows.
         """
         plan, budget = self.at_or_above(peak_bytes), peak_bytes
+        more = peak_bytes - peak_of(plan)
         for _ in range(FILLS):
-            room = peak_bytes - peak_of(plan)
-            if room <= ROOM * peak_bytes:
+            if more <= ROOM * peak_bytes:
                 break
-            budget += room
-            larger = self.at(budget)
-            if larger is None or larger is plan or peak_of(larger) > peak_bytes:
+            larger = self.at(budget + more)
+            if larger is None or larger is plan:
                 break
-            plan = larger
+            if peak_of(larger) > peak_bytes:
+                more //= 2
+                continue
+            plan, budget = larger, budget + more
+            more = peak_bytes - peak_of(plan)
         return plan
 
     def no_slower(self, ratio: float) -> Plan:

@@ -114,14 +114,14 @@ def _arguments(
     found: dict[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found[module] = (args, kwargs)
+        found[module] = _detached((args, kwargs))  # now: the model may append to a list
 
     hooks = [m.register_forward_pre_hook(note, with_kwargs=True) for m in modules]
     with torch.random.fork_rng(devices=[]):
         call(model, subject.batch)
     for hook in hooks:
         hook.remove()
-    return [_detached(found[module]) for module in modules]
+    return [found[module] for module in modules]
 
 
 def _detached(value: Any) -> Any:
