@@ -9,20 +9,24 @@ from actckpt.graph import Graph
 from actckpt.plan import Plan
 from actckpt.policies.by_calls import by_calls
 from actckpt.policies.optimal import optimal
+from actckpt.pricing.simulate import Pricer
 from actckpt.profile import Profile
+
+# an overhead beyond which regions in regions may be faster
+_DEAR = 0.35
 
 
 def auto(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
     """The plan of `optimal`, or of `by_calls` where there is none.
 
-    Regions in regions reach below what bursts do.
+    Regions in regions reach below what bursts do, and are tried where those cost much.
 
     Raises:
         BudgetError: neither fits; ``smallest_bytes`` is the lowest peak of both.
     """
     smallest: BudgetError | None = None
     try:
-        return dataclasses.replace(optimal(graph, profile, budget_bytes), policy="auto")
+        return _faster(graph, profile, budget_bytes, optimal(graph, profile, budget_bytes))
     except PlanError:
         pass  # it cannot be followed
     except BudgetError as error:
@@ -38,3 +42,17 @@ def auto(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
         ):
             raise
         raise smallest from None
+
+
+def _faster(graph: Graph, profile: Profile, budget_bytes: int | None, plan: Plan) -> Plan:
+    """The plan, or one by calls where that is faster at a budget near the smallest."""
+    pricer = Pricer(graph, profile)
+    whole_s = pricer.estimate(Plan("")).time_s
+    time_s = pricer.estimate(plan).time_s
+    if time_s > (1 + _DEAR) * whole_s:
+        try:
+            other = by_calls(graph, profile, budget_bytes)
+        except BudgetError:
+            other = plan
+        plan = other if pricer.estimate(other).time_s < time_s else plan
+    return dataclasses.replace(plan, policy="auto")

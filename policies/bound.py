@@ -19,6 +19,7 @@ from actckpt.profile import Profile
 _COLUMNS = 1_500
 _INSTANTS = 8
 _PEAKS = 10
+_PEAK_COLUMNS = 10_000
 _NODE_LIMIT = 10
 _INFEASIBLE = 2
 
@@ -175,7 +176,8 @@ class _Relaxation:
             start + int(np.argmax(level[start : min(start + window, last)]))
             for start in range(self.end + 1, last, window)
         ]
-        return sorted(sorted(tops, key=lambda at: (-level[at], at))[:_PEAKS])
+        count = max(2, min(_PEAKS, _PEAK_COLUMNS // max(1, self.width)))
+        return sorted(sorted(tops, key=lambda at: (-level[at], at))[:count])
 
     # ---- the program
 

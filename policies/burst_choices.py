@@ -18,12 +18,14 @@ from actckpt.profile import Profile
 logger = logging.getLogger("actckpt")
 
 # how many bursts, one after the other in backward, may make a segment again
-GROUPS = (1, 2, 3, 4, 6, 8, 12)
+GROUPS = (1, 2, 4, 8)
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 SHORT = 16
-# segments in a row of which every trade is tried, and how many of a longer row
-SMALL = 3
+# trades tried of a few segments in a row, and of more
+SMALL, MANY = 3, 8
 FEW = 2
+# points of the hull beyond the first choice that the second may be
+FURTHER = 4
 # choices closer than this share of the untouched peak are one
 CLOSE = 1000
 
@@ -31,21 +33,21 @@ CLOSE = 1000
 Way = tuple[Burst, ...]
 
 
-def burst_choices(profile: Profile, pricer: Pricer, *, spans: bool) -> list[Choice]:
+def burst_choices(profile: Profile, pricer: Pricer, longest: int) -> list[Choice]:
     """The best ways to recompute every segment. Equal segments are solved once.
 
     Args:
-        spans: several segments in a row, too: for budgets that do not leave one result each.
+        longest: up to so many segments in a row as one, for budgets that leave less than a result
+            each.
     """
     possible = pricer.possible
     found: list[Choice] = []
     solved: dict[Hashable, tuple[Segment, list[Way]]] = {}
     base = pricer.estimate(Plan(""))
-    parts = segments(possible)
-    for segment, length in _rows(parts) if spans else ((part, 1) for part in parts):
+    for segment, length in _rows(segments(possible), longest):
         key = segment_structure(possible, segment)
         if key not in solved:
-            most = len(GROUPS) if length <= SMALL else FEW
+            most = MANY if length <= SMALL else FEW
             ways = list(SegmentWays(possible, profile, segment).all(most))
             choices = [
                 (n, priced) for n, way in enumerate(ways) if (priced := _priced(pricer, base, way))
@@ -62,13 +64,13 @@ def burst_choices(profile: Profile, pricer: Pricer, *, spans: bool) -> list[Choi
     return found
 
 
-def _rows(parts: Sequence[Segment]) -> Iterator[tuple[Segment, int]]:
+def _rows(parts: Sequence[Segment], longest: int) -> Iterator[tuple[Segment, int]]:
     """Segments, and several in a row as one, with how many.
 
     In a short chain they begin everywhere, in a long one at multiples of half their length.
     """
     for length in LENGTHS:
-        if length > len(parts):
+        if length > min(longest, len(parts)):
             break
         step = 1 if len(parts) <= SHORT else max(1, length // 2)
         for start in range(0, len(parts) - length + 1, step):
@@ -112,7 +114,7 @@ class SegmentWays:
         if not self.needed:
             return
         for i, cut in enumerate(self.hull[:-1][:trades]):
-            for more in (None, *self.hull[i + 1 : -1]):
+            for more in (None, *self.hull[i + 1 : -1][:FURTHER]):
                 for groups in GROUPS:
                     way = self.way(cut.kept, more.kept if more is not None else None, groups)
                     if way is not None:

@@ -123,21 +123,29 @@ class Packing:
     def least_memory(self, known_bytes: int) -> Plan | None:
         """A choice of nearly the smallest peak, or None if none is below the known one.
 
-        Begins at the smallest peak of the linear relaxation, and asks for more until an integer
-        solution is found.
+        Begins at the smallest peak of the linear relaxation, asks for more until an integer
+        solution is found, and bisects between that and what was refused last.
         """
         least = self._least_peak()
         if least is None:
             return None
         step = max(1.0, _CLOSE * least)
-        asked = least
-        while asked < known_bytes:
+        asked, refused = least, least
+        found: tuple[list[Choice], Estimate] | None = None
+        while found is None and asked < known_bytes:
             found = self._solve(math.floor(asked), [], self.base * 0)
-            if found is not None:
-                return plan_of([p for c in found[0] for p in c.parts])
-            asked += step
-            step *= 2
-        return None
+            if found is None:
+                refused = asked
+                asked += step
+                step *= 2
+        while found is not None and found[1].peak_bytes - refused > _CLOSE * known_bytes:
+            asked = (refused + found[1].peak_bytes) / 2
+            better = self._solve(math.floor(asked), [], self.base * 0)
+            if better is None:
+                refused = asked
+            else:
+                found = better
+        return None if found is None else plan_of([p for c in found[0] for p in c.parts])
 
     def _least_peak(self) -> float | None:
         """The smallest peak of fractional choices, None if there is nothing to choose."""

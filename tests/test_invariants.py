@@ -16,9 +16,11 @@ import pytest
 import torch
 from torch import nn
 
-from actckpt.plan import Plan, Region
+from actckpt.bursts import Recomputation, place_bursts
+from actckpt.errors import BudgetError
+from actckpt.plan import Burst, Plan, Region
 from actckpt.planning import AIM, Planned
-from actckpt.policies import POLICIES
+from actckpt.policies import POLICIES, Policy
 from actckpt.profiler.census import resident_bytes
 from actckpt.profiler.meter import AllocatorMeter
 from actckpt.regions import place
@@ -26,14 +28,19 @@ from actckpt.rewriting.program import Program
 from tests.predictions import Prepared, in_force, live_storages, planned, prepared, smallest
 from tests.suite import CASES, Case, step, trainable
 
-FIXED = tuple(name for name in POLICIES if name != "auto")
-HALF, SMALLEST = "auto at 50 %", "auto at its smallest"
+FIXED = tuple(name for name in POLICIES if name not in ("auto", "calls", "optimal"))
+# plan -> policy, share of the untouched peak; the smallest budget where that is more
+BUDGETED = {
+    "calls at its smallest": ("calls", 0.0),
+    "optimal at 60 %": ("optimal", 0.6),
+    "auto at 50 %": ("auto", 0.5),
+}
 # where a budget in between is tried, too; the grid (`make grid`) has them all
 BETWEEN = ("gpt2", "resnet", "t5", "mixtral", "lstm", "siamese")
 PLANS = [
     pytest.param(name, which, id=f"{name}-{which}")
     for name in CASES
-    for which in (*FIXED, SMALLEST, *([HALF] if name in BETWEEN else []))
+    for which in (*FIXED, *(w for w in BUDGETED if "auto" not in w or name in BETWEEN))
 ]
 
 each_plan = pytest.mark.parametrize(("name", "which"), PLANS)
@@ -49,21 +56,25 @@ def subject(name: str) -> Prepared:
 
 
 @cache
-def least(name: str) -> int:
-    return smallest(subject(name), "auto")
-
-
 def budget_of(name: str, which: str) -> int | None:
     """A budget in bytes; None for the policies that do not look at it."""
     if which in FIXED:
         return None
-    half = subject(name).pricer.price(Plan("none")).peak_bytes // 2
-    return least(name) if which == SMALLEST else max(least(name), half)
+    policy, share = BUDGETED[which]
+    budget = math.ceil(share * subject(name).pricer.price(Plan("none")).peak_bytes)
+    if not budget:
+        return smallest(subject(name), policy)
+    try:
+        planned(subject(name), policy, budget)
+    except BudgetError as error:
+        assert error.smallest_bytes is not None
+        return error.smallest_bytes
+    return budget
 
 
 @cache
 def plan_of(name: str, which: str) -> Planned:
-    policy = which if which in FIXED else "auto"
+    policy = which if which in FIXED else BUDGETED[which][0]
     return planned(subject(name), policy, budget_of(name, which))
 
 
@@ -120,26 +131,38 @@ def observe(case: Case, program: Program | None) -> Observed:
     return seen
 
 
+# what a plan recomputes
+Parts = tuple[Region | Burst, ...]
+PROGRAMS: dict[tuple[str, Parts], Program] = {}
+
+
 @cache
-def observed(name: str, regions: tuple[Region, ...]) -> Observed:
+def observed(name: str, parts: Parts) -> Observed:
     """The steps under a plan, taken once for all policies that made it."""
-    return observe(CASES[name], PROGRAMS[name, regions] if regions else None)
+    return observe(CASES[name], PROGRAMS[name, parts] if parts else None)
 
 
 def steps_of(name: str, which: str) -> Observed:
     plan = plan_of(name, which)
-    PROGRAMS[name, plan.plan.regions] = plan.program
-    return observed(name, plan.plan.regions)
-
-
-PROGRAMS: dict[tuple[str, tuple[Region, ...]], Program] = {}
+    parts: Parts = (*plan.plan.regions, *plan.plan.bursts)
+    PROGRAMS[name, parts] = plan.program
+    return observed(name, parts)
 
 
 @each_plan
 def test_plan_is_well_formed_and_reads_back(name: str, which: str) -> None:
-    plan = plan_of(name, which).plan
-    assert len(place(subject(name).graph, plan)) == len(list(plan.walk()))
+    plan, graph = plan_of(name, which).plan, subject(name).graph
+    assert len(place(graph, plan)) == len(list(plan.walk()))
+    assert len(place_bursts(Recomputation(graph), plan)) == len(list(plan.walk_bursts()))
     assert Plan.from_json(json.dumps(plan.to_json())) == plan
+
+
+def decided(policy: Policy, p: Prepared, budget_bytes: int) -> Plan | None:
+    """The plan of a policy, or the smallest that it offers instead."""
+    try:
+        return policy(p.graph, p.profile, budget_bytes)
+    except BudgetError as error:
+        return error.smallest_plan
 
 
 @each_plan
@@ -151,8 +174,8 @@ def test_policy_decides_the_same_again(name: str, which: str) -> None:
         assert POLICIES[which](p.graph, p.profile, None) == plan.plan
     else:
         asked = math.floor(budget * AIM)
-        decided = [POLICIES["auto"](p.graph, p.profile, asked) for _ in range(2)]
-        assert decided[0] == decided[1]
+        policy = POLICIES[BUDGETED[which][0]]
+        assert decided(policy, p, asked) == decided(policy, p, asked)
 
 
 @each_plan
