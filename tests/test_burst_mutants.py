@@ -1,0 +1,175 @@
+"""Recomputation by operations broken on purpose: a test of test_bursts.py must catch each fault."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from actckpt import bursts
+from actckpt.errors import ReplayError
+from actckpt.rewriting import bursting, following, holders, scheduled
+from tests import test_bursts
+from tests.burst_plans import each_alone, everything
+from tests.exact import assert_exact, enforce, scalar_loss
+from tests.models.blocks import chain, rows
+from tests.suite import seeded
+
+Patch = pytest.MonkeyPatch
+
+
+def exact_on(kind: str, wanted: Any = everything) -> Callable[[], None]:
+    def scenario() -> None:
+        assert_exact(test_bursts.MAKES[kind], rows, wanted, check=False, must_replay=False)
+
+    return scenario
+
+
+def changes(kind: Any, name: str, value: Any) -> Callable[[], None]:
+    return lambda: test_bursts.test_a_forward_that_changes_keeps_its_gradients(
+        kind, name, value, everything
+    )
+
+
+def ignores_wires(mp: Patch) -> None:
+    init = following.Following.__init__
+
+    def without(self: Any, calls: Any, *rest: Any) -> None:
+        init(self, tuple(dataclasses.replace(c, sources=()) for c in calls), *rest)
+
+    mp.setattr(following.Following, "__init__", without)
+    difference = following.Following._difference
+
+    def careless(self: Any, position: int, func: Any, args: Any, kwargs: Any, given: Any) -> str:
+        try:
+            return difference(self, position, func, args, kwargs, given)
+        except ValueError:
+            return ""
+
+    mp.setattr(following.Following, "_difference", careless)
+
+
+def ignores_values(mp: Patch) -> None:
+    same = following._same
+
+    def loose(expected: Any, found: Any, given: Any) -> bool:
+        return isinstance(expected, float) or same(expected, found, given)
+
+    mp.setattr(following, "_same", loose)
+
+
+def moves_statistics(mp: Patch) -> None:
+    decoded = bursting.decoded
+
+    def whole(step: Any) -> Any:
+        return decoded(dataclasses.replace(step, blank=()))
+
+    mp.setattr(bursting, "decoded", whole)
+    mp.setattr(
+        bursts.Recomputation,
+        "_read",
+        lambda self, index: frozenset(
+            self.graph.values[v].storage for v in self.graph.ops[index].inputs
+        ),
+    )
+
+
+def leaves_the_generator_moved(mp: Patch) -> None:
+    mp.setattr(scheduled, "set_generator_states", lambda states: None)
+
+
+def draws_anew(mp: Patch) -> None:
+    mp.setattr(bursting, "set_generator_states", lambda states: None)
+
+
+def forgets_where_a_window_lies(mp: Patch) -> None:
+    def fixed(views: Any, value: int, windows: Any) -> torch.Tensor:
+        found = views.get(value)
+        if found is not None:
+            return found  # type: ignore[no-any-return]
+        base = next(iter(views.values()))
+        _, shape, stride, offset = windows[value]
+        return base.as_strided(shape, stride, offset)  # type: ignore[no-any-return]
+
+    mp.setattr(bursting, "view_of", fixed)
+    mp.setattr(scheduled, "view_of", fixed)
+
+
+def forgets_versions(mp: Patch) -> None:
+    mp.setattr(holders.Kept, "is_changed", lambda self: False)
+
+
+def runs_beyond_the_limit(mp: Patch) -> None:
+    run_steps = bursting.run_steps
+
+    def whole(s: Any, burst: Any, found: Any, states: Any, limit: Any, cache: Any) -> None:
+        run_steps(s, burst, found, states, None, cache)
+
+    mp.setattr(scheduled, "run_steps", whole)
+
+
+def skips_makers(mp: Patch) -> None:
+    """Of a storage that is changed in place only the first maker is known."""
+    init = bursts.Recomputation.__init__
+
+    def first_only(self: Any, graph: Any) -> None:
+        init(self, graph)
+        self.makers = {s: makers[:1] for s, makers in self.makers.items()}
+
+    mp.setattr(bursts.Recomputation, "__init__", first_only)
+
+
+def keeps_pins(mp: Patch) -> None:
+    mp.setattr(scheduled.ScheduledRun, "_let_go", lambda self, index: None)
+
+
+def pins_let_go() -> None:
+    """After its last burst a run holds nothing, though the graph is still there."""
+    model = seeded(chain(3))()
+    enforce(model, rows(), each_alone)
+    runs: list[Any] = []
+    init = scheduled.ScheduledRun.__init__
+
+    def noted(self: Any, *args: Any) -> None:
+        init(self, *args)
+        runs.append(self)
+
+    with pytest.MonkeyPatch.context() as mp:
+        mp.setattr(scheduled.ScheduledRun, "__init__", noted)
+        scalar_loss(model(rows())).backward(retain_graph=True)
+    assert runs
+    assert not any(run.pins or run.states for run in runs)
+
+
+MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
+    "ignores wires": (ignores_wires, changes(test_bursts.Crossed, "swap", True)),
+    "ignores values": (ignores_values, changes(test_bursts.Scaled, "factor", 0.7)),
+    "moves statistics": (moves_statistics, exact_on("batchnorm")),
+    "leaves the generator moved": (leaves_the_generator_moved, exact_on("dropout", each_alone)),
+    "draws anew": (draws_anew, exact_on("draws")),
+    "forgets where a window lies": (
+        forgets_where_a_window_lies,
+        test_bursts.test_a_batch_that_is_a_window_of_a_larger_tensor,
+    ),
+    "forgets versions": (
+        forgets_versions,
+        test_bursts.test_parameters_changed_before_backward_raise,
+    ),
+    "runs beyond the limit": (runs_beyond_the_limit, changes(test_bursts.Branches, "more", -1)),
+    "skips makers": (skips_makers, exact_on("in place", each_alone)),
+    "keeps pins": (keeps_pins, pins_let_go),
+}
+
+
+@pytest.mark.parametrize(("break_it", "scenario"), MUTANTS.values(), ids=MUTANTS)
+def test_mutant_is_caught(break_it: Callable[[Patch], None], scenario: Callable[[], None]) -> None:
+    scenario()
+    with pytest.MonkeyPatch.context() as mp:
+        break_it(mp)
+        with pytest.raises(
+            (AssertionError, RuntimeError, ReplayError, pytest.fail.Exception, KeyError)
+        ):
+            scenario()

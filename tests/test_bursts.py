@@ -1,0 +1,359 @@
+"""Recomputation by operations: exact on every kind of forward, and on forwards that change."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import actckpt
+from actckpt.bursts import Recomputation, place_bursts
+from actckpt.errors import PlanError
+from actckpt.graph import Graph
+from actckpt.plan import Burst, Plan
+from actckpt.session import session_of
+from actckpt.tracing.call import Call
+from tests import exact
+from tests.burst_plans import drawn, each_alone, everything, from_the_batch
+from tests.exact import assert_exact, enforce, outcome, scalar_loss, seed_all
+from tests.models.blocks import Chain, Residual, chain, rows
+from tests.models.custom_function import CustomFunctionModel
+from tests.models.lstm import LSTMLanguageModel
+from tests.models.unet import UNet
+from tests.suite import seeded
+
+
+class InPlace(nn.Module):
+    """Changes its own activations in place, and reads through windows of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.second = nn.Linear(4, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x).tanh_()
+        hidden = hidden * 2
+        hidden += x
+        left, right = hidden.chunk(2, dim=-1)
+        out: torch.Tensor = self.second(left.tanh() * right.transpose(0, 1).mean(1)) + x
+        return out
+
+
+class Draws(nn.Module):
+    """Several kinds of random operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.dropout(self.linear(x), 0.3) + 0.1 * torch.randn_like(x)
+        return nn.functional.dropout(x.tanh() * torch.rand(8), 0.2, training=True) + x
+
+
+class Halved(nn.Module):
+    """Reads two windows of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = x.chunk(2, dim=-1)
+        out: torch.Tensor = self.linear((left + right).tanh())
+        return out
+
+
+class Normed(nn.Module):
+    """A convolution with BatchNorm, whose statistics move once a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.norm(self.conv(x[:, None])).relu().mean(1) + x
+        return out
+
+
+MAKES: dict[str, Callable[[], nn.Module]] = {
+    "residual": chain(3),
+    "halved": lambda: Chain(Halved(), Halved()),
+    "dropout": chain(3, 0.2),
+    "draws": lambda: Chain(Draws(), Draws()),
+    "in place": lambda: Chain(InPlace(), InPlace()),
+    "batchnorm": lambda: Chain(Normed(), Normed()),
+}
+PLANS: dict[str, exact.MakePlan] = {
+    "everything": everything,
+    "each alone": each_alone,
+    "from the batch": from_the_batch,
+} | {f"drawn {n}": drawn(n) for n in range(6)}
+
+
+@pytest.mark.parametrize("wanted", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
+def test_any_bursts_are_exact(make: exact.Make, wanted: exact.MakePlan) -> None:
+    assert_exact(make, rows, wanted, check=False, must_replay=False)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", ["unet", "custom_function", "lstm"])
+def test_drawn_bursts_on_whole_models_are_exact(kind: str, seed: int) -> None:
+    g = torch.Generator().manual_seed(1)
+    models: dict[str, tuple[exact.Make, torch.Tensor]] = {
+        "unet": (lambda: UNet(width=4, depth=2), torch.randn(2, 3, 16, 16, generator=g)),
+        "custom_function": (lambda: CustomFunctionModel(), rows(16, 64)),
+        "lstm": (lambda: LSTMLanguageModel(), torch.arange(64).view(4, 16)),
+    }
+    make, batch = models[kind]
+    assert_exact(make, lambda: batch, drawn(seed), check=False, must_replay=False)
+
+
+def test_every_burst_runs_its_operations_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from actckpt.rewriting import scheduled
+    from actckpt.rewriting.bursting import run_steps
+
+    runs: list[int] = []
+
+    def counted(schedule: Any, burst: Any, *rest: Any) -> None:
+        runs.append(len(burst.steps))
+        run_steps(schedule, burst, *rest)
+
+    monkeypatch.setattr(scheduled, "run_steps", counted)
+    model = seeded(chain(3))()
+    force = enforce(model, rows(), each_alone)
+    outcome(model, rows(), steps=1)
+    assert force.program.schedule is not None
+    assert sorted(runs) == sorted(len(b.steps) for b in force.program.schedule.bursts)
+
+
+# ---- forwards that are not the traced one
+
+
+class Scaled(nn.Module):
+    """A factor that its owner changes between steps."""
+
+    factor = 1.5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = (self.linear(x) * self.factor).tanh() + x
+        return out
+
+
+class Crossed(nn.Module):
+    """The same calls in the same order, on one tensor or the other."""
+
+    swap = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = self.a(x).tanh(), self.b(x).tanh()
+        out: torch.Tensor = self.c((right if self.swap else left).sigmoid()) + left * right
+        return out
+
+
+class Branches(nn.Module):
+    """Leaves out a part, or adds one."""
+
+    more = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Residual() for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks[: 3 + self.more]:
+            x = block(x).sin()
+        return x
+
+
+def changing(model: nn.Module, name: str, value: Any) -> exact.Body:
+    """A step before whose second run an attribute of every module that has it is changed."""
+    count = [0]
+
+    def run(root: nn.Module, call: Call) -> Any:
+        for module in root.modules():
+            if count[0] and hasattr(type(module), name):
+                setattr(module, name, value)
+        count[0] += 1
+        return exact.body(root, call)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (Scaled, "factor", 0.7),
+        (Crossed, "swap", True),
+        (Branches, "more", 1),
+        (Branches, "more", -1),
+    ],
+)
+@pytest.mark.parametrize("wanted", [everything, each_alone, drawn(1)], ids=["all", "each", "drawn"])
+def test_a_forward_that_changes_keeps_its_gradients(
+    kind: type[nn.Module], name: str, value: Any, wanted: exact.MakePlan
+) -> None:
+    make = seeded(lambda: Chain(kind(), kind()))
+    expected = outcome(make(), rows(), changing(make(), name, value))
+    model = make()
+    enforce(model, rows(), wanted)
+    found = outcome(model, rows(), changing(model, name, value))
+    assert not exact.differences(expected, found)
+    assert model.__dict__["forward"].rewrite.diverged
+
+
+def test_a_session_recomputes_by_calls_once_the_forward_changes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    make = seeded(lambda: Chain(*(Scaled() for _ in range(6))))
+    model, twin, batch = make(), make(), rows(512)
+    whole = actckpt.measure(twin, batch, loss_fn=scalar_loss, steps=1)
+    budget = 0.85 * whole.peak_bytes / 1e9
+    actckpt.optimize(model, budget, batch=batch, loss_fn=scalar_loss, policy="optimal")
+    assert actckpt.report(model).plan.bursts
+    with caplog.at_level(logging.INFO, logger="actckpt"):
+        for step in range(3):
+            for block in (*model.modules(), *twin.modules()):
+                if isinstance(block, Scaled):
+                    block.factor = 1.5 + step
+            for m in (model, twin):
+                m.zero_grad()
+                scalar_loss(m(batch)).backward()
+            for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+                assert p.grad is not None
+                assert q.grad is not None
+                assert torch.equal(p.grad, q.grad)
+    plan = actckpt.report(model).plan
+    assert plan.regions
+    assert not plan.bursts
+    assert sum("from now on" in r.getMessage() for r in caplog.records) == 1
+
+
+def test_other_shapes_are_planned_by_calls_and_covered() -> None:
+    model = seeded(chain(6))()
+    batch = rows(512)
+    whole = actckpt.measure(model, batch, loss_fn=scalar_loss, steps=1)
+    budget = 0.85 * whole.peak_bytes / 1e9
+    actckpt.optimize(model, budget, batch=batch, loss_fn=scalar_loss, policy="optimal")
+    session = session_of(model)
+    assert session is not None
+    for size in (500, 300, 499, 512):
+        model.zero_grad()
+        scalar_loss(model(rows(size))).backward()
+    assert [bool(e.planned.plan.bursts) for e in session.entries] == [True, False]
+    assert session.current is session.entries[0]
+
+
+# ---- autograd's ways
+
+
+def test_partial_and_repeated_backwards_and_two_forwards_are_exact() -> None:
+    def run(model: nn.Module, call: Call) -> Any:
+        first, second = model(*call.args), model(*call.args)
+        scalar_loss(second).backward(retain_graph=True)
+        scalar_loss(second.cos()).backward()
+        first[:, :2].sum().backward()
+        return second
+
+    for wanted in (everything, each_alone, drawn(2)):
+        assert_exact(chain(3, 0.1), rows, wanted, run=run, must_replay=False)
+
+
+def test_a_batch_that_is_a_window_of_a_larger_tensor() -> None:
+    whole = rows(40)
+    make = seeded(lambda: Chain(Halved(), Residual()))
+    model, twin = make(), make()
+    enforce(model, whole[:5], from_the_batch)
+    for start in (0, 5, 20):
+        for m in (model, twin):
+            m.zero_grad()
+            scalar_loss(m(whole[start : start + 5])).backward()
+        for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+            assert p.grad is not None
+            assert q.grad is not None
+            assert torch.equal(p.grad, q.grad)
+    assert not model.__dict__["forward"].rewrite.diverged
+
+
+def test_parameters_changed_before_backward_raise() -> None:
+    model = seeded(chain(2))()
+    enforce(model, rows(), everything)
+    loss = scalar_loss(model(rows()))
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_nothing_is_left_after_backward_and_no_cycle_holds_it() -> None:
+    model = seeded(chain(3))()
+    enforce(model, rows(), drawn(3))
+    gc.collect()
+    gc.disable()
+    try:
+        loss = scalar_loss(model(rows()))
+        node: Any = loss.grad_fn
+        loss.backward()
+        del loss, node
+        held = scalar_loss(model(rows()))
+        ref = weakref.ref(held)
+        del held
+        assert ref() is None
+        runs = [o for o in gc.get_objects() if type(o).__name__ == "ScheduledRun"]
+        assert not runs
+    finally:
+        gc.enable()
+
+
+# ---- plans that do not fit
+
+
+def graph_of(make: exact.Make) -> Graph:
+    return actckpt.trace(seeded(make)(), rows(), loss_fn=scalar_loss)
+
+
+def test_plans_read_back_and_are_checked() -> None:
+    graph = graph_of(chain(3))
+    plan = drawn(4)(graph)
+    assert Plan.from_json(json.dumps(plan.to_json())) == plan
+    possible = Recomputation(graph)
+    (burst, *_) = plan.bursts
+    broken = {
+        "cannot be dropped": Burst(burst.ops[1:], burst.drops, burst.inner),
+        "ascending": Burst(burst.ops[::-1], burst.drops),
+        "cannot be run again": Burst((10**6,), ()),
+    }
+    for message, wrong in broken.items():
+        with pytest.raises(PlanError, match=message):
+            place_bursts(possible, Plan("", bursts=(wrong,)))
+    with pytest.raises(PlanError, match="cannot be dropped"):
+        place_bursts(possible, Plan("", bursts=(burst, burst)))
+    with pytest.raises(PlanError, match="either by calls"):
+        place_bursts(possible, Plan("", (exact.region("blocks.0"),), bursts=(burst,)))
+
+
+def test_what_the_user_sees_is_no_source() -> None:
+    seed_all()
+    graph = graph_of(lambda: Chain(Scaled(), Scaled()))
+    possible = Recomputation(graph)
+    returned = {graph.values[v].storage for v in graph.stages[0].outputs}
+    saved = {graph.values[s.value].storage for s in graph.saves}
+    assert all(possible.source(s) is None for s in returned - saved)
