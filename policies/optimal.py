@@ -46,7 +46,7 @@ def optimal(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
             break
         if plan is not None and longest > 1:
             break
-        if plan is None and longest > 1:
+        if plan is None and longest == _LONGEST[-1]:
             known = pricer.estimate(smallest).peak_bytes
             smallest = packing.least_memory(known) or smallest
     if plan is None:

@@ -129,18 +129,19 @@ class Packing:
         least = self._least_peak()
         if least is None:
             return None
-        step = max(1.0, _CLOSE * least)
-        asked, refused = least, least
+        step = max(1.0, 2 * _CLOSE * least)
+        asked, refused = least + step / 2, least
+        instants: list[int] = []
         found: tuple[list[Choice], Estimate] | None = None
         while found is None and asked < known_bytes:
-            found = self._solve(math.floor(asked), [], self.base * 0)
+            found = self._solve(math.floor(asked), instants, self.base * 0)
             if found is None:
                 refused = asked
                 asked += step
                 step *= 2
-        while found is not None and found[1].peak_bytes - refused > _CLOSE * known_bytes:
+        while found is not None and found[1].peak_bytes - refused > 2 * _CLOSE * known_bytes:
             asked = (refused + found[1].peak_bytes) / 2
-            better = self._solve(math.floor(asked), [], self.base * 0)
+            better = self._solve(math.floor(asked), instants, self.base * 0)
             if better is None:
                 refused = asked
             else:

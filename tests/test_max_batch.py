@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -28,9 +30,9 @@ def convolutions() -> nn.Module:
 
 
 CASES = [
-    pytest.param(chain, (64,), 4_000_000, id="chain"),
-    pytest.param(residual, (16, 32), 2_000_000, id="transformer"),
-    pytest.param(convolutions, (3, 16, 16), 4_000_000, id="convolutions"),
+    pytest.param(chain, (64,), 4_000_000, "auto", id="chain"),
+    pytest.param(residual, (16, 32), 2_000_000, "calls", id="transformer"),
+    pytest.param(convolutions, (3, 16, 16), 4_000_000, "calls", id="convolutions"),
 ]
 
 
@@ -38,9 +40,9 @@ def loss_fn(out: torch.Tensor) -> torch.Tensor:
     return out.square().mean()
 
 
-@pytest.mark.parametrize(("make", "shape", "budget_bytes"), CASES)
+@pytest.mark.parametrize(("make", "shape", "budget_bytes", "policy"), CASES)
 def test_the_largest_trains_and_one_more_does_not_fit(
-    make: object, shape: tuple[int, ...], budget_bytes: int
+    make: object, shape: tuple[int, ...], budget_bytes: int, policy: str
 ) -> None:
     assert callable(make)
     model = make()
@@ -50,7 +52,8 @@ def test_the_largest_trains_and_one_more_does_not_fit(
     def batch(size: int) -> torch.Tensor:
         return torch.randn(size, *shape)
 
-    found = actckpt.find_max_batch(model, gb, batch, loss_fn=loss_fn)
+    asked: dict[str, Any] = {"loss_fn": loss_fn, "policy": policy}
+    found = actckpt.find_max_batch(model, gb, batch, **asked)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert found.largest > 1
     assert found.fastest in {t.batch_size for t in found.tried if t.fits}
@@ -59,11 +62,11 @@ def test_the_largest_trains_and_one_more_does_not_fit(
     )
     assert f"{found.largest:5d}" in str(found)
     assert "largest" in str(found)
-    actckpt.optimize(model, gb, batch=batch(found.largest), loss_fn=loss_fn)
+    actckpt.optimize(model, gb, batch=batch(found.largest), **asked)
     measured = actckpt.measure(model, batch(found.largest), loss_fn=loss_fn)
     assert 0.9 * budget_bytes < measured.peak_bytes <= budget_bytes
     with pytest.raises(BudgetError):
-        actckpt.optimize(model, gb, batch=batch(found.largest + 1), loss_fn=loss_fn)
+        actckpt.optimize(model, gb, batch=batch(found.largest + 1), **asked)
 
 
 def test_an_optimized_model_keeps_its_plan() -> None:
