@@ -47,7 +47,7 @@ class Plan:
 
     def row(self) -> dict[str, Any]:
         """What was planned, as JSON data."""
-        regions = list(self.report.plan.walk())
+        plan = self.report.plan
         bound = self.report.lower_bound
         return {
             "budget_bytes": self.budget_bytes,
@@ -55,8 +55,8 @@ class Plan:
             "lower_bound": None if bound is None else 1 + bound,
             "predicted_bytes": self.predicted_bytes,
             "plan_s": self.plan_s,
-            "regions": len(regions),
-            "saved_ops": sum(len(region.saved) for region in regions),
+            "regions": sum(1 for _ in plan.walk()),
+            "bursts": sum(1 for _ in plan.walk_bursts()),
         }
 
 
