@@ -12,10 +12,12 @@ from actckpt.errors import (
     TraceError,
 )
 from actckpt.graph import Graph
-from actckpt.plan import Plan, Region, SavedOp
+from actckpt.plan import Burst, Plan, Region, SavedOp
 from actckpt.policies import POLICIES
 from actckpt.policies.bound import Bound, lower_bound
 from actckpt.policies.selective import Selective
+from actckpt.pricing.price import Price
+from actckpt.pricing.simulate import price
 from actckpt.profile import Profile
 from actckpt.reporting.measurement import Measurement
 from actckpt.reporting.report import Report
@@ -31,11 +33,13 @@ __all__ = [
     "BatchTried",
     "Bound",
     "BudgetError",
+    "Burst",
     "Call",
     "Graph",
     "Measurement",
     "Plan",
     "PlanError",
+    "Price",
     "Profile",
     "Region",
     "ReplayError",
@@ -49,6 +53,7 @@ __all__ = [
     "lower_bound",
     "measure",
     "optimize",
+    "price",
     "report",
     "revert",
     "trace",

@@ -12,9 +12,8 @@ from actckpt.policies.packing import Packing
 from actckpt.pricing.simulate import Pricer
 from actckpt.profile import Profile
 
-# segments that are recomputed together; more are tried where fewer do not fit, or cost much
+# segments that are recomputed together; more are tried where fewer do not fit
 _LONGEST = (1, 3, 16)
-_DEAR = 0.1
 
 
 def optimal(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
@@ -36,20 +35,13 @@ def optimal(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
     whole = pricer.estimate(untouched)
     if budget_bytes is None or whole.peak_bytes <= budget_bytes:
         return untouched
-    plan: Plan | None = None
-    smallest = untouched
     for longest in _LONGEST:
         packing = Packing(pricer, burst_choices(profile, pricer, longest))
-        candidates = [p for p in (plan, packing.least_time(budget_bytes)) if p is not None]
-        plan = min(candidates, key=lambda p: pricer.estimate(p).time_s, default=None)
-        if plan is not None and pricer.estimate(plan).time_s <= (1 + _DEAR) * whole.time_s:
+        plan = packing.least_time(budget_bytes)
+        if plan is not None:
             break
-        if plan is not None and longest > 1:
-            break
-        if plan is None and longest == _LONGEST[-1]:
-            known = pricer.estimate(smallest).peak_bytes
-            smallest = packing.least_memory(known) or smallest
-    if plan is None:
+    else:
+        smallest = packing.least_memory(whole.peak_bytes) or untouched
         smallest_bytes = pricer.estimate(smallest).peak_bytes
         if smallest_bytes > budget_bytes:
             raise BudgetError(

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, vstack
 
 from actckpt.plan import Burst, Plan, Region
 from actckpt.pricing.simulate import Estimate, Pricer
@@ -18,6 +18,10 @@ _ROUNDS = 40
 # nodes times columns, not seconds: the same question must have the same answer on a busy machine
 _NODES = 20_000
 _GAP = 2e-3
+# where any solution will do
+_ANY = 1e3
+# a guard for huge programs: those of ordinary models end by nodes, long before
+_LIMIT_S = 20.0
 _CLOSE = 5e-3
 _TRIES = 4
 # columns of the integer program: those that the linear one likes best
@@ -134,14 +138,14 @@ class Packing:
         instants: list[int] = []
         found: tuple[list[Choice], Estimate] | None = None
         while found is None and asked < known_bytes:
-            found = self._solve(math.floor(asked), instants, self.base * 0)
+            found = self._solve(math.floor(asked), instants, self.base * 0, _ANY)
             if found is None:
                 refused = asked
                 asked += step
                 step *= 2
         while found is not None and found[1].peak_bytes - refused > 2 * _CLOSE * known_bytes:
             asked = (refused + found[1].peak_bytes) / 2
-            better = self._solve(math.floor(asked), instants, self.base * 0)
+            better = self._solve(math.floor(asked), instants, self.base * 0, _ANY)
             if better is None:
                 refused = asked
             else:
@@ -181,13 +185,13 @@ class Packing:
         return peak
 
     def _solve(
-        self, budget_bytes: int, instants: list[int], credit: np.ndarray
+        self, budget_bytes: int, instants: list[int], credit: np.ndarray, gap: float = _GAP
     ) -> tuple[list[Choice], Estimate] | None:
         """Adds to ``instants`` until those decide it."""
         if not self.choices:
             return None
         for _ in range(_ROUNDS):
-            picked = self._program(instants, budget_bytes + credit)
+            picked = self._program(instants, budget_bytes + credit, gap)
             if picked is None:
                 return None
             price = self.estimate(picked)
@@ -215,7 +219,9 @@ class Packing:
                 found.append(at)
         return found
 
-    def _program(self, instants: list[int], budget_bytes: np.ndarray) -> list[Choice] | None:
+    def _program(
+        self, instants: list[int], budget_bytes: np.ndarray, gap: float
+    ) -> list[Choice] | None:
         """The integer program over some instants: at most one choice per taken thing."""
         n = len(self.choices)
         # whole numbers of small units: the solver's tolerances then decide nothing
@@ -238,7 +244,11 @@ class Packing:
             constraints=constraints,
             integrality=np.ones(len(columns)),
             bounds=Bounds(0.0, 1.0),
-            options={"node_limit": max(50, _NODES // len(columns)), "mip_rel_gap": _GAP},
+            options={
+                "node_limit": max(50, _NODES // len(columns)),
+                "mip_rel_gap": gap,
+                "time_limit": _LIMIT_S,
+            },
         )
         if result.x is None:
             return None
@@ -255,7 +265,7 @@ class Packing:
         once = self._once
         result = linprog(
             time_s,
-            A_ub=np.concatenate([once.toarray(), deltas]),
+            A_ub=vstack([once, csr_array(deltas)]),
             b_ub=np.concatenate([np.ones(once.shape[0]), room]),
             bounds=(0.0, None),
             method="highs",

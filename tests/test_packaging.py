@@ -22,16 +22,27 @@ FOLDERS = {
     ROOT / "profiler": "actckpt.profiler",
 }
 
-FUNCTIONS = {"find_max_batch", "lower_bound", "measure", "optimize", "report", "revert", "trace"}
+FUNCTIONS = {
+    "find_max_batch",
+    "lower_bound",
+    "measure",
+    "optimize",
+    "price",
+    "report",
+    "revert",
+    "trace",
+}
 DATA = {
     "POLICIES",
     "BatchSearch",
     "BatchTried",
     "Bound",
+    "Burst",
     "Call",
     "Graph",
     "Measurement",
     "Plan",
+    "Price",
     "Profile",
     "Region",
     "Report",

@@ -1,0 +1,296 @@
+"""How far plans are from the optimum: overhead, lower bound and gap; how long the solvers take.
+
+Everything is relative to the cost model: predicted seconds of operations measured on this machine.
+On small chains every way to keep, drop and group results is tried, and the best is the optimum
+among plans without bursts inside bursts.
+
+    python -m experiments.optimality [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+import actckpt
+from experiments.figure import INK, MUTED, OURS, TORCH, bare_axes, blank_figure
+from experiments.peers.models import MODELS, built
+from experiments.progress import progress
+from experiments.results import (
+    FOLDER,
+    circumstances,
+    markdown_table,
+    write_json_lines,
+    write_markdown,
+)
+
+SHARES = (0.75, 0.5, 0.35, 0.25)
+LAYERS = (6, 12, 24, 48, 96)
+SEED = 0
+
+Row = dict[str, Any]
+
+
+class Caught:
+    """A policy that recomputes nothing, and remembers what it was asked about."""
+
+    graph: actckpt.Graph
+    profile: actckpt.Profile
+
+    def __call__(
+        self, graph: actckpt.Graph, profile: actckpt.Profile, _: int | None
+    ) -> actckpt.Plan:
+        self.graph, self.profile = graph, profile
+        return actckpt.Plan("none")
+
+
+def caught(model: nn.Module, batch: Any, **loss: Any) -> Caught:
+    """The graph and the profile of a model's step; only activations weigh anything in them."""
+    found = Caught()
+    # no budget is asked for, but the scope decides what the policy is shown
+    actckpt.optimize(model, None, batch=batch, policy=found, scope="activations", **loss)
+    actckpt.revert(model)
+    return found
+
+
+def row_of(name: str, found: Caught, share: float) -> Row:
+    """One model at one budget."""
+    graph, profile = found.graph, found.profile
+    whole = actckpt.price(graph, profile, actckpt.Plan("none"))
+    budget = int(share * whole.peak_bytes)
+    row: Row = {"model": name, "share": share, "ops": len(graph.ops), "budget_bytes": budget}
+    begin = time.process_time()
+    try:
+        plan = actckpt.POLICIES["auto"](graph, profile, budget)
+    except actckpt.BudgetError as error:
+        row["smallest"] = (error.smallest_bytes or 0) / whole.peak_bytes
+        plan = None
+    row["solve_s"] = time.process_time() - begin
+    begin = time.process_time()
+    bound = actckpt.lower_bound(graph, profile, budget)
+    row["bound_s"] = time.process_time() - begin
+    row["bound"] = bound.overhead if bound.possible else None
+    if plan is not None:
+        price = actckpt.price(graph, profile, plan)
+        row["overhead"] = price.time_s / whole.time_s - 1
+        row["used"] = price.peak_bytes / budget
+        row["by"] = "operations" if plan.bursts else "calls"
+        row["gap"] = row["overhead"] - bound.overhead
+    return row
+
+
+def layered(layers: int) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A GPT-2 of so many layers, narrow: the solvers see operations, not sizes."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(SEED)
+    config = GPT2Config(
+        vocab_size=512, n_positions=64, n_embd=128, n_layer=layers, n_head=4,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    ids = torch.randint(512, (2, 64))
+    return GPT2LMHeadModel(config).train(), {"input_ids": ids, "labels": ids}
+
+
+# ---- the optimum of small graphs
+
+
+def exhaustive(found: Caught, budget_bytes: int) -> float:
+    """The least step time of all plans of bursts, none inside another, that stay within a budget.
+
+    Every subset of the results that can be dropped, cut into bursts in the order of their use.
+    """
+    graph, profile = found.graph, found.profile
+    best = float("inf")
+    for plan in every_plan(graph):
+        price = actckpt.price(graph, profile, plan)
+        if price.peak_bytes <= budget_bytes:
+            best = min(best, price.time_s)
+    return best
+
+
+def every_plan(graph: actckpt.Graph) -> Iterator[actckpt.Plan]:
+    """All plans of bursts in a row, each reading whatever no burst of the plan drops."""
+    from actckpt.bursts import Recomputation
+
+    possible = Recomputation(graph)
+    order = sorted(
+        possible.saves, key=lambda s: min(graph.saves[k].first_use for k in possible.saves[s])
+    )
+    for size in range(len(order) + 1):
+        for chosen in itertools.combinations(order, size):
+            dropped = set(chosen)
+            for cuts in itertools.product((False, True), repeat=max(0, size - 1)):
+                groups: list[list[int]] = [[]]
+                for n, sid in enumerate(chosen):
+                    if n and cuts[n - 1]:
+                        groups.append([])
+                    groups[-1].append(sid)
+                bursts = []
+                for group in groups if size else ():
+                    closure = possible.closure(group, lambda s, d=dropped: s not in d)  # type: ignore[misc]
+                    if closure is not None:
+                        saves = sorted(k for s in group for k in possible.saves[s])
+                        bursts.append(actckpt.Burst(closure[0], tuple(saves)))
+                yield actckpt.Plan("", bursts=tuple(bursts))
+
+
+def small(kind: str) -> Caught:
+    """A chain of a few operations, wide enough that following them costs next to nothing."""
+    torch.manual_seed(SEED)
+    parts: dict[str, list[nn.Module]] = {
+        "linear, tanh": [nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh()],
+        "wide inside": [nn.Linear(256, 1024), nn.GELU(), nn.Linear(1024, 256), nn.Sigmoid()],
+        "activations": [nn.Tanh(), nn.Sigmoid(), nn.Softplus(), nn.Tanh(), nn.ELU()],
+    }
+    blocks = (nn.Sequential(*parts[kind]), nn.Linear(256, 8))
+    return caught(
+        nn.Sequential(*blocks), torch.randn(4096, 256), loss_fn=lambda out: out.square().mean()
+    )
+
+
+SMALL = ("linear, tanh", "wide inside", "activations")
+
+
+def small_rows() -> Iterator[Row]:
+    """The planner against the optimum."""
+    for kind in SMALL:
+        found = small(kind)
+        whole = actckpt.price(found.graph, found.profile, actckpt.Plan("none"))
+        for share in (0.9, 0.8, 0.7, 0.6):
+            row = row_of(kind, found, share)
+            best_s = exhaustive(found, row["budget_bytes"])
+            row["optimum"] = best_s / whole.time_s - 1 if best_s < float("inf") else None
+            yield row
+
+
+# ---- what is written
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def tables(rows: list[Row], sizes: list[Row], optima: list[Row]) -> list[str]:
+    def line(row: Row) -> list[str]:
+        overhead = row.get("overhead")
+        refused = f"refused: {100 * row['smallest']:.0f} %" if "smallest" in row else ""
+        return [
+            row["model"],
+            f"{100 * row['share']:.0f}",
+            percent(overhead) if overhead is not None else refused,
+            percent(row["bound"]),
+            percent(row.get("gap")),
+            percent(row.get("used")),
+            row.get("by", ""),
+            f"{row['solve_s']:.1f}",
+            f"{row['bound_s']:.1f}",
+        ]
+
+    columns = ["", "budget, %", "overhead, %", "bound, %", "gap, points", "used, %", "by",
+               "solve, s", "bound, s"]  # fmt: skip
+    grown = [[f"{r['layers']} layers", str(r["ops"]), *line(r)[1:6], *line(r)[7:]] for r in sizes]
+    best = [
+        [r["model"], f"{100 * r['share']:.0f}", percent(r.get("overhead")), percent(r["optimum"]),
+         percent(r["bound"])]
+        for r in optima
+    ]  # fmt: skip
+    return [
+        "## Models",
+        markdown_table(columns, [line(r) for r in rows]),
+        "## Solvers on GPT-2, width 128, 2 x 64 tokens",
+        markdown_table(["", "operations", *columns[1:6], *columns[7:]], grown),
+        "## Small chains, every plan tried",
+        markdown_table(["", "budget, %", "overhead, %", "optimum, %", "bound, %"], best),
+    ]
+
+
+def draw(rows: list[Row], sizes: list[Row]) -> Figure:
+    """Overhead above its bound for each model, and the solvers' seconds against operations."""
+    figure = blank_figure(10.5, 4.2)
+    left, right = figure.subplots(1, 2, width_ratios=[2.2, 1])
+    for axes in (left, right):
+        bare_axes(axes)
+    names = list(dict.fromkeys(r["model"] for r in rows))
+    for n, name in enumerate(names):
+        for k, share in enumerate(SHARES):
+            row = next((r for r in rows if r["model"] == name and r["share"] == share), None)
+            if row is None or row.get("overhead") is None:
+                continue
+            x = n + (k - (len(SHARES) - 1) / 2) * 0.2
+            low, high = 100 * (row["bound"] or 0.0), 100 * row["overhead"]
+            left.plot([x, x], [low, high], color=OURS, linewidth=1.2, alpha=0.6)
+            left.plot(x, low, marker="_", color=TORCH, markersize=8, linestyle="none")
+            left.plot(x, high, marker="o", color=OURS, markersize=4, linestyle="none")
+    left.set_xticks(range(len(names)), names, fontsize=8, color=INK)
+    left.set_ylabel("predicted overhead, %", fontsize=9, color=MUTED)
+    left.set_title(
+        "plan (dot) and lower bound (dash) at 75, 50, 35, 25 % of the untouched activations",
+        fontsize=9, loc="left", color=INK,
+    )  # fmt: skip
+    for share, color in zip((0.5, 0.3), (OURS, TORCH), strict=True):
+        at = [r for r in sizes if r["share"] == share]
+        right.plot([r["ops"] for r in at], [r["solve_s"] for r in at], color=color, marker="o",
+                   markersize=4, label=f"plan at {100 * share:.0f} %")  # fmt: skip
+    right.set_xscale("log")
+    right.set_yscale("log")
+    right.set_xlabel("operations in the step", fontsize=9, color=MUTED)
+    right.set_ylabel("seconds", fontsize=9, color=MUTED)
+    right.legend(frameon=False, fontsize=8, labelcolor=INK)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.optimality", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small models, up to 24 layers")
+    quick = parser.parse_args().quick
+    torch.set_num_threads(1)
+    layers = [n for n in LAYERS if n <= 24] if quick else list(LAYERS)
+    rows: list[Row] = []
+    sizes: list[Row] = []
+    with progress(len(MODELS) + len(layers) + 1, "parts") as done:
+        for name in MODELS:
+            subject = built(name, quick=quick)
+            found = caught(subject.model, subject.batch, **subject.loss)
+            rows += [row_of(name, found, share) for share in SHARES]
+            done(f"{name}: gaps {', '.join(percent(r.get('gap')) for r in rows[-len(SHARES) :])}")
+        for count in layers:
+            model, batch = layered(count)
+            found = caught(model, batch)
+            for share in (0.5, 0.3):
+                sizes.append({**row_of("gpt2", found, share), "layers": count})
+            took = ", ".join(f"{r['solve_s']:.1f} s" for r in sizes[-2:])
+            done(f"{count} layers: {took}")
+        optima = list(small_rows())
+        done("small chains")
+    about = circumstances(
+        {"torch": torch.__version__},
+        seed=SEED,
+        models="those of experiments.peers" + (", --quick sizes" if quick else ""),
+        budgets="shares of the untouched step's activation peak",
+        time="processor time of one thread",
+    )
+    folder = FOLDER
+    write_json_lines("optimality", about, [*rows, *sizes, *optima], folder=folder)
+    write_markdown(
+        "optimality",
+        about,
+        "# How far from the optimum",
+        "Predicted overhead of `auto`, the bound that no plan can beat, and the gap between them.",
+        *tables(rows, sizes, optima),
+        "![overheads and bounds](optimality.png)",
+        folder=folder,
+    )
+    draw(rows, sizes).savefig(folder / "optimality.png")
+
+
+if __name__ == "__main__":
+    main()
