@@ -36,6 +36,11 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="small models, to try; writes to runs/peers"
     )
+    parser.add_argument(
+        "--peaks-only",
+        action="store_true",
+        help="no plans at the peers' times: a fifth of the time",
+    )
     parser.add_argument("--write", action="store_true", help="only tables and plot, anew")
     options = parser.parse_args()
     names = options.models or list(MODELS)
@@ -52,7 +57,7 @@ def main() -> None:
         for name in names:
             for group in groups:
                 peers = tuple(peer.name for peer in PEERS.values() if peer.group == group)
-                case = Case(name, peers, options.quick, options.rounds)
+                case = Case(name, peers, options.quick, options.rounds, options.peaks_only)
                 versions, found = _in_a_fresh_process(case)
                 rows = _merged(rows, found)
                 about = _about(about.get("versions", {}) | versions)

@@ -34,12 +34,14 @@ class Case:
     Args:
         peers: names, of one group.
         rounds: timed rounds of all arms.
+        peaks_only: no plans at the peers' times, each of which takes several plans to find.
     """
 
     model: str
     peers: tuple[str, ...]
     quick: bool
     rounds: int
+    peaks_only: bool = False
 
 
 @dataclass(slots=True)
@@ -99,7 +101,7 @@ def rows_of(case: Case) -> tuple[dict[str, str], list[Row]]:
             at_peak[name] = _planned(planner.filling, arms[name].peak_bytes, peak_of)
         for name in peers:
             slower = ratio(hasty[name], hasty[UNTOUCHED]).median
-            at_time[name] = _planned(planner.no_slower, slower)
+            at_time[name] = "not asked" if case.peaks_only else _planned(planner.no_slower, slower)
     used = {p.name: p for p in (*at_peak.values(), *at_time.values()) if isinstance(p, Plan)}
     for name, plan in used.items():
         try:
