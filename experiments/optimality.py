@@ -147,8 +147,11 @@ def small(kind: str) -> Caught:
     """A chain of a few operations, wide enough that following them costs next to nothing."""
     torch.manual_seed(SEED)
     parts: dict[str, list[nn.Module]] = {
-        "linear, tanh": [nn.Linear(256, 256), nn.Tanh(), nn.Linear(256, 256), nn.Tanh()],
-        "wide inside": [nn.Linear(256, 1024), nn.GELU(), nn.Linear(1024, 256), nn.Sigmoid()],
+        "linear, tanh": [m for _ in range(5) for m in (nn.Linear(256, 256), nn.Tanh())],
+        "wide inside": [
+            *(nn.Linear(256, 1024), nn.GELU(), nn.Linear(1024, 256), nn.Sigmoid()),
+            *(nn.Linear(256, 512), nn.Softplus(), nn.Linear(512, 256)),
+        ],
         "activations": [nn.Tanh(), nn.Sigmoid(), nn.Softplus(), nn.Tanh(), nn.ELU()],
     }
     blocks = (nn.Sequential(*parts[kind]), nn.Linear(256, 8))

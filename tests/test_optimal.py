@@ -1,0 +1,68 @@
+"""The planner by operations against the optimum, its bound, and itself at other budgets."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+import actckpt
+from actckpt.bursts import Recomputation
+from actckpt.policies.segments import segments
+from actckpt.pricing.simulate import Pricer
+from experiments.optimality import every_plan, row_of, small
+from tests.predictions import prepared
+
+# seconds that the planner may miss: its gap, and predictions are not better than that
+CLOSE = 0.01
+
+
+@pytest.mark.parametrize("kind", ["linear, tanh", "wide inside"])
+def test_plans_of_small_chains_are_the_best_there_are(kind: str) -> None:
+    found = small(kind)
+    pricer = Pricer(found.graph, found.profile)
+    whole = pricer.estimate(actckpt.Plan("none"))
+    priced = [pricer.estimate(plan) for plan in every_plan(found.graph)]
+    assert len(priced) > 20
+    for share in (0.95, 0.85, 0.75):
+        budget = int(share * whole.peak_bytes)
+        fitting = [p.time_s for p in priced if p.peak_bytes <= budget]
+        bound = actckpt.lower_bound(found.graph, found.profile, budget)
+        if not fitting:
+            continue
+        best_s = min(fitting)
+        assert bound.step_s <= best_s * (1 + 1e-6)
+        plan = actckpt.POLICIES["optimal"](found.graph, found.profile, budget)
+        planned = pricer.estimate(plan)
+        assert planned.peak_bytes <= budget
+        assert planned.time_s <= best_s * (1 + CLOSE)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "vit"])
+def test_a_larger_budget_is_never_slower(name: str) -> None:
+    p = prepared(name)
+    whole = p.pricer.estimate(actckpt.Plan("none"))
+    times = []
+    for share in (0.95, 0.8, 0.7, 0.6):
+        plan = actckpt.POLICIES["optimal"](p.graph, p.profile, int(share * whole.peak_bytes))
+        price = p.pricer.price(plan)
+        assert price.peak_bytes <= share * whole.peak_bytes
+        times.append(price.time_s)
+    for larger, smaller in itertools.pairwise(times):
+        assert larger <= smaller * (1 + 0.2 * CLOSE)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "unet", "t5"])
+def test_segments_leave_nothing_out(name: str) -> None:
+    possible = Recomputation(prepared(name).graph)
+    found = segments(possible)
+    assert found[0][0] == possible.span[0]
+    assert found[-1][1] == possible.span[1]
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(found))
+
+
+def test_a_row_of_the_experiment_says_what_was_found() -> None:
+    row = row_of("small", small("linear, tanh"), 0.9)
+    assert row["by"] in ("operations", "calls")
+    assert row["used"] <= 1
+    assert row["gap"] >= -1e-6
