@@ -15,6 +15,7 @@ from actckpt.graph import Graph
 from actckpt.plan import Burst, Plan, Region, SavedOp
 from actckpt.policies import POLICIES
 from actckpt.policies.bound import Bound, lower_bound
+from actckpt.policies.exhaustive import exhaustive
 from actckpt.policies.selective import Selective
 from actckpt.pricing.price import Price
 from actckpt.pricing.simulate import price
@@ -49,6 +50,7 @@ __all__ = [
     "Selective",
     "TargetError",
     "TraceError",
+    "exhaustive",
     "find_max_batch",
     "lower_bound",
     "measure",

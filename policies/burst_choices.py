@@ -6,7 +6,6 @@ import itertools
 import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
-from actckpt.bursts import Recomputation
 from actckpt.errors import PlanError
 from actckpt.plan import Burst, Plan
 from actckpt.policies.cuts import Cut, cuts
@@ -14,6 +13,7 @@ from actckpt.policies.packing import Choice, spread, undominated
 from actckpt.policies.segments import Segment, born_in, segment_structure, segments
 from actckpt.pricing.simulate import Estimate, Pricer
 from actckpt.profile import Profile
+from actckpt.recomputation import Recomputation
 
 logger = logging.getLogger("actckpt")
 

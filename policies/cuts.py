@@ -9,9 +9,9 @@ import numpy as np
 from scipy.optimize import linprog
 from scipy.sparse import csr_array
 
-from actckpt.bursts import Recomputation
 from actckpt.policies.hull import lower_hull
 from actckpt.profile import Profile
+from actckpt.recomputation import Recomputation
 
 Row = tuple[list[tuple[int, float]], float]
 

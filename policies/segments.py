@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable
 from itertools import pairwise
 
-from actckpt.bursts import Recomputation
 from actckpt.graph import Graph
 from actckpt.policies.blocks import blocks, opened, saved_bytes
+from actckpt.recomputation import Recomputation
 
 # a block of more than this share of all saved bytes is cut at the calls inside it
 _LARGE = 1 / 8

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
-from actckpt.bursts import Recomputation
 from actckpt.graph import Graph
 from actckpt.plan import Burst, Plan
+from actckpt.recomputation import Recomputation
 from tests.exact import MakePlan
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from actckpt import bursts
+from actckpt import recomputation
 from actckpt.errors import ReplayError
 from actckpt.rewriting import bursting, following, holders, scheduled
 from tests import test_bursts
@@ -69,7 +69,7 @@ def moves_statistics(mp: Patch) -> None:
 
     mp.setattr(bursting, "decoded", whole)
     mp.setattr(
-        bursts.Recomputation,
+        recomputation.Recomputation,
         "_read",
         lambda self, index: frozenset(
             self.graph.values[v].storage for v in self.graph.ops[index].inputs
@@ -113,13 +113,13 @@ def runs_beyond_the_limit(mp: Patch) -> None:
 
 def skips_makers(mp: Patch) -> None:
     """Of a storage that is changed in place only the first maker is known."""
-    init = bursts.Recomputation.__init__
+    init = recomputation.Recomputation.__init__
 
     def first_only(self: Any, graph: Any) -> None:
         init(self, graph)
         self.makers = {s: makers[:1] for s, makers in self.makers.items()}
 
-    mp.setattr(bursts.Recomputation, "__init__", first_only)
+    mp.setattr(recomputation.Recomputation, "__init__", first_only)
 
 
 def keeps_pins(mp: Patch) -> None:

@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 import actckpt
-from actckpt.bursts import Recomputation, place_bursts
+from actckpt.bursts import place_bursts
 from actckpt.errors import PlanError
 from actckpt.graph import Graph
 from actckpt.plan import Burst, Plan
+from actckpt.recomputation import Recomputation
 from actckpt.session import session_of
 from actckpt.tracing.call import Call
 from tests import exact

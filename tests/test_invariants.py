@@ -16,13 +16,14 @@ import pytest
 import torch
 from torch import nn
 
-from actckpt.bursts import Recomputation, place_bursts
+from actckpt.bursts import place_bursts
 from actckpt.errors import BudgetError
 from actckpt.plan import Burst, Plan, Region
 from actckpt.planning import AIM, Planned
 from actckpt.policies import POLICIES, Policy
 from actckpt.profiler.census import resident_bytes
 from actckpt.profiler.meter import AllocatorMeter
+from actckpt.recomputation import Recomputation
 from actckpt.regions import place
 from actckpt.rewriting.program import Program
 from tests.predictions import Prepared, in_force, live_storages, planned, prepared, smallest

@@ -23,6 +23,7 @@ FOLDERS = {
 }
 
 FUNCTIONS = {
+    "exhaustive",
     "find_max_batch",
     "lower_bound",
     "measure",
@@ -64,12 +65,20 @@ MAY_IMPORT["profile"] = {"errors"}
 MAY_IMPORT["plan"] = {"errors", "graph", "profile"}
 MAY_IMPORT["signature"] = {"errors"}
 MAY_IMPORT["regions"] = {"plan", *MAY_IMPORT["plan"]}
-MAY_IMPORT["bursts"] = {"plan", *MAY_IMPORT["plan"]}
-MAY_IMPORT["pricing"] = {"bursts", "regions", *MAY_IMPORT["regions"]}
+MAY_IMPORT["recomputation"] = {"errors", "graph"}
+MAY_IMPORT["bursts"] = {"plan", "recomputation", *MAY_IMPORT["plan"]}
+MAY_IMPORT["pricing"] = {"bursts", "recomputation", "regions", *MAY_IMPORT["regions"]}
 MAY_IMPORT["policies"] = {"pricing", *MAY_IMPORT["pricing"]}
 MAY_IMPORT["tracing"] = {"errors", "graph", "plan", "signature", "versions"}
 MAY_IMPORT["profiler"] = {"errors", "graph", "plan", "profile", "signature", "tracing", "versions"}
-MAY_IMPORT["rewriting"] = {"bursts", "regions", "signature", "tracing", *MAY_IMPORT["regions"]}
+MAY_IMPORT["rewriting"] = {
+    "bursts",
+    "recomputation",
+    "regions",
+    "signature",
+    "tracing",
+    *MAY_IMPORT["regions"],
+}
 MAY_IMPORT["dry_run"] = {"profiler", "rewriting", *MAY_IMPORT["profiler"], *MAY_IMPORT["rewriting"]}
 MAY_IMPORT["planning"] = {
     "dry_run",
@@ -91,7 +100,17 @@ MAY_IMPORT["cli"] = {"commands", "errors", "versions"}
 MAY_IMPORT[""] = {"api", *LIBRARY}
 
 # plain data: to be read without torch
-PLAIN = ("bursts", "errors", "graph", "plan", "profile", "regions", "reporting", "policies")
+PLAIN = (
+    "bursts",
+    "errors",
+    "graph",
+    "plan",
+    "profile",
+    "recomputation",
+    "regions",
+    "reporting",
+    "policies",
+)
 
 
 def sources() -> Iterator[tuple[str, Path]]:

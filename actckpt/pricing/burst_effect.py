@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from actckpt.bursts import PlacedBurst, Recomputation, place_bursts
+from actckpt.bursts import PlacedBurst, place_bursts
 from actckpt.graph import Graph
 from actckpt.plan import Burst, Plan
 from actckpt.pricing.effect import GENERATOR_STATE_BYTES, Effect, Event
 from actckpt.profile import Profile
+from actckpt.recomputation import Recomputation
 
 
 class BurstEffects:

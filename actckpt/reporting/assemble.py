@@ -6,12 +6,13 @@ from collections import defaultdict
 
 import numpy as np
 
-from actckpt.bursts import Recomputation, place_bursts
+from actckpt.bursts import place_bursts
 from actckpt.dry_run import DryRun
 from actckpt.graph import Category, Graph, Phase
 from actckpt.plan import Burst, Plan
 from actckpt.planning import Planned, Request
 from actckpt.profile import Profile
+from actckpt.recomputation import Recomputation
 from actckpt.regions import place
 from actckpt.reporting.report import Arm, Figures, OpRow, RegionRow, Report, Timeline
 from actckpt.versions import versions

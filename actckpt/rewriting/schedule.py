@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from actckpt.bursts import STATISTICS, PlacedBurst, Recomputation, place_bursts
+from actckpt.bursts import PlacedBurst, place_bursts
 from actckpt.graph import Graph
 from actckpt.plan import Plan
+from actckpt.recomputation import STATISTICS, Recomputation
 
 # storage, shape, stride, offset
 Window = tuple[int, tuple[int, ...], tuple[int, ...], int]

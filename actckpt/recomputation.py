@@ -1,0 +1,321 @@
+"""Recomputation by operations: what can run again, from what, and where a run can get hold of it.
+
+An operation is run again on exactly the tensors that it had: parameters, the batch, constants, what
+other operations of the burst make, and *pinned* activations. A tensor can be pinned where the
+forward shows it: as an argument or a result of a torch function (`Graph.calls`), or saved by
+autograd.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Container, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from actckpt.graph import Category, Graph
+
+# position of the running statistics, which a recomputation leaves alone, among the arguments
+STATISTICS = {
+    "aten.native_batch_norm.default": (3, 4),
+    "aten.cudnn_batch_norm.default": (3, 4),
+    "aten.miopen_batch_norm.default": (3, 4),
+}
+RESIDENT = (Category.PARAMETER, Category.BUFFER, Category.BATCH, Category.CONSTANT)
+# modules whose operations may be others when torch functions are followed (fused inference paths)
+_FUSED = ("MultiheadAttention", "TransformerEncoder", "TransformerEncoderLayer")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a run sees a storage: in call ``call`` as argument or result ``leaf``, or as a save.
+
+    ``value`` is the window through which it is seen there.
+    """
+
+    call: int
+    leaf: int
+    result: bool
+    save: int
+    value: int
+
+
+class Recomputation:
+    """What a graph allows to recompute by operations; what does not depend on the plan.
+
+    Attributes:
+        makers: activation -> operations that make or change it, ascending.
+        saves: activation -> indices of what autograd saves of it, for those that can be dropped.
+        stays: activations that autograd saves and that cannot be dropped.
+        refusal: why nothing can be ("" if something can).
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.root = graph.stages[0] if graph.stages else None
+        self.refusal = self._refusal()
+        self.makers: dict[int, list[int]] = {}
+        self.written: set[int] = set()  # residents that the forward changes in place
+        self._starts = [c.first for c in graph.calls]
+        self._inputs: dict[int, frozenset[int]] = {}
+        self._outputs: dict[int, frozenset[int]] = {}
+        self._calls: dict[int, int] = {}
+        first, last = self.span
+        for index in range(first, last):
+            op = graph.ops[index]
+            statistics = op.name in STATISTICS
+            if op.view:
+                continue
+            for sid in {graph.values[v].storage for v in op.outputs}.union(op.writes):
+                if sid >= 0 and graph.storages[sid].born >= first:
+                    self.makers.setdefault(sid, []).append(index)
+                elif sid >= 0 and not statistics:
+                    self.written.add(sid)
+        self.last_write = {sid: found[-1] for sid, found in self.makers.items()}
+        self._mixed = self._mixed_storages()
+        self.stays: set[int] = set()
+        self.saves = self._droppable() if not self.refusal else {}
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The operations of the root's forward."""
+        if self.root is None or self.refusal:
+            return 0, 0
+        return self.root.first, self.root.last
+
+    def _refusal(self) -> str:
+        if not self.graph.calls:
+            return "the forward calls no torch function"
+        if any(c.text.startswith('["torch.Tensor.data.__set__"') for c in self.graph.calls):
+            return "the forward sets .data of a tensor"
+        for s in self.graph.stages:
+            if s.kind in _FUSED and s.last > s.first and self._is_evaluated(s.first, s.last):
+                return f"{s.path} may run a fused kernel in evaluation"
+        return ""
+
+    def _is_evaluated(self, first: int, last: int) -> bool:
+        """Whether nothing of a span is saved: nobody trains it."""
+        return not any(first < save.at <= last for save in self.graph.saves)
+
+    # ---- operations
+
+    def call_of(self, op: int) -> int:
+        """The function call that ran an operation, or -1."""
+        known = self._calls.get(op)
+        if known is None:
+            known = self._calls[op] = self._find_call(op)
+        return known
+
+    def _find_call(self, op: int) -> int:
+        found = bisect_right(self._starts, op) - 1
+        while found >= 0 and self.graph.calls[found].last <= op:
+            found -= 1  # calls that ran nothing begin where others do
+        return found if found >= 0 and self.graph.calls[found].first <= op else -1
+
+    @cached_property
+    def _refused(self) -> list[tuple[int, int]]:
+        return [
+            (s.first, s.last)
+            for s in self.graph.stages
+            if "runs autograd in its forward" in s.refusal
+            or "draws from a generator" in s.refusal
+            or s.refusal.startswith("contains a ScriptModule")
+        ]
+
+    @cached_property
+    def _replayable(self) -> dict[int, bool]:
+        return {}
+
+    def can_run(self, index: int) -> bool:
+        """Whether an operation gives the same again, given the same inputs."""
+        found = self._replayable.get(index)
+        if found is None:
+            found = self._replayable[index] = self._can_run(index)
+        return found
+
+    def _can_run(self, index: int) -> bool:
+        graph, op = self.graph, self.graph.ops[index]
+        if '{"other":' in graph.signatures[op.signature] or not op.outputs:
+            return False
+        if any(first <= index < last for first, last in self._refused):
+            return False
+        for v in (*op.inputs, *op.outputs):
+            sid = graph.values[v].storage
+            if sid < 0 or sid in self._mixed:
+                return False
+        statistics = op.name in STATISTICS
+        if not statistics and any(w not in self.makers for w in op.writes):
+            return False
+        if op.random and self.call_of(index) < 0:
+            return False
+        return all(
+            self.source(sid) is not None and sid not in self.written
+            for sid in self.inputs(index)
+            if graph.storages[sid].category in RESIDENT
+        )
+
+    def inputs(self, index: int) -> frozenset[int]:
+        """Storages that running an operation again reads."""
+        found = self._inputs.get(index)
+        if found is None:
+            found = self._inputs[index] = self._read(index)
+        return found
+
+    def outputs(self, index: int) -> frozenset[int]:
+        """Storages that an operation makes or changes."""
+        found = self._outputs.get(index)
+        if found is None:
+            op = self.graph.ops[index]
+            made = {self.graph.values[v].storage for v in op.outputs}
+            found = self._outputs[index] = frozenset(made.union(op.writes))
+        return found
+
+    def _read(self, index: int) -> frozenset[int]:
+        graph, op = self.graph, self.graph.ops[index]
+        found = {graph.values[v].storage for v in op.inputs}
+        if op.name in STATISTICS:
+            found.difference_update(
+                s for s in tuple(found) if s >= 0 and graph.storages[s].category is Category.BUFFER
+            )
+        return frozenset(found)
+
+    def earlier_draws(self, index: int) -> list[int]:
+        """Random operations before this one in the same function call: they must be drawn again."""
+        call = self.graph.calls[self.call_of(index)]
+        return [i for i in range(call.first, index) if self.graph.ops[i].random]
+
+    def _mixed_storages(self) -> set[int]:
+        """Storages seen under more than one type, or by tensors that no window describes."""
+        dtypes: dict[int, str] = {}
+        mixed: set[int] = set()
+        for v in self.graph.values:
+            if v.storage < 0:
+                continue
+            if dtypes.setdefault(v.storage, v.dtype) != v.dtype or v.dtype.startswith("complex"):
+                mixed.add(v.storage)
+        return mixed
+
+    # ---- storages
+
+    def _droppable(self) -> dict[int, tuple[int, ...]]:
+        graph = self.graph
+        assert self.root is not None
+        found: dict[int, list[int]] = {}
+        kept: set[int] = set()
+        for k, save in enumerate(graph.saves):
+            sid = graph.values[save.value].storage
+            if save.held or sid not in self.makers:
+                continue
+            inside = self.root.first_save <= k < self.root.last_save
+            early = 0 <= save.first_use < graph.forward_end
+            if not inside or early or save.at <= self.last_write[sid] or sid in self._mixed:
+                kept.add(sid)
+            found.setdefault(sid, []).append(k)
+        droppable = {
+            sid: tuple(saves)
+            for sid, saves in found.items()
+            if sid not in kept
+            and any(graph.saves[k].first_use >= 0 for k in saves)
+            and all(self.can_run(m) for m in self.makers[sid])
+        }
+        self.stays = found.keys() - droppable.keys()
+        return droppable
+
+    @cached_property
+    def _sources(self) -> dict[int, Source]:
+        """The first place after its last change where each storage is seen."""
+        graph = self.graph
+        found: dict[int, tuple[int, Source]] = {}
+
+        def enter(at: int, source: Source) -> None:
+            sid = graph.values[source.value].storage if source.value >= 0 else -1
+            if sid < 0 or self.last_write.get(sid, -1) >= at:
+                return
+            if sid not in found or found[sid][0] > at:
+                found[sid] = (at, source)
+
+        for number, call in enumerate(graph.calls):
+            for leaf, value in enumerate(call.inputs):
+                enter(call.first, Source(number, leaf, False, -1, value))
+            for leaf, value in enumerate(call.outputs):
+                enter(call.last, Source(number, leaf, True, -1, value))
+        if self.root is not None:
+            for k in range(self.root.first_save, self.root.last_save):
+                save = graph.saves[k]
+                enter(save.at, Source(self.call_of(save.at - 1), 0, False, k, save.value))
+        return {sid: source for sid, (_, source) in found.items()}
+
+    @cached_property
+    def _returned(self) -> set[int]:
+        """What the user gets to see, and may change: pinned only where autograd saves it, too."""
+        if self.root is None:
+            return set()
+        saved = {self.graph.values[s.value].storage for s in self.graph.saves}
+        return {self.graph.values[v].storage for v in self.root.outputs} - saved
+
+    def source(self, sid: int) -> Source | None:
+        """Where a run can get hold of a storage, or None."""
+        return None if sid in self._returned else self._sources.get(sid)
+
+    def can_pin(self, sid: int, reader: int) -> bool:
+        """Whether an operation that runs again can read an activation that was pinned."""
+        source = self.source(sid)
+        if source is None or sid in self._mixed or reader <= self.last_write.get(sid, -1):
+            return False
+        return source.call <= self.call_of(reader)
+
+    # ---- closures
+
+    def closure(
+        self,
+        drops: Iterable[int],
+        may_pin: Callable[[int], bool],
+        handed: Container[int] = frozenset(),
+    ) -> tuple[tuple[int, ...], frozenset[int]] | None:
+        """(operations that make the dropped storages again, activations that they read), or None.
+
+        Args:
+            may_pin: whether an activation may be read as the forward left it; where not, or where
+                that cannot be, it is made again, too.
+            handed: activations that an enclosing burst hands over.
+        """
+        ops: set[int] = set()
+        made: set[int] = set()
+        pins: set[int] = set()
+        end = len(self.graph.ops)
+        todo = [(sid, end) for sid in drops]
+        while todo:
+            sid, before = todo.pop()
+            made.add(sid)
+            if sid in pins:
+                pins.discard(sid)
+                todo.append((sid, end))
+            for maker in self.makers.get(sid, ()):
+                if maker >= before or maker in ops:
+                    continue
+                fresh = [maker]
+                if self.graph.ops[maker].random:
+                    fresh += self.earlier_draws(maker)
+                for index in fresh:
+                    if index in ops:
+                        continue
+                    if not self.can_run(index):
+                        return None
+                    ops.add(index)
+                    for read in self.inputs(index):
+                        if self.graph.storages[read].category in RESIDENT:
+                            continue
+                        if read not in self.makers:
+                            return None
+                        if read in made:
+                            todo.append((read, index))
+                        elif (read in handed and index > self.last_write[read]) or (
+                            may_pin(read) and self.can_pin(read, index)
+                        ):
+                            pins.add(read)
+                        else:
+                            todo.append((read, index))
+                    todo.extend(
+                        (w, index) for w in self.graph.ops[index].writes if w in self.makers
+                    )
+        return tuple(sorted(ops)), frozenset(pins)
