@@ -13,7 +13,7 @@ from actckpt.pricing.simulate import Pricer
 from actckpt.profile import Profile
 
 # an overhead beyond which regions in regions may be faster
-_DEAR = 0.35
+_DEAR = 0.25
 
 
 def auto(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:

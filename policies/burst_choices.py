@@ -26,6 +26,8 @@ SMALL, MANY = 3, 8
 FEW = 2
 # points of the hull beyond the first choice that the second may be
 FURTHER = 4
+# results of a segment of which every choice is tried
+TINY = 6
 # choices closer than this share of the untouched peak are one
 CLOSE = 1000
 
@@ -113,12 +115,34 @@ class SegmentWays:
         """
         if not self.needed:
             return
+        for kept in self._between(trades):
+            for groups in (1, 2):
+                way = self.way(kept, None, groups)
+                if way is not None:
+                    yield way
         for i, cut in enumerate(self.hull[:-1][:trades]):
             for more in (None, *self.hull[i + 1 : -1][:FURTHER]):
                 for groups in GROUPS:
                     way = self.way(cut.kept, more.kept if more is not None else None, groups)
                     if way is not None:
                         yield way
+
+    def _between(self, trades: int) -> Iterator[frozenset[int]]:
+        """Choices of what to keep between the points of the hull: one result more, or less.
+
+        Of a small segment every choice there is.
+        """
+        if len(self.needed) <= TINY:
+            for size in range(len(self.needed)):
+                yield from map(frozenset, itertools.combinations(self.needed, size))
+            return
+        known = {cut.kept for cut in self.hull}
+        for cut in self.hull[:trades]:
+            for sid in self.needed:
+                kept = cut.kept ^ {sid}
+                if kept not in known:
+                    known.add(kept)
+                    yield kept
 
     def way(
         self,

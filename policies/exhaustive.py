@@ -19,7 +19,8 @@ def exhaustive(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan
     """The fastest of all plans of bursts, none inside another, that stay within the budget.
 
     A reference for other policies: every subset of the results that can be dropped, cut into bursts
-    in the order of their use in backward. Optimal among those, in O(3^results) prices.
+    in the order of their use in backward, reading what autograd saves. Optimal among those, in
+    O(3^results) prices.
 
     Raises:
         BudgetError: none fits.
@@ -35,10 +36,12 @@ def exhaustive(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan
             f"{len(order)} results can be recomputed, and every plan is tried only up to "
             f"{MOST_RESULTS}; policy 'optimal' plans for any number"
         )
-    best, best_s, smallest_bytes = None, float("inf"), None
+    best, best_s = None, float("inf")
+    smallest, smallest_bytes = None, 0
     for plan in _every_plan(pricer.possible, order):
         price = pricer.estimate(plan)
-        smallest_bytes = min(smallest_bytes or price.peak_bytes, price.peak_bytes)
+        if smallest is None or price.peak_bytes < smallest_bytes:
+            smallest, smallest_bytes = plan, price.peak_bytes
         fits = budget_bytes is None or price.peak_bytes <= budget_bytes
         if fits and price.time_s < best_s:
             best, best_s = plan, price.time_s
@@ -47,6 +50,7 @@ def exhaustive(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan
             f"no plan within {budget_bytes} bytes: the smallest peak is {smallest_bytes}",
             budget_bytes=budget_bytes,
             smallest_bytes=smallest_bytes,
+            smallest_plan=smallest,
         )
     return best
 
@@ -62,8 +66,9 @@ def _every_plan(possible: Recomputation, order: Sequence[int]) -> Iterator[Plan]
 
 
 def _burst(possible: Recomputation, group: Sequence[int], dropped: frozenset[int]) -> Burst | None:
-    """The burst that makes a group again, from what no burst drops."""
-    closure = possible.closure(group, lambda s: s not in dropped)
+    """The burst that makes a group again, from what autograd saves and no burst drops."""
+    saved = (possible.saves.keys() | possible.stays) - dropped
+    closure = possible.closure(group, lambda s: s in saved)
     if closure is None:
         return None
     saves = tuple(sorted(k for s in group for k in possible.saves[s]))

@@ -8,12 +8,13 @@ from actckpt.errors import BudgetError, PlanError
 from actckpt.graph import Graph
 from actckpt.plan import Plan
 from actckpt.policies.burst_choices import burst_choices
+from actckpt.policies.exhaustive import MOST_RESULTS, exhaustive
 from actckpt.policies.packing import Packing
 from actckpt.pricing.simulate import Pricer
 from actckpt.profile import Profile
 
 # segments that are recomputed together; more are tried where fewer do not fit
-_LONGEST = (1, 3, 16)
+_LONGEST = (1, 3)
 
 
 def optimal(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
@@ -22,7 +23,8 @@ def optimal(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
     Per segment (a block, and what runs until the next one) minimum cuts give what to keep from the
     forward pass on, and what to hold from the moment when backward gets there; an integer program
     over all segments chooses among them, with the memory at every instant as its constraint.
-    `actckpt.lower_bound` says how far from the optimum the result can be.
+    `actckpt.lower_bound` says how far from the optimum the result can be. Graphs of few results are
+    solved by trying every plan.
 
     Raises:
         BudgetError: none fits; ``smallest_bytes`` is the lowest peak found.
@@ -35,6 +37,8 @@ def optimal(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
     whole = pricer.estimate(untouched)
     if budget_bytes is None or whole.peak_bytes <= budget_bytes:
         return untouched
+    if len(pricer.possible.saves) <= MOST_RESULTS:
+        return dataclasses.replace(exhaustive(graph, profile, budget_bytes), policy="optimal")
     for longest in _LONGEST:
         packing = Packing(pricer, burst_choices(profile, pricer, longest))
         plan = packing.least_time(budget_bytes)

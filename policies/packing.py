@@ -14,7 +14,7 @@ from scipy.sparse import csr_array, vstack
 from actckpt.plan import Burst, Plan, Region
 from actckpt.pricing.simulate import Estimate, Pricer
 
-_ROUNDS = 40
+_ROUNDS = 20
 # nodes times columns, not seconds: the same question must have the same answer on a busy machine
 _NODES = 20_000
 _GAP = 2e-3
