@@ -266,6 +266,10 @@ class Recomputation:
 
     # ---- closures
 
+    def _made_aside(self, pins: set[int], ops: set[int]) -> list[int]:
+        """What would be pinned, and is made again by an operation that runs for something else."""
+        return [s for s in pins if self.makers[s][0] in ops]
+
     def closure(
         self,
         drops: Iterable[int],
@@ -284,7 +288,10 @@ class Recomputation:
         pins: set[int] = set()
         end = len(self.graph.ops)
         todo = [(sid, end) for sid in drops]
-        while todo:
+        while todo or (again := self._made_aside(pins, ops)):
+            if not todo:
+                # another result of an operation that runs: it must end as the forward left it
+                todo = [(sid, end) for sid in again]
             sid, before = todo.pop()
             made.add(sid)
             if sid in pins:
