@@ -9,9 +9,10 @@ from functools import cached_property
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
-from scipy.sparse import csr_array, vstack
+from scipy.sparse import csr_array, hstack, vstack
 
 from actckpt.plan import Burst, Plan, Region
+from actckpt.policies.shared_holds import Hold, joined
 from actckpt.pricing.simulate import Estimate, Pricer
 
 _ROUNDS = 20
@@ -40,12 +41,15 @@ class Choice:
     Args:
         takes: numbers of what no two choices of a plan may both take, in forward order.
         parts: the regions or bursts that it consists of.
+        delta: bytes, without the holds.
+        holds: what other choices may hold, too; together they hold it once.
     """
 
     takes: frozenset[int]
     parts: tuple[Region, ...] | tuple[Burst, ...]
     time_s: float
     delta: np.ndarray
+    holds: tuple[Hold, ...] = ()
 
 
 def plan_of(parts: Sequence[Region | Burst]) -> Plan:
@@ -70,28 +74,57 @@ class Packing:
         self.choices = list(choices)
         base = pricer.estimate(Plan(""))
         self.base = base.timeline
-        self.fixed_s = base.time_s
+        dropped = frozenset(s for c in self.choices for s in c.takes)
+        self.held = joined([c.holds for c in self.choices], dropped)
+        self.hold_deltas = [self._alone(hold) for hold in self.held]
+
+    def _alone(self, *holds: Hold) -> np.ndarray:
+        levels = np.zeros_like(self.base)
+        for hold in holds:
+            hold.added_to(levels)
+        return levels
 
     @cached_property
-    def _once(self) -> csr_array:
-        """Rows: what is taken, those with the same takers once; columns: the choices."""
+    def _limits(self) -> tuple[csr_array, np.ndarray]:
+        """What holds of the columns (choices, then holds) at every instant: rows, right-hand sides.
+
+        Nothing is taken twice; what has the same takers is one row. A choice's holds are held; of
+        choices that exclude each other one row for all.
+        """
+        n = len(self.choices)
         takers: dict[int, list[int]] = {}
         for j, choice in enumerate(self.choices):
             for taken in choice.takes:
                 takers.setdefault(taken, []).append(j)
-        rows = sorted({tuple(found) for found in takers.values()})
-        return csr_array(
+        rows = [(dict.fromkeys(found, 1.0), 1.0) for found in sorted(map(tuple, takers.values()))]
+        for k, (hold, found) in enumerate(self.held.items()):
+            readers: dict[int, list[int]] = {}
+            for j in found:
+                readers.setdefault(min(self.choices[j].takes), []).append(j)
+            droppers = takers.get(hold.storage, []) if hold.saved else []
+            for group in readers.values():
+                row = dict.fromkeys(sorted({*group, *droppers}), 1.0)
+                rows.append((row | {n + k: -1.0}, 1.0 if droppers else 0.0))
+        rows = list({tuple(row.items()): (row, most) for row, most in rows}.values())
+        matrix = csr_array(
             (
-                np.ones(sum(map(len, rows))),
-                [j for row in rows for j in row],
-                np.cumsum([0, *map(len, rows)]),
+                np.array([v for row, _ in rows for v in row.values()]),
+                np.array([j for row, _ in rows for j in row], dtype=np.int64),
+                np.cumsum([0, *(len(row) for row, _ in rows)]),
             ),
-            shape=(len(rows), len(self.choices)),
+            shape=(len(rows), n + len(self.held)),
         )
+        return matrix, np.array([most for _, most in rows])
 
     @cached_property
     def _time_s(self) -> np.ndarray:
-        return np.array([c.time_s for c in self.choices])
+        return np.array([c.time_s for c in self.choices] + [0.0] * len(self.held))
+
+    def _deltas(self, instants: Sequence[int]) -> np.ndarray:
+        """Bytes that each column adds at each instant."""
+        at = np.array(instants, dtype=np.int64)
+        columns = (*(c.delta for c in self.choices), *self.hold_deltas)
+        return np.array([delta[at] for delta in columns], dtype=float).T
 
     def estimate(self, picked: Sequence[Choice]) -> Estimate:
         """The price of some choices together."""
@@ -121,7 +154,8 @@ class Packing:
 
     def _sum(self, picked: Sequence[Choice]) -> np.ndarray:
         """The level at each instant as the program sees it."""
-        total: np.ndarray = sum((c.delta for c in picked), self.base)
+        held = joined([c.holds for c in picked], frozenset(s for c in picked for s in c.takes))
+        total: np.ndarray = sum((c.delta for c in picked), self.base) + self._alone(*held)
         return total
 
     def least_memory(self, known_bytes: int) -> Plan | None:
@@ -156,28 +190,31 @@ class Packing:
         """The smallest peak of fractional choices, None if there is nothing to choose."""
         if not self.choices:
             return None
-        n = len(self.choices)
-        once = np.concatenate([self._once.toarray(), np.zeros((self._once.shape[0], 1))], axis=1)
+        limits, most = self._limits
+        n = limits.shape[1]
         unit = max(1.0, float(self.base.max()))
         instants: list[int] = [int(np.argmax(self.base))]
         peak = 0.0
+        bounds = np.array([(0.0, 1.0)] * n + [(0.0, np.inf)])
         for _ in range(_ROUNDS):
-            at = np.array(instants, dtype=np.int64)
-            deltas = np.array([c.delta[at] for c in self.choices]).T / unit
-            rows = np.concatenate([deltas, -np.ones((len(at), 1))], axis=1)
+            rows = csr_array(self._deltas(instants) / unit)
             result = linprog(
                 np.append(np.zeros(n), 1.0),
-                A_ub=np.concatenate([once, rows]),
-                b_ub=np.append(np.ones(len(once)), -self.base[at] / unit),
-                bounds=(0.0, None),
+                A_ub=vstack(
+                    [
+                        hstack([limits, csr_array((limits.shape[0], 1))]),
+                        hstack([rows, csr_array(-np.ones((len(instants), 1)))]),
+                    ]
+                ),
+                b_ub=np.append(most, -self.base[np.array(instants)] / unit),
+                bounds=bounds,
                 method="highs",
             )
             if result.x is None:
                 return None
             peak = float(result.x[-1]) * unit
-            level = self.base + sum(
-                result.x[j] * self.choices[j].delta for j in np.nonzero(result.x[:n])[0]
-            )
+            columns = (*(c.delta for c in self.choices), *self.hold_deltas)
+            level = self.base + sum(result.x[j] * columns[j] for j in np.nonzero(result.x[:n])[0])
             fresh = self._binding(level, math.ceil(peak * (1 + 1e-6)), instants)
             if not fresh:
                 break
@@ -223,26 +260,28 @@ class Packing:
         self, instants: list[int], budget_bytes: np.ndarray, gap: float
     ) -> list[Choice] | None:
         """The integer program over some instants: at most one choice per taken thing."""
+        limits, most = self._limits
         n = len(self.choices)
         # whole numbers of small units: the solver's tolerances then decide nothing
         unit = max(1, int(self.base.max()) >> 20)
         at = np.array(instants, dtype=np.int64)
-        deltas = np.ceil(np.array([c.delta[at] for c in self.choices]).T / unit)
+        deltas = np.ceil(self._deltas(instants) / unit)
         room = np.floor((budget_bytes[at] - self.base[at]) / unit)
         time_s = self._time_s / max(float(np.abs(self._time_s).max()), 1e-12)
-        columns = np.arange(n)
+        chosen = np.arange(n)
         if n > _COLUMNS and instants:
             likely = self._likely(deltas, room, time_s)
             if likely is None:
                 return None
-            columns = likely
-        constraints = [LinearConstraint(self._once[:, columns], -np.inf, 1.0)]
+            chosen = likely
+        columns = np.append(chosen, np.arange(n, limits.shape[1]))
+        constraints = [LinearConstraint(limits[:, columns], -np.inf, most)]
         if instants:
             constraints.append(LinearConstraint(deltas[:, columns], -np.inf, room))
         result = milp(
             time_s[columns],
             constraints=constraints,
-            integrality=np.ones(len(columns)),
+            integrality=columns < n,
             bounds=Bounds(0.0, 1.0),
             options={
                 "node_limit": max(50, _NODES // len(columns)),
@@ -252,28 +291,30 @@ class Packing:
         )
         if result.x is None:
             return None
-        found = [self.choices[j] for j, x in zip(columns, result.x, strict=True) if x > 0.5]
+        picked = zip(columns, result.x, strict=True)
+        found = [self.choices[j] for j, x in picked if j < n and x > 0.5]
         return sorted(found, key=lambda c: min(c.takes))  # a plan's regions are in order
 
     def _likely(
         self, deltas: np.ndarray, room: np.ndarray, time_s: np.ndarray
     ) -> np.ndarray | None:
-        """The columns of least reduced cost in the linear relaxation, or None if it is infeasible.
+        """The choices of least reduced cost in the linear relaxation, or None if it is infeasible.
 
         The optimum hardly ever has others, and what it gives up for that the gap includes.
         """
-        once = self._once
+        limits, most = self._limits
         result = linprog(
             time_s,
-            A_ub=vstack([once, csr_array(deltas)]),
-            b_ub=np.concatenate([np.ones(once.shape[0]), room]),
+            A_ub=vstack([limits, csr_array(deltas)]),
+            b_ub=np.concatenate([most, room]),
             bounds=(0.0, None),
             method="highs",
         )
         if result.x is None:
             return None
         duals = result.ineqlin.marginals
-        reduced = time_s - once.T @ duals[: once.shape[0]] - deltas.T @ duals[once.shape[0] :]
+        reduced = time_s - limits.T @ duals[: len(most)] - deltas.T @ duals[len(most) :]
+        reduced = reduced[: len(self.choices)]
         return np.sort(np.lexsort((np.arange(len(reduced)), reduced))[:_COLUMNS])
 
 
@@ -289,7 +330,10 @@ def undominated(
             continue
         if kept:
             lower = (levels <= c.delta + tolerance_bytes).all(axis=1)
-            if any(kept[j][1].takes <= c.takes for j in np.nonzero(lower)[0]):
+            if any(
+                kept[j][1].takes <= c.takes and set(kept[j][1].holds) <= set(c.holds)
+                for j in np.nonzero(lower)[0]
+            ):
                 continue
         kept.append((index, c))
         levels = c.delta[None] if len(kept) == 1 else np.concatenate([levels, c.delta[None]])
@@ -304,8 +348,19 @@ def spread(choices: Sequence[tuple[int, Choice]], at: int) -> list[tuple[int, Ch
     """
     if len(choices) <= _FEW:
         return list(choices)
-    levels = np.array([c.delta for _, c in choices], dtype=float)
-    time_s = np.array([c.time_s for _, c in choices])
+    alone = np.array([c.delta for _, c in choices], dtype=float)
+    for row, (_, c) in zip(alone, choices, strict=True):
+        for hold in c.holds:
+            if not hold.saved:
+                hold.added_to(row)
+    best: set[int] = set()
+    # with all that they hold, and with nothing of what others may hold for them
+    for levels in (alone, np.array([c.delta for _, c in choices], dtype=float)):
+        best.update(_best(levels, np.array([c.time_s for _, c in choices]), at))
+    return [choices[j] for j in sorted(best)]
+
+
+def _best(levels: np.ndarray, time_s: np.ndarray, at: int) -> set[int]:
     spans = levels.max(axis=0) - levels.min(axis=0)
     moved = np.nonzero(spans)[0]
     moved = moved[np.linspace(0, len(moved) - 1, _INSTANTS).astype(int)]
@@ -315,4 +370,4 @@ def spread(choices: Sequence[tuple[int, Choice]], at: int) -> list[tuple[int, Ch
         for other in _SHARES:
             prices = scale * slope * ((1 - other) * levels[:, [at]] + other * levels[:, moved])
             best.update(np.argmin(time_s[:, None] + prices, axis=0).tolist())
-    return [choices[j] for j in sorted(best)]
+    return best

@@ -98,6 +98,14 @@ class Pricer:
         self.free = np.cumsum(self.free)
 
     @cached_property
+    def ends(self) -> np.ndarray:
+        """Operation at whose end an untouched step lets go of each storage."""
+        found = self.died.copy()
+        saved = np.array(self.save_storage, dtype=np.int64)[self.stored]
+        np.maximum.at(found, saved, self.released[self.stored])
+        return np.clip(found, 0, self.count)
+
+    @cached_property
     def possible(self) -> Recomputation:
         """What can be recomputed by operations."""
         return Recomputation(self.graph)
