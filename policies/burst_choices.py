@@ -11,7 +11,7 @@ from actckpt.plan import Burst, Plan
 from actckpt.policies.cuts import Cut, cuts
 from actckpt.policies.packing import Choice, spread, undominated
 from actckpt.policies.segments import Segment, born_in, segment_structure, segments
-from actckpt.policies.shared_holds import holds_from_before
+from actckpt.policies.shared_holds import holds_of
 from actckpt.pricing.simulate import Estimate, Pricer
 from actckpt.profile import Profile
 from actckpt.recomputation import Recomputation
@@ -53,9 +53,7 @@ def burst_choices(profile: Profile, pricer: Pricer, longest: int) -> list[Choice
             most = MANY if length <= SMALL else FEW
             ways = list(SegmentWays(possible, profile, segment).all(most))
             choices = [
-                (n, priced)
-                for n, way in enumerate(ways)
-                if (priced := _priced(pricer, base, way, segment))
+                (n, priced) for n, way in enumerate(ways) if (priced := _priced(pricer, base, way))
             ]
             best = spread(undominated(choices, base.peak_bytes // CLOSE), pricer.graph.forward_end)
             solved[key] = (segment, [ways[n] for n, _ in best])
@@ -63,7 +61,7 @@ def burst_choices(profile: Profile, pricer: Pricer, longest: int) -> list[Choice
             continue
         source, ways = solved[key]
         for way in ways:
-            choice = _priced(pricer, base, moved(possible, way, source, segment), segment)
+            choice = _priced(pricer, base, moved(possible, way, source, segment))
             if choice is not None:
                 found.append(choice)
     return found
@@ -82,7 +80,7 @@ def _rows(parts: Sequence[Segment], longest: int) -> Iterator[tuple[Segment, int
             yield (parts[start][0], parts[start + length - 1][1]), length
 
 
-def _priced(pricer: Pricer, base: Estimate, way: Way, segment: Segment) -> Choice | None:
+def _priced(pricer: Pricer, base: Estimate, way: Way) -> Choice | None:
     graph = pricer.graph
     try:
         price = pricer.estimate(Plan("", bursts=way))
@@ -94,7 +92,7 @@ def _priced(pricer: Pricer, base: Estimate, way: Way, segment: Segment) -> Choic
     )
     time_s = sum(sum(effect.seconds) for effect in price.effects)
     delta = price.timeline - base.timeline
-    holds = holds_from_before(pricer, price.effects, segment[0])
+    holds = holds_of(pricer, price.effects)
     for hold in holds:
         if not hold.saved:
             hold.added_to(delta, -1)

@@ -34,14 +34,13 @@ class Hold:
         levels[self.start : self.stop] += sign * self.bytes
 
 
-def holds_from_before(pricer: Pricer, effects: Iterable[Effect], first: int) -> tuple[Hold, ...]:
-    """What recomputations hold of the operations before ``first``: others may hold it, too."""
+def holds_of(pricer: Pricer, effects: Iterable[Effect]) -> tuple[Hold, ...]:
+    """What recomputations hold until they are done. Others may hold it, too, or drop its save."""
     graph = pricer.graph
     until: dict[int, int] = {}
     for effect in effects:
         for sid, stop in effect.holds:
-            if graph.storages[sid].born < first:
-                until[sid] = max(until.get(sid, 0), stop)
+            until[sid] = max(until.get(sid, 0), stop)
     found = []
     for sid, stop in until.items():
         end, died = int(pricer.ends[sid]), int(pricer.died[sid])
