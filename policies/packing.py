@@ -18,18 +18,22 @@ from actckpt.pricing.simulate import Estimate, Pricer
 _ROUNDS = 20
 # nodes times columns, not seconds: the same question must have the same answer on a busy machine
 _NODES = 20_000
-_GAP = 2e-3
+_GAP = 4e-3
 # where any solution will do
 _ANY = 1e3
 # a guard for huge programs: those of ordinary models end by nodes, long before
 _LIMIT_S = 20.0
 _CLOSE = 5e-3
 _TRIES = 4
+# less than this share of the budget is not worth another try
+_CREDIT = 3e-3
 # columns of the integer program: those that the linear one likes best
 _COLUMNS = 500
 # of the choices for one thing, those that are best at some of these prices of a byte
 _FEW = 12
 _INSTANTS = 24
+# of smaller parts of the peak it does not matter that one drops what another reads
+_SMALL = 4000
 _SCALES = (0.03, 0.1, 0.2, 0.35, 0.6, 1.0, 1.8, 3.0, 6.0, 20.0)
 _SHARES = (0.0, 0.3, 0.6, 0.9, 1.0)
 
@@ -75,8 +79,21 @@ class Packing:
         base = pricer.estimate(Plan(""))
         self.base = base.timeline
         dropped = frozenset(s for c in self.choices for s in c.takes)
-        self.held = joined([c.holds for c in self.choices], dropped)
+        held = joined([c.holds for c in self.choices], dropped)
+        self.held = {h: readers for h, readers in held.items() if self._shared(h, readers)}
         self.hold_deltas = [self._alone(hold) for hold in self.held]
+        shared = {hold.storage for hold in self.held}
+        # what a choice alone holds is its own
+        self.deltas = [
+            c.delta + self._alone(*(h for h in c.holds if not h.saved and h.storage not in shared))
+            for c in self.choices
+        ]
+
+    def _shared(self, hold: Hold, readers: Sequence[int]) -> bool:
+        """Whether it matters that several choices may hold it, or drop its save."""
+        if hold.saved:
+            return hold.bytes * _SMALL > self.base.max()
+        return len({min(self.choices[j].takes) for j in readers}) > 1
 
     def _alone(self, *holds: Hold) -> np.ndarray:
         levels = np.zeros_like(self.base)
@@ -123,7 +140,7 @@ class Packing:
     def _deltas(self, instants: Sequence[int]) -> np.ndarray:
         """Bytes that each column adds at each instant."""
         at = np.array(instants, dtype=np.int64)
-        columns = (*(c.delta for c in self.choices), *self.hold_deltas)
+        columns = (*self.deltas, *self.hold_deltas)
         return np.array([delta[at] for delta in columns], dtype=float).T
 
     def estimate(self, picked: Sequence[Choice]) -> Estimate:
@@ -148,7 +165,7 @@ class Packing:
                 break
             best, best_s = plan_of([p for c in picked for p in c.parts]), price.time_s
             credit = np.maximum(0, self._sum(picked) - price.timeline)
-            if not credit.any():
+            if credit.max() < _CREDIT * budget_bytes:
                 break
         return best
 
@@ -213,7 +230,7 @@ class Packing:
             if result.x is None:
                 return None
             peak = float(result.x[-1]) * unit
-            columns = (*(c.delta for c in self.choices), *self.hold_deltas)
+            columns = (*self.deltas, *self.hold_deltas)
             level = self.base + sum(result.x[j] * columns[j] for j in np.nonzero(result.x[:n])[0])
             fresh = self._binding(level, math.ceil(peak * (1 + 1e-6)), instants)
             if not fresh:
