@@ -68,9 +68,11 @@ def plan_of(parts: Sequence[Region | Burst]) -> Plan:
 class Packing:
     """A choice for everything that is taken at most once.
 
-    The memory of a step is the untouched timeline plus what each choice changes: exact up to
-    storages that several of them hold and recomputations at the same instant. Instants enter the
-    program as they turn out to bind.
+    The memory of a step is the untouched timeline plus what each choice changes, plus once each
+    activation that bursts hold for themselves: one column that is 1 as soon as a reader is chosen,
+    or, where autograd saves it in any case, a reader and a choice that drops it. Exact until
+    backward begins (tests/test_packing.py), nearly so after; what is missing is added to the next
+    round. Instants enter the program as they turn out to bind.
     """
 
     def __init__(self, pricer: Pricer, choices: Sequence[Choice]) -> None:
@@ -92,7 +94,7 @@ class Packing:
     def _shared(self, hold: Hold, readers: Sequence[int]) -> bool:
         """Whether it matters that several choices may hold it, or drop its save."""
         if hold.saved:
-            return hold.bytes * _SMALL > self.base.max()
+            return hold.bytes * _SMALL > int(self.base.max())
         return len({min(self.choices[j].takes) for j in readers}) > 1
 
     def _alone(self, *holds: Hold) -> np.ndarray:
@@ -150,8 +152,8 @@ class Packing:
     def least_time(self, budget_bytes: int) -> Plan | None:
         """The fastest choice that fits, or None if none was found.
 
-        Choices that hold the same storage are charged for it together once, separately twice: what
-        a solution turns out to need less than the sum of its parts is credited to the next try.
+        What a solution turns out to need less than the sum of its parts says (regions that hold the
+        same storage) is credited to the next try.
         """
         best, best_s = None, math.inf
         instants = self._binding(self.base, budget_bytes, [])
@@ -164,12 +166,12 @@ class Packing:
             if price.time_s >= best_s:
                 break
             best, best_s = plan_of([p for c in picked for p in c.parts]), price.time_s
-            credit = np.maximum(0, self._sum(picked) - price.timeline)
+            credit = np.maximum(0, self.levels(picked) - price.timeline)
             if credit.max() < _CREDIT * budget_bytes:
                 break
         return best
 
-    def _sum(self, picked: Sequence[Choice]) -> np.ndarray:
+    def levels(self, picked: Sequence[Choice]) -> np.ndarray:
         """The level at each instant as the program sees it."""
         held = joined([c.holds for c in picked], frozenset(s for c in picked for s in c.takes))
         total: np.ndarray = sum((c.delta for c in picked), self.base) + self._alone(*held)
@@ -254,7 +256,7 @@ class Packing:
             fresh = self._binding(price.timeline, budget_bytes, instants)
             # recomputations at the same instant may need more than the sum of the choices says
             over = price.timeline > budget_bytes
-            short = np.minimum(credit, self._sum(picked) - price.timeline)
+            short = np.minimum(credit, self.levels(picked) - price.timeline)
             tighter = np.where(over, short, credit)
             if not fresh and (tighter == credit).all():
                 return None
