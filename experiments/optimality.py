@@ -13,6 +13,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -216,35 +217,47 @@ def draw(rows: list[Row], sizes: list[Row]) -> Figure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.optimality", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small models, up to 24 layers")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="small models, up to 24 layers; writes to runs/optimality",
+    )
     quick = parser.parse_args().quick
     torch.set_num_threads(1)
     layers = [n for n in LAYERS if n <= 24] if quick else list(LAYERS)
     rows: list[Row] = []
     sizes: list[Row] = []
+    optima: list[Row] = []
+    folder = Path("runs/optimality") if quick else FOLDER
     with progress(len(MODELS) + len(layers) + 1, "parts") as done:
         for name in MODELS:
             subject = built(name, quick=quick)
             found = caught(subject.model, subject.batch, **subject.loss)
             rows += [row_of(name, found, share) for share in SHARES]
+            write(folder, rows, sizes, optima)
             done(f"{name}: gaps {', '.join(percent(r.get('gap')) for r in rows[-len(SHARES) :])}")
+        for row in small_rows():
+            optima.append(row)
+        done("small chains")
         for count in layers:
             model, batch = layered(count)
             found = caught(model, batch)
             for share in (0.5, 0.3):
                 sizes.append({**row_of("gpt2", found, share), "layers": count})
+            write(folder, rows, sizes, optima)
             took = ", ".join(f"{r['solve_s']:.1f} s" for r in sizes[-2:])
             done(f"{count} layers: {took}")
-        optima = list(small_rows())
-        done("small chains")
+
+
+def write(folder: Path, rows: list[Row], sizes: list[Row], optima: list[Row]) -> None:
+    """What there is so far: a run that is stopped loses one part."""
     about = circumstances(
         {"torch": torch.__version__},
         seed=SEED,
-        models="those of experiments.peers" + (", --quick sizes" if quick else ""),
+        models="those of experiments.peers",
         budgets="shares of the untouched step's activation peak",
         time="processor time of one thread",
     )
-    folder = FOLDER
     write_json_lines("optimality", about, [*rows, *sizes, *optima], folder=folder)
     write_markdown(
         "optimality",
@@ -255,7 +268,8 @@ def main() -> None:
         "![overheads and bounds](optimality.png)",
         folder=folder,
     )
-    draw(rows, sizes).savefig(folder / "optimality.png")
+    if sizes:
+        draw(rows, sizes).savefig(folder / "optimality.png")
 
 
 if __name__ == "__main__":
