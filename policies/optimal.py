@@ -39,20 +39,20 @@ def optimal(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
         return untouched
     if len(pricer.possible.saves) <= MOST_RESULTS:
         return dataclasses.replace(exhaustive(graph, profile, budget_bytes), policy="optimal")
+    smallest, smallest_bytes = untouched, whole.peak_bytes
     for longest in _LONGEST:
         packing = Packing(pricer, burst_choices(profile, pricer, longest))
         plan = packing.least_time(budget_bytes)
         if plan is not None:
-            break
-    else:
-        smallest = packing.least_memory(whole.peak_bytes) or untouched
-        smallest_bytes = pricer.estimate(smallest).peak_bytes
-        if smallest_bytes > budget_bytes:
-            raise BudgetError(
-                f"no plan within {budget_bytes} bytes: the smallest peak found is {smallest_bytes}",
-                budget_bytes=budget_bytes,
-                smallest_bytes=smallest_bytes,
-                smallest_plan=dataclasses.replace(smallest, policy="optimal"),
-            )
-        plan = smallest
-    return dataclasses.replace(plan, policy="optimal")
+            return dataclasses.replace(plan, policy="optimal")
+        least = packing.least_memory(smallest_bytes)
+        if least is not None and (peak := pricer.estimate(least).peak_bytes) < smallest_bytes:
+            smallest, smallest_bytes = dataclasses.replace(least, policy="optimal"), peak
+        if smallest_bytes <= budget_bytes:
+            return smallest
+    raise BudgetError(
+        f"no plan within {budget_bytes} bytes: the smallest peak found is {smallest_bytes}",
+        budget_bytes=budget_bytes,
+        smallest_bytes=smallest_bytes,
+        smallest_plan=smallest,
+    )
