@@ -234,7 +234,7 @@ def main() -> None:
             subject = built(name, quick=quick)
             found = caught(subject.model, subject.batch, **subject.loss)
             rows += [row_of(name, found, share) for share in SHARES]
-            write(folder, rows, sizes, optima)
+            write(folder, rows, sizes, optima, quick=quick)
             done(f"{name}: gaps {', '.join(percent(r.get('gap')) for r in rows[-len(SHARES) :])}")
         for row in small_rows():
             optima.append(row)
@@ -244,17 +244,19 @@ def main() -> None:
             found = caught(model, batch)
             for share in (0.5, 0.3):
                 sizes.append({**row_of("gpt2", found, share), "layers": count})
-            write(folder, rows, sizes, optima)
+            write(folder, rows, sizes, optima, quick=quick)
             took = ", ".join(f"{r['solve_s']:.1f} s" for r in sizes[-2:])
             done(f"{count} layers: {took}")
 
 
-def write(folder: Path, rows: list[Row], sizes: list[Row], optima: list[Row]) -> None:
+def write(
+    folder: Path, rows: list[Row], sizes: list[Row], optima: list[Row], *, quick: bool
+) -> None:
     """What there is so far: a run that is stopped loses one part."""
     about = circumstances(
         {"torch": torch.__version__},
         seed=SEED,
-        models="those of experiments.peers",
+        models="those of experiments.peers" + (", --quick sizes" if quick else ""),
         budgets="shares of the untouched step's activation peak",
         time="processor time of one thread",
     )
