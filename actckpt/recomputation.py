@@ -266,6 +266,22 @@ class Recomputation:
 
     # ---- closures
 
+    def reachable(self, needed: Iterable[int], first: int) -> tuple[list[int], list[int]]:
+        """(activations, operations) from ``first`` on that making the needed ones again may take."""
+        todo = list(needed)
+        storages, ops = set(todo), set[int]()
+        while todo:
+            for index in self.makers[todo.pop()]:
+                if index in ops:
+                    continue
+                ops.add(index)
+                for sid in self.inputs(index).union(self.graph.ops[index].writes):
+                    inside = sid in self.makers and self.graph.storages[sid].born >= first
+                    if inside and sid not in storages:
+                        storages.add(sid)
+                        todo.append(sid)
+        return sorted(storages), sorted(ops)
+
     def _made_aside(self, pins: set[int], ops: set[int]) -> list[int]:
         """What would be pinned, and is made again by an operation that runs for something else."""
         return [s for s in pins if self.makers[s][0] in ops]

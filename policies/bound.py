@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,11 +16,9 @@ from actckpt.policies.makers import Makers
 from actckpt.pricing.simulate import Pricer
 from actckpt.profile import Profile
 
-# columns of one program, beyond its first instant: a few seconds of the solver
-_COLUMNS = 1_500
-_INSTANTS = 8
-_PEAKS = 10
-_PEAK_COLUMNS = 10_000
+# programs in a row, each with one instant more; columns of one
+_PROGRAMS = 6
+_COLUMNS = 2_400
 _NODE_LIMIT = 10
 _INFEASIBLE = 2
 
@@ -54,8 +53,8 @@ def lower_bound(graph: Graph, profile: Profile, budget_bytes: int) -> Bound:
     resident is recomputed at least once, from what is. Replays in whole regions, their order, and
     the memory inside them are left out, so every plan's price lies above.
 
-    The largest of several such bounds: of the end of the forward pass with each of the instants
-    at which the least must exist, and of up to eight instants spread evenly.
+    The largest of several such bounds: the first looks at the end of the forward pass, every other
+    one also at the instant at which the solution before it is highest above the budget.
     O(operations x instants) columns each.
 
     References:
@@ -66,14 +65,18 @@ def lower_bound(graph: Graph, profile: Profile, budget_bytes: int) -> Bound:
     least_bytes, at = relaxation.floor
     if budget_bytes < least_bytes:
         return Bound(math.inf, math.inf, least_bytes, _needs(graph, least_bytes, at))
-    extra_s, count = 0.0, 0
-    for instants in relaxation.programs:
-        found_s = relaxation.least_extra_s(budget_bytes, instants)
-        count = len(instants)
-        if found_s is None:
+    extra_s = 0.0
+    instants = [relaxation.end]
+    for _ in range(_PROGRAMS):
+        found = relaxation.least_extra_s(budget_bytes, instants)
+        if found is None:
+            count = len(instants)
             why = f"what backward needs at {count} instants does not fit however it is recomputed"
             return Bound(math.inf, math.inf, least_bytes, why)
-        extra_s = max(extra_s, found_s)
+        extra_s = max(extra_s, found.extra_s)
+        instants = relaxation.refined(instants, budget_bytes, found)
+        if not instants:
+            break
     return Bound(
         base_s + extra_s,
         extra_s / base_s if base_s else 0.0,
@@ -101,6 +104,23 @@ def _needs(graph: Graph, least_bytes: int, at: int) -> str:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Backward needs a storage in operations ``[first, until)``, as it was when it was saved."""
+
+    first: int
+    until: int  # autograd lets go of what a node has read when the node is done
+    saved: int
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """Of one program: its bound, and what is resident at each of its instants ((): none found)."""
+
+    extra_s: float
+    resident: tuple[frozenset[int], ...]
+
+
 class _Relaxation:
     """The program: columns are (resident storages, recomputed operations) at each instant."""
 
@@ -115,13 +135,13 @@ class _Relaxation:
         self.column_of = {s: j for j, s in enumerate(self.storages)}
         self.again_of = {i: len(self.storages) + j for j, i in enumerate(self.ops)}
 
-    def _uses(self) -> dict[int, list[tuple[int, int]]]:
-        """Storage -> (operation that needs it in backward, operations after which it was saved)."""
-        uses: dict[int, list[tuple[int, int]]] = {}
+    def _uses(self) -> dict[int, list[Use]]:
+        uses: dict[int, list[Use]] = {}
         for save in self.graph.saves:
             sid = self.graph.values[save.value].storage
             if sid in self.makers.of and not save.held and save.first_use >= self.end:
-                uses.setdefault(sid, []).append((save.first_use, save.at))
+                until = max(save.released, save.first_use + 1)
+                uses.setdefault(sid, []).append(Use(save.first_use, until, save.at))
         return uses
 
     # ---- memory
@@ -141,12 +161,21 @@ class _Relaxation:
     @cached_property
     def least(self) -> np.ndarray:
         """Level at each operation when nothing is resident but what it needs."""
-        level = self.fixed.copy()
+        return self.fixed + self.beside(frozenset())
+
+    def beside(self, resident: Container[int]) -> np.ndarray:
+        """Bytes at each operation beside the fixed ones when these storages stay resident."""
+        level = np.zeros(self.pricer.count + 1, dtype=np.int64)
         for sid, uses in self.uses.items():
-            for at in {u for u, _ in uses}:
-                if self.pricer.died[sid] <= at < self.pricer.count:
-                    level[at] += self.pricer.bytes[sid]
-        return level
+            size, died = self.pricer.bytes[sid], self.pricer.died[sid]
+            spans = [(max(u.first, died), u.until) for u in uses]
+            if sid in resident:
+                spans = [(died, max(u.until for u in uses))]
+            for start, stop in _disjoint(spans):
+                level[start] += size
+                level[min(stop, self.pricer.count)] -= size
+        found: np.ndarray = np.cumsum(level)[: self.pricer.count]
+        return found
 
     @property
     def floor(self) -> tuple[int, int]:
@@ -157,34 +186,12 @@ class _Relaxation:
         at = int(np.argmax(level))
         return int(level[at]), at
 
-    @cached_property
-    def programs(self) -> list[list[int]]:
-        """The instants of each program."""
-        if not self.uses:
-            return [[]]
-        last = max(u for uses in self.uses.values() for u, _ in uses)
-        columns = max(1, len(self.storages) + len(self.ops))
-        count = max(1, min(_INSTANTS, _COLUMNS // columns))
-        even = sorted({self.end + (last - self.end) * k // count for k in range(count)})
-        return [even, *([self.end, at] for at in self._peaks(last))]
-
-    def _peaks(self, last: int) -> list[int]:
-        """Where the most must exist in backward, far apart: there a budget binds."""
-        level = self.least
-        window = max(1, (last - self.end) // (4 * _PEAKS))
-        tops = [
-            start + int(np.argmax(level[start : min(start + window, last)]))
-            for start in range(self.end + 1, last, window)
-        ]
-        count = max(2, min(_PEAKS, _PEAK_COLUMNS // max(1, self.width)))
-        return sorted(sorted(tops, key=lambda at: (-level[at], at))[:count])
-
     # ---- the program
 
-    def least_extra_s(self, budget_bytes: int, instants: list[int]) -> float | None:
+    def least_extra_s(self, budget_bytes: int, instants: Sequence[int]) -> Solution | None:
         """Seconds of recomputation that cannot be avoided; None if the budget is infeasible."""
         if not self.uses:
-            return 0.0
+            return Solution(0.0, ())
         width, count = self.width, len(instants)
         terms: list[tuple[list[tuple[int, float]], float]] = []
         memory: list[tuple[list[tuple[int, float]], float]] = []
@@ -220,7 +227,34 @@ class _Relaxation:
         if result.status == _INFEASIBLE:
             return None
         found = result.mip_dual_bound
-        return max(0.0, float(found)) * unit_s if found is not None else 0.0
+        extra_s = max(0.0, float(found)) * unit_s if found is not None else 0.0
+        if result.x is None:
+            return Solution(extra_s, ())
+        stages = result.x.reshape(count, width)[:, : len(self.storages)] > 0.5
+        return Solution(
+            extra_s,
+            tuple(frozenset(self.storages[j] for j in np.nonzero(row)[0]) for row in stages),
+        )
+
+    def refined(self, instants: Sequence[int], budget_bytes: int, found: Solution) -> list[int]:
+        """The instants, and the one at which a solution is highest above the budget, if any is.
+
+        A program that would grow too large loses those at which the most is left.
+        """
+        if not found.resident:
+            return []
+        over = np.zeros(self.pricer.count)
+        for k, resident in enumerate(found.resident):
+            start = instants[k]
+            stop = instants[k + 1] if k + 1 < len(instants) else self.pricer.count
+            level = self.fixed + self.beside(resident)
+            over[start:stop] = level[start:stop] - budget_bytes
+        known = np.array(instants)
+        tight = known[np.argsort(-over[known], kind="stable")]
+        over[known] = 0
+        at = int(np.argmax(over)) if len(over) else 0
+        room = max(1, _COLUMNS // max(1, self.width) - 1)
+        return sorted([*map(int, tight[:room]), at]) if over[at] > 0 else []
 
     def _needed(
         self, base: int, begin: int, until: int, forced: np.ndarray
@@ -229,14 +263,14 @@ class _Relaxation:
         found = []
         for sid, uses in self.uses.items():
             column = base + self.column_of[sid]
-            for used, saved in uses:
-                if used == begin:
+            for use in uses:
+                if use.first <= begin < use.until:
                     forced[column] = 1.0
-                elif begin < used < until or used == until == self.pricer.count:
+                elif begin < use.first < until:
                     found += [
                         ([(column, 1.0), (base + self.again_of[i], 1.0)], 1.0)
                         for i in self.makers.of[sid]
-                        if i < saved
+                        if i < use.saved
                     ]
         return found
 
@@ -272,6 +306,17 @@ class _Relaxation:
             if self.pricer.died[sid] <= until
             for maker in self.makers.of[sid]
         ]
+
+
+def _disjoint(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same instants in spans that do not overlap."""
+    found: list[tuple[int, int]] = []
+    for start, stop in sorted(spans):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(stop, found[-1][1]))
+        elif stop > start:
+            found.append((start, stop))
+    return found
 
 
 def _matrix(rows: list[tuple[list[tuple[int, float]], float]], columns: int) -> csr_array:

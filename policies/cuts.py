@@ -52,7 +52,7 @@ class _Problem:
         self.possible = possible
         graph = possible.graph
         self.needed = [s for s in possible.saves if first <= graph.storages[s].born < last]
-        self.storages, self.ops = self._reachable(first)
+        self.storages, self.ops = possible.reachable(self.needed, first)
         count = len(self.storages)
         self.size = {s: graph.storages[s].bytes for s in self.storages}
         self.keep_of = {s: j for j, s in enumerate(self.storages)}
@@ -78,23 +78,6 @@ class _Problem:
             ),
             shape=(len(rows), count + len(self.ops)),
         )
-
-    def _reachable(self, first: int) -> tuple[list[int], list[int]]:
-        """Activations and operations of the span that making the needed ones again may take."""
-        possible, graph = self.possible, self.possible.graph
-        todo = list(self.needed)
-        storages, ops = set(todo), set[int]()
-        while todo:
-            for index in possible.makers[todo.pop()]:
-                if index in ops:
-                    continue
-                ops.add(index)
-                for sid in possible.inputs(index).union(graph.ops[index].writes):
-                    inside = sid in possible.makers and graph.storages[sid].born >= first
-                    if inside and sid not in storages:
-                        storages.add(sid)
-                        todo.append(sid)
-        return sorted(storages), sorted(ops)
 
     def _made(self) -> Iterator[Row]:
         for sid in self.needed:
