@@ -161,7 +161,8 @@ class _Relaxation:
     @cached_property
     def least(self) -> np.ndarray:
         """Level at each operation when nothing is resident but what it needs."""
-        return self.fixed + self.beside(frozenset())
+        level: np.ndarray = self.fixed + self.beside(frozenset())
+        return level
 
     def beside(self, resident: Container[int]) -> np.ndarray:
         """Bytes at each operation beside the fixed ones when these storages stay resident."""

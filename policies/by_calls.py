@@ -50,8 +50,7 @@ def by_calls(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
     if not fitting:
         # the smallest for one budget is the smallest for every other: the budget has no part in it
         candidates = [*priced, *_priced(pricer, (untouched,))]
-        known_bytes = min(c.peak_bytes for c in candidates)
-        candidates += _priced(pricer, (packing.least_memory(known_bytes),))
+        candidates += _priced(pricer, (packing.least_memory(),))
         smallest = min(candidates, key=lambda c: (c.peak_bytes, c.time_s))
         if smallest.peak_bytes > budget_bytes:
             raise BudgetError(

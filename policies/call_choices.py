@@ -9,7 +9,8 @@ from actckpt.graph import Graph
 from actckpt.plan import Plan, Region
 from actckpt.policies.blocks import blocks, chains, opened, region
 from actckpt.policies.mincut import trades
-from actckpt.policies.packing import Choice, undominated
+from actckpt.policies.packing import Choice
+from actckpt.policies.pruning import undominated
 from actckpt.policies.ranking import ranked
 from actckpt.policies.selective import saved_ops
 from actckpt.policies.structure import structure

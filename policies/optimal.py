@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from actckpt.errors import BudgetError, PlanError
 from actckpt.graph import Graph
 from actckpt.plan import Plan
 from actckpt.policies.burst_choices import burst_choices
+from actckpt.policies.columns import Columns
 from actckpt.policies.exhaustive import MOST_RESULTS, exhaustive
 from actckpt.policies.packing import Packing
 from actckpt.pricing.simulate import Pricer
 from actckpt.profile import Profile
 
-# segments that are recomputed together; more are tried where fewer do not fit
-_LONGEST = (1, 3)
+_ROUNDS = 8
+# a round that gains less of a step's time, or of its peak, is the last
+_GAIN = 1e-3
+# steps that the whole peak costs where nothing fits yet: memory alone counts
+_DEAR = 3.0
 
 
 def optimal(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
@@ -39,20 +44,66 @@ def optimal(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
         return untouched
     if len(pricer.possible.saves) <= MOST_RESULTS:
         return dataclasses.replace(exhaustive(graph, profile, budget_bytes), policy="optimal")
-    smallest, smallest_bytes = untouched, whole.peak_bytes
-    for longest in _LONGEST:
-        packing = Packing(pricer, burst_choices(profile, pricer, longest))
-        plan = packing.least_time(budget_bytes)
-        if plan is not None:
+    columns = Columns(pricer)
+    alone = Packing(pricer, burst_choices(profile, pricer))
+    packing = _grown(alone, columns, budget_bytes)
+    plan = packing.least_time(budget_bytes) if packing is not None else None
+    if plan is not None:
+        return dataclasses.replace(plan, policy="optimal")
+    # the budget has no part in it: the smallest for one is the smallest for every other
+    lowest = _lowered(alone, columns, 0)
+    smallest = dataclasses.replace(lowest.least_memory() or untouched, policy="optimal")
+    price = pricer.estimate(smallest)
+    if price.peak_bytes <= budget_bytes:
+        known = {choice.parts for choice in lowest.choices}
+        fresh = [c for c in (packing or alone).choices if c.parts not in known]
+        plan = lowest.joined_by(fresh).least_time(budget_bytes)
+        if plan is not None and pricer.estimate(plan).time_s < price.time_s:
             return dataclasses.replace(plan, policy="optimal")
-        least = packing.least_memory(smallest_bytes)
-        if least is not None and (peak := pricer.estimate(least).peak_bytes) < smallest_bytes:
-            smallest, smallest_bytes = dataclasses.replace(least, policy="optimal"), peak
-        if smallest_bytes <= budget_bytes:
-            return smallest
+        return smallest
     raise BudgetError(
-        f"no plan within {budget_bytes} bytes: the smallest peak found is {smallest_bytes}",
+        f"no plan within {budget_bytes} bytes: the smallest peak found is {price.peak_bytes}",
         budget_bytes=budget_bytes,
-        smallest_bytes=smallest_bytes,
+        smallest_bytes=price.peak_bytes,
         smallest_plan=smallest,
     )
+
+
+def _grown(packing: Packing, columns: Columns, budget_bytes: int) -> Packing | None:
+    """The packing with what the budget's prices ask for; None if nothing brings it within."""
+    within = packing
+    if packing.relaxation().least_time(budget_bytes) is None:
+        within = _lowered(packing, columns, budget_bytes)
+    best_s = math.inf
+    for _ in range(_ROUNDS):
+        relaxed = within.relaxation().least_time(budget_bytes)
+        if relaxed is None:
+            return None
+        if relaxed.value > best_s - _GAIN * columns.base.time_s:
+            break
+        best_s = relaxed.value
+        fresh = columns.at(relaxed.prices, within.choices)
+        if not fresh:
+            break
+        within = within.joined_by(fresh)
+    return within
+
+
+def _lowered(packing: Packing, columns: Columns, enough_bytes: int) -> Packing:
+    """The packing with what lowers its peak, until that is low enough or nothing helps."""
+    best_bytes = math.inf
+    whole = columns.base
+    for _ in range(_ROUNDS):
+        relaxed = packing.relaxation().least_peak()
+        if relaxed is None or relaxed.value > best_bytes - _GAIN * whole.peak_bytes:
+            break
+        best_bytes = relaxed.value
+        if best_bytes <= enough_bytes:
+            break
+        dear_s = _DEAR * whole.time_s / whole.peak_bytes
+        prices = {at: price * dear_s for at, price in relaxed.prices.items()}
+        fresh = columns.at(prices, packing.choices)
+        if not fresh:
+            break
+        packing = packing.joined_by(fresh)
+    return packing

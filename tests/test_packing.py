@@ -21,7 +21,7 @@ MODELS = ("gpt2", "bert", "densenet", "unet", "t5", "mixtral")
 @cache
 def packing_of(name: str) -> Packing:
     p = prepared(name)
-    return Packing(p.pricer, burst_choices(p.profile, p.pricer, 1))
+    return Packing(p.pricer, burst_choices(p.profile, p.pricer))
 
 
 def drawn(packing: Packing, rng: random.Random) -> list[Choice]:
