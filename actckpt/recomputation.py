@@ -267,7 +267,7 @@ class Recomputation:
     # ---- closures
 
     def reachable(self, needed: Iterable[int], first: int) -> tuple[list[int], list[int]]:
-        """(activations, operations) from ``first`` on that making the needed ones again may take."""
+        """(activations, operations) from ``first`` on that making some of them again may take."""
         todo = list(needed)
         storages, ops = set(todo), set[int]()
         while todo:

@@ -20,6 +20,8 @@ _SHORT = 60
 _MANY = 32
 # the most columns of one program
 _WIDTH = 6_000
+# squared columns of all programs solved, after which only single segments are
+_WORK = 80_000_000
 
 
 class Columns:
@@ -32,6 +34,7 @@ class Columns:
         self._structures: dict[Segment, Hashable] = {}
         self._programs: dict[tuple[Segment, int], StagedSegment] = {}
         self._solved: dict[Hashable, tuple[Segment, Way]] = {}
+        self._work = 0
         self._choices: dict[Way, Choice | None] = {}
 
     def at(self, prices: Mapping[int, float], known: Sequence[Choice]) -> list[Choice]:
@@ -49,6 +52,8 @@ class Columns:
         """Segments, and some in a row as one, with how many they are."""
         parts = self.segments
         for length in range(1, len(parts) + 1):
+            if length > 1 and self._work > _WORK:
+                return
             begin = 0 if length == 1 or len(parts) <= _MANY else len(parts) - length - _LONGEST
             for start in range(max(0, begin), len(parts) - length + 1):
                 span = (parts[start][0], parts[start + length - 1][1])
@@ -73,6 +78,7 @@ class Columns:
         key = (self._structure(span), cost.tobytes())
         if key not in self._solved:
             self._solved[key] = (span, program.best(cost))
+            self._work += program.columns**2
         source, way = self._solved[key]
         return way if source == span else moved(self.pricer.possible, way, source, span)
 

@@ -16,7 +16,8 @@ from actckpt.pricing.simulate import Pricer
 from actckpt.profile import Profile
 
 _ROUNDS = 8
-# a round that gains less of a step's time, or of its peak, is the last
+# rounds that together gain less of a step's time, or of its peak, are the last
+_PATIENCE = 2
 _GAIN = 1e-3
 # steps that the whole peak costs where nothing fits yet: memory alone counts
 _DEAR = 3.0
@@ -74,14 +75,14 @@ def _grown(packing: Packing, columns: Columns, budget_bytes: int) -> Packing | N
     within = packing
     if packing.relaxation().least_time(budget_bytes) is None:
         within = _lowered(packing, columns, budget_bytes)
-    best_s = math.inf
+    reached_s = [math.inf] * _PATIENCE
     for _ in range(_ROUNDS):
         relaxed = within.relaxation().least_time(budget_bytes)
         if relaxed is None:
             return None
-        if relaxed.value > best_s - _GAIN * columns.base.time_s:
+        if relaxed.value > reached_s[-_PATIENCE] - _GAIN * columns.base.time_s:
             break
-        best_s = relaxed.value
+        reached_s.append(relaxed.value)
         fresh = columns.at(relaxed.prices, within.choices)
         if not fresh:
             break
@@ -91,15 +92,15 @@ def _grown(packing: Packing, columns: Columns, budget_bytes: int) -> Packing | N
 
 def _lowered(packing: Packing, columns: Columns, enough_bytes: int) -> Packing:
     """The packing with what lowers its peak, until that is low enough or nothing helps."""
-    best_bytes = math.inf
+    reached_bytes = [math.inf] * _PATIENCE
     whole = columns.base
     for _ in range(_ROUNDS):
         relaxed = packing.relaxation().least_peak()
-        if relaxed is None or relaxed.value > best_bytes - _GAIN * whole.peak_bytes:
+        if relaxed is None or relaxed.value <= enough_bytes:
             break
-        best_bytes = relaxed.value
-        if best_bytes <= enough_bytes:
+        if relaxed.value > reached_bytes[-_PATIENCE] - _GAIN * whole.peak_bytes:
             break
+        reached_bytes.append(relaxed.value)
         dear_s = _DEAR * whole.time_s / whole.peak_bytes
         prices = {at: price * dear_s for at, price in relaxed.prices.items()}
         fresh = columns.at(prices, packing.choices)

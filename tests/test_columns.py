@@ -1,0 +1,108 @@
+"""Choices made at prices of memory: as good as any that is known, and what a packing asks for."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+import actckpt
+from actckpt.policies.burst_choices import burst_choices
+from actckpt.policies.columns import Columns
+from actckpt.policies.packing import Choice, Packing
+from tests.predictions import prepared
+
+MODELS = ("gpt2", "bert", "densenet", "unet", "t5", "mixtral")
+# the gap of the small programs, and what they do not see: what a burst needs while it runs, and
+# what it reads of earlier segments
+CLOSE = 0.06
+
+
+def worth_s(choice: Choice, prices: Mapping[int, float]) -> float:
+    """Seconds of a choice with what its bytes cost, all that it holds among them."""
+    level = choice.delta.astype(float)
+    for hold in choice.holds:
+        if not hold.saved:
+            hold.added_to(level)
+    return choice.time_s + float(sum(price * level[at] for at, price in prices.items()))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_at_the_price_of_one_instant_no_known_way_of_a_segment_is_better(name: str) -> None:
+    p = prepared(name)
+    columns = Columns(p.pricer)
+    known = burst_choices(p.profile, p.pricer)
+    whole = columns.base
+    rng = random.Random(0)
+    compared = 0
+    for _ in range(3):
+        at = p.graph.forward_end
+        price = rng.uniform(0.2, 3.0) * whole.time_s / whole.peak_bytes
+        found = columns.at({at: price}, ())
+        for segment in columns.segments:
+            inside = [c for c in known if within(c, segment, p.pricer.born)]
+            mine = [c for c in found if within(c, segment, p.pricer.born)]
+            best = min((worth_s(c, {at: price}) for c in inside), default=0.0)
+            if best >= 0:
+                continue  # to keep everything is as good
+            compared += 1
+            made = min((worth_s(c, {at: price}) for c in mine), default=0.0)
+            assert made <= best + CLOSE * abs(best) + 1e-4 * whole.time_s
+    assert compared
+
+
+def within(choice: Choice, segment: tuple[int, int], born: np.ndarray) -> bool:
+    return all(segment[0] <= born[s] < segment[1] for s in choice.takes)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "unet", "t5"])
+def test_the_linear_program_bounds_what_the_integer_program_finds(name: str) -> None:
+    p = prepared(name)
+    packing = Packing(p.pricer, burst_choices(p.profile, p.pricer))
+    whole = p.pricer.estimate(actckpt.Plan("none"))
+    lowest = packing.relaxation().least_peak()
+    assert lowest is not None
+    assert sum(lowest.prices.values()) == pytest.approx(1.0)
+    budget = int((lowest.value + whole.peak_bytes) / 2)
+    relaxed = packing.relaxation().least_time(budget)
+    plan = packing.least_time(budget)
+    assert relaxed is not None
+    assert plan is not None
+    assert all(price > 0 for price in relaxed.prices.values())
+    extra_s = p.pricer.estimate(plan).time_s - whole.time_s - p.pricer.following_s
+    assert relaxed.value <= extra_s * (1 + 1e-6)
+    assert packing.relaxation().least_time(int(0.9 * lowest.value)) is None
+    smallest = packing.least_memory()
+    assert smallest is not None
+    assert p.pricer.estimate(smallest).peak_bytes >= lowest.value * (1 - 1e-6)
+
+
+def test_made_to_measure_choices_lower_what_the_first_ones_cannot() -> None:
+    p = prepared("unet")
+    columns = Columns(p.pricer)
+    packing = Packing(p.pricer, burst_choices(p.profile, p.pricer))
+    before = packing.relaxation().least_peak()
+    assert before is not None
+    dear = 3 * columns.base.time_s / columns.base.peak_bytes
+    prices = {at: price * dear for at, price in before.prices.items()}
+    fresh = columns.at(prices, packing.choices)
+    after = packing.joined_by(fresh).relaxation().least_peak()
+    assert after is not None
+    assert after.value < before.value
+    # the same question gives nothing new
+    assert columns.at(prices, [*packing.choices, *fresh]) == []
+
+
+@pytest.mark.parametrize("name", ["gpt2", "unet"])
+def test_the_smallest_peak_does_not_depend_on_the_budget(name: str) -> None:
+    p = prepared(name)
+    found = set()
+    for budget in (1, 1000):
+        with pytest.raises(actckpt.BudgetError) as error:
+            actckpt.POLICIES["optimal"](p.graph, p.profile, budget)
+        found.add(error.value.smallest_bytes)
+    assert len(found) == 1
+    plan = actckpt.POLICIES["optimal"](p.graph, p.profile, found.pop())
+    assert plan.bursts
