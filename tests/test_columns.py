@@ -17,7 +17,7 @@ from tests.predictions import prepared
 MODELS = ("gpt2", "bert", "densenet", "unet", "t5", "mixtral")
 # the gap of the small programs, and what they do not see: what a burst needs while it runs, and
 # what it reads of earlier segments
-CLOSE = 0.06
+CLOSE = 0.1
 
 
 def worth_s(choice: Choice, prices: Mapping[int, float]) -> float:
