@@ -1,0 +1,92 @@
+"""Which checkpoints a directory holds, newest first, and why others do not count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from actckpt.checkpoint.files import Files
+from actckpt.checkpoint.manifest import Manifest
+from actckpt.checkpoint.names import PINNED, parse_step_name
+from actckpt.checkpoint.verification import read_manifest
+from actckpt.errors import CheckpointError, CheckpointFormatError
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One checkpoint whose manifest is sound; its other files were not looked at."""
+
+    path: Path
+    manifest: Manifest
+    pinned: bool = False
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that had been made."""
+        return self.manifest.step
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What was reported with the step."""
+        return self.manifest.metrics
+
+    @property
+    def tag(self) -> str:
+        """The user's own word for it, "" for none."""
+        return self.manifest.tag
+
+    @property
+    def bytes(self) -> int:
+        """Size on disk, without the manifest."""
+        return self.manifest.bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """One entry that is named as a checkpoint and is none that can be used, and the reason."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a directory holds: ``checkpoints`` newest first."""
+
+    checkpoints: tuple[Checkpoint, ...]
+    skipped: tuple[Skipped, ...]
+
+
+def discover(files: Files, directory: str) -> Found:
+    """The checkpoints in a directory by what their manifests say; empty where nothing is.
+
+    Newest is what was saved last, which need not be of the largest step: a run may have been taken
+    back to an earlier one.
+
+    Raises:
+        CheckpointError: the directory cannot be listed, or is no directory.
+    """
+    try:
+        names = files.names(directory)
+    except FileNotFoundError:
+        return Found((), ())
+    except OSError as error:
+        raise CheckpointError(f"{directory} cannot be listed: {error}") from error
+    found: list[Checkpoint] = []
+    skipped: list[Skipped] = []
+    for name in names:
+        if parse_step_name(name) is None:
+            continue
+        path = f"{directory}/{name}"
+        try:
+            if not files.is_directory(path):
+                raise CheckpointFormatError(f"{path} is no directory, or a link to one")
+            manifest = read_manifest(files, path)
+        except CheckpointFormatError as error:
+            # another process may have retired it in the meantime
+            if files.status(path) is not None:
+                skipped.append(Skipped(name, str(error)))
+            continue
+        found.append(Checkpoint(Path(path), manifest, PINNED + name in names))
+    found.sort(key=lambda c: (c.manifest.serial, c.step, c.path.name), reverse=True)
+    return Found(tuple(found), tuple(skipped))
