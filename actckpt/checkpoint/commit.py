@@ -19,7 +19,7 @@ from actckpt.checkpoint.manifest import Chunk, FileEntry, Manifest, TensorEntry
 from actckpt.checkpoint.names import MANIFEST, SAVING, STATE, step_name, unique
 from actckpt.checkpoint.tensor_file import write_tensors
 from actckpt.checkpoint.verification import STATE_VERSION, verify_files
-from actckpt.errors import CheckpointFormatError, CheckpointSaveError
+from actckpt.errors import CheckpointError, CheckpointFormatError, CheckpointSaveError
 
 logger = logging.getLogger("actckpt")
 
@@ -76,15 +76,17 @@ def commit(
         files.sync_directory(directory)
         if verify_files(files, final, "manifest") != manifest:
             raise CheckpointFormatError(f"{final}/{MANIFEST} is not what was written")
-    except OSError as error:
-        raise CheckpointSaveError(
-            f"step {snapshot.step} could not be saved to {directory}: {error}. Earlier checkpoints "
-            "are as before; remove the cause and save again"
-        ) from error
+    except CheckpointSaveError:
+        raise
     except CheckpointFormatError as error:
         raise CheckpointSaveError(
             f"step {snapshot.step} was written to {directory} and did not read back as written: "
             f"{error}. Earlier checkpoints are as before; do not trust this file system"
+        ) from error
+    except (OSError, CheckpointError) as error:
+        raise CheckpointSaveError(
+            f"step {snapshot.step} could not be saved to {directory}: {error}. Earlier checkpoints "
+            "are as before; remove the cause and save again"
         ) from error
     return Checkpoint(Path(final), manifest)
 
@@ -126,7 +128,7 @@ def _write(files: Files, directory: str, snapshot: Snapshot, serial: int) -> Man
 
 
 def _entry(sink: Sink) -> FileEntry:
-    return FileEntry(sink.bytes, f"{CHECKSUM}:{sink.checksum}")
+    return FileEntry(sink.written_bytes, f"{CHECKSUM}:{sink.checksum}")
 
 
 def _tensor_entry(tensor: torch.Tensor, file: str, key: str) -> TensorEntry:
@@ -136,7 +138,7 @@ def _tensor_entry(tensor: torch.Tensor, file: str, key: str) -> TensorEntry:
 
 
 def _check_space(files: Files, directory: str, snapshot: Snapshot) -> None:
-    needed = sum(encoded.bytes for encoded in snapshot.items.values()) + _OVERHEAD_BYTES
+    needed = sum(encoded.size_bytes for encoded in snapshot.items.values()) + _OVERHEAD_BYTES
     free = files.free_bytes(directory)
     if free < needed:
         raise CheckpointSaveError(

@@ -88,7 +88,8 @@ def _permuted(x: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
 def _dtype(x: dict[str, Any]) -> np.dtype[Any]:
     if not _NUMPY_DTYPE.fullmatch(x["dtype"]):
         raise ValueError(f"no NumPy dtype: {x['dtype']!r}")
-    return np.dtype(x["dtype"])
+    dtype: np.dtype[Any] = np.dtype(x["dtype"])
+    return dtype
 
 
 def _float(bits: str) -> float:

@@ -36,9 +36,9 @@ class Checkpoint:
         return self.manifest.tag
 
     @property
-    def bytes(self) -> int:
+    def size_bytes(self) -> int:
         """Size on disk, without the manifest."""
-        return self.manifest.bytes
+        return self.manifest.size_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +67,14 @@ def discover(files: Files, directory: str) -> Found:
         CheckpointError: the directory cannot be listed, or is no directory.
     """
     try:
-        names = files.names(directory)
+        return _discover(files, directory, files.names(directory))
     except FileNotFoundError:
         return Found((), ())
     except OSError as error:
         raise CheckpointError(f"{directory} cannot be listed: {error}") from error
+
+
+def _discover(files: Files, directory: str, names: list[str]) -> Found:
     found: list[Checkpoint] = []
     skipped: list[Skipped] = []
     for name in names:

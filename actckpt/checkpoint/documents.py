@@ -58,9 +58,7 @@ def parsed(raw: bytes | bytearray, where: str) -> Any:
         CheckpointFormatError: it is not.
     """
     try:
-        return json.loads(
-            raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_once
-        )
+        return json.loads(raw.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise CheckpointFormatError(f"{where} is not strict JSON: {error}") from error
 

@@ -38,7 +38,7 @@ class Encoded:
     tensors: dict[str, torch.Tensor]
 
     @property
-    def bytes(self) -> int:
+    def size_bytes(self) -> int:
         """Size of the tensors."""
         return sum(t.numel() * t.itemsize for t in self.tensors.values())
 

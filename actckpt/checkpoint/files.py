@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import xxhash
@@ -31,7 +31,7 @@ class Sink:
         self._calls = calls
         self._fd = fd
         self._digest = xxhash.xxh3_128()
-        self.bytes = 0
+        self.written_bytes = 0
 
     @property
     def checksum(self) -> str:
@@ -44,7 +44,7 @@ class Sink:
         for start in range(0, len(view), PIECE_BYTES):
             piece = view[start : start + PIECE_BYTES]
             self._digest.update(piece)
-            self.bytes += len(piece)
+            self.written_bytes += len(piece)
             while piece:
                 written = _again(self._calls.write, self._fd, piece)
                 if written <= 0:
@@ -60,7 +60,7 @@ class Source:
         self._fd = fd
         self._digest = xxhash.xxh3_128()
         self.size_bytes = size_bytes
-        self.bytes = 0
+        self.read_bytes = 0
 
     @property
     def checksum(self) -> str:
@@ -80,10 +80,10 @@ class Source:
             while left:
                 count = _again(self._calls.readinto, self._fd, left)
                 if count <= 0:
-                    raise EOFError(f"ends at byte {self.bytes + len(piece) - len(left)}")
+                    raise EOFError(f"ends at byte {self.read_bytes + len(piece) - len(left)}")
                 left = left[count:]
             self._digest.update(piece)
-            self.bytes += len(piece)
+            self.read_bytes += len(piece)
 
     def read(self, count: int) -> bytearray:
         """The next ``count`` bytes.
@@ -91,16 +91,16 @@ class Source:
         Raises:
             EOFError: there are fewer.
         """
-        if count > self.size_bytes - self.bytes:
-            raise EOFError(f"has {self.size_bytes} bytes, {self.bytes + count} were expected")
+        if count > self.size_bytes - self.read_bytes:
+            raise EOFError(f"has {self.size_bytes} bytes, {self.read_bytes + count} were expected")
         buffer = bytearray(count)
         self.read_into(memoryview(buffer))
         return buffer
 
     def drain(self) -> None:
         """Reads and hashes what is left."""
-        buffer = memoryview(bytearray(min(PIECE_BYTES, self.size_bytes - self.bytes)))
-        while (left := self.size_bytes - self.bytes) > 0:
+        buffer = memoryview(bytearray(min(PIECE_BYTES, self.size_bytes - self.read_bytes)))
+        while (left := self.size_bytes - self.read_bytes) > 0:
             self.read_into(buffer[:left])
 
 
@@ -201,16 +201,13 @@ class Files:
     def close(self, fd: int) -> None:
         """Closes a descriptor."""
         # interrupted or not, the descriptor is gone, and another thread may have it by now
-        try:
+        with suppress(InterruptedError):
             self.calls.close(fd)
-        except InterruptedError:
-            pass
 
     def _close_after_error(self, fd: int) -> None:
-        try:
+        # nothing was promised that a failed close could break
+        with suppress(OSError):
             self.calls.close(fd)
-        except OSError:
-            pass  # nothing was promised that a failed close could break
 
 
 def _again(call: Callable[..., T], *args: Any) -> T:

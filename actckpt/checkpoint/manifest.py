@@ -26,7 +26,7 @@ V = TypeVar("V")
 class FileEntry:
     """One file: its size, and ``xxh3-128:`` with the hash of its content."""
 
-    bytes: int
+    size_bytes: int
     checksum: str
 
 
@@ -76,9 +76,9 @@ class Manifest:
     tensors: dict[str, TensorEntry]
 
     @property
-    def bytes(self) -> int:
+    def size_bytes(self) -> int:
         """Size of the files, without this manifest."""
-        return sum(f.bytes for f in self.files.values())
+        return sum(f.size_bytes for f in self.files.values())
 
     def to_bytes(self) -> bytes:
         """The text of the file; `Manifest.from_bytes` reads it back equal."""
@@ -171,7 +171,7 @@ def _file(x: Any) -> FileEntry:
     checksum = _text(x["checksum"])
     if not checksum.startswith(CHECKSUM + ":"):
         raise ValueError(f"checksum {checksum!r:.80}")
-    return FileEntry(_count(x["bytes"]), checksum)
+    return FileEntry(_count(x["size_bytes"]), checksum)
 
 
 def _tensor(x: Any) -> TensorEntry:

@@ -15,7 +15,7 @@ DELETING = ".deleting-"
 PINNED = ".pinned-"
 
 _STEP = re.compile(r"step-(\d{8,18})(?:\.(\d{1,6}))?")
-_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}\.(?:safetensors|json)")
+_ITEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 
 def step_name(step: int, attempt: int = 0) -> str:
@@ -34,7 +34,13 @@ def parse_step_name(name: str) -> tuple[int, int] | None:
 
 def is_file_name(name: str) -> bool:
     """Whether a manifest may name this file: a plain name, in the checkpoint's own directory."""
-    return _FILE.fullmatch(name) is not None
+    stem, _, ending = name.partition(".")
+    return is_item_name(stem) and ending in ("safetensors", "json")
+
+
+def is_item_name(name: str) -> bool:
+    """Whether an item of a state may be called so: its file has that name."""
+    return _ITEM.fullmatch(name) is not None
 
 
 def unique(prefix: str, name: str) -> str:

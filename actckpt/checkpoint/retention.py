@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from actckpt.checkpoint.discovery import Checkpoint
 from actckpt.checkpoint.files import Files
-from actckpt.checkpoint.names import DELETING, PINNED, SAVING, parse_step_name, unique
+from actckpt.checkpoint.names import DELETING, PINNED, SAVING, unique
 
 logger = logging.getLogger("actckpt")
 
@@ -94,8 +94,7 @@ def clean(files: Files, directory: str) -> None:
             logger.info("actckpt: removing %s/%s, left by a process that ended", directory, name)
             files.remove_tree(f"{directory}/{name}")
         elif name.startswith(PINNED) and name.removeprefix(PINNED) not in names:
-            if parse_step_name(name.removeprefix(PINNED)) is not None:
-                files.remove_tree(f"{directory}/{name}")
+            files.remove_tree(f"{directory}/{name}")
 
 
 def _positive(x: object) -> bool:

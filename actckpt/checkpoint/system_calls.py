@@ -1,7 +1,7 @@
 """The file-system calls that checkpoints are made of, and nothing around them.
 
 Every byte that a checkpoint reads or writes goes through one object of this shape, so that a test
-can put another one in its place: one that fails, is interrupted, writes less than asked, or records.
+can put another one in its place: one that fails, is interrupted, writes less, or records.
 """
 
 from __future__ import annotations

@@ -59,9 +59,11 @@ def write_tensors(sink: Sink, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:
-    """The elements in C order; a window on the tensor's own memory where that is possible."""
+    """The elements in C order, at least one; a window on the tensor's own memory where possible."""
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    return memoryview(plain.reshape(-1).view(torch.uint8).numpy())
+    # a dimension of one may have any stride, and still count as contiguous
+    array: Any = plain.as_strided((plain.numel(),), (1,)).view(torch.uint8).numpy()
+    return memoryview(array)
 
 
 def read_slots(source: Source, where: str) -> list[Slot]:

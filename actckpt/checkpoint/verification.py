@@ -59,10 +59,7 @@ def verify_files(files: Files, directory: str, level: str = "full") -> Manifest:
                 else:
                     _check_slots(read_slots(source, where), name, manifest, where)
         else:
-            status = files.status(where)
-            if status is None or not stat.S_ISREG(status.st_mode):
-                raise _missing(where, None)
-            _check_size(where, status.st_size, entry.bytes)
+            _check_size(where, _regular_size(files, where), entry.size_bytes)
     return manifest
 
 
@@ -132,9 +129,7 @@ def _check_slots(slots: list[Slot], file: str, manifest: Manifest, where: str) -
                 expected[chunk.name] = stored_as(BY_NAME[tensor.dtype], chunk.shape)
     found = {slot.name: (slot.code, slot.shape) for slot in slots}
     if found != expected:
-        name = min(
-            n for n in found.keys() | expected.keys() if found.get(n) != expected.get(n)
-        )
+        name = min(n for n in found.keys() | expected.keys() if found.get(n) != expected.get(n))
         raise CheckpointFormatError(
             f"{where} holds {name} as {found.get(name)}; the manifest has {expected.get(name)}. "
             "Files of different checkpoints may have been mixed; use another checkpoint"
@@ -163,7 +158,7 @@ def _checked(files: Files, directory: str, name: str, manifest: Manifest) -> Ite
     entry = manifest.files[name]
     with _opened(files, where) as source:
         # before anything is allocated for it
-        _check_size(where, source.size_bytes, entry.bytes)
+        _check_size(where, source.size_bytes, entry.size_bytes)
         error: CheckpointFormatError | None = None
         try:
             yield source
@@ -180,6 +175,16 @@ def _checked(files: Files, directory: str, name: str, manifest: Manifest) -> Ite
             raise error
 
 
+def _regular_size(files: Files, where: str) -> int:
+    try:
+        status = files.status(where)
+    except OSError as error:
+        raise _unreadable(where, error) from error
+    if status is None or not stat.S_ISREG(status.st_mode):
+        raise _missing(where, None)
+    return status.st_size
+
+
 @contextmanager
 def _opened(files: Files, where: str) -> Iterator[Source]:
     try:
@@ -188,16 +193,21 @@ def _opened(files: Files, where: str) -> Iterator[Source]:
     except EOFError as error:
         raise CheckpointFormatError(f"{where} is truncated: it {error}") from error
     except OSError as error:
-        if error.errno not in _THE_FILES_FAULT:
-            # says nothing about the file, so nobody may pass over the checkpoint for it
-            raise CheckpointError(f"{where} cannot be read now: {error}") from error
-        raise _missing(where, error) from error
+        raise _unreadable(where, error) from error
+
+
+def _unreadable(where: str, error: OSError) -> CheckpointError:
+    if error.errno in _THE_FILES_FAULT:
+        return _missing(where, error)
+    # says nothing about the file, so nobody may pass over the checkpoint for it
+    return CheckpointError(f"{where} cannot be read now: {error}")
 
 
 def _missing(where: str, error: OSError | None) -> CheckpointFormatError:
     reason = "there is no such regular file" if error is None else str(error)
     return CheckpointFormatError(
-        f"{where} cannot be read: {reason}. Use another checkpoint, or restore this file from a copy"
+        f"{where} cannot be read: {reason}. Use another checkpoint, or restore this file from a "
+        "copy"
     )
 
 
@@ -208,4 +218,3 @@ def _check_size(where: str, found: int, expected: int) -> None:
             f"{where} is {verb}: {found} bytes, {expected} in the manifest; "
             "use another checkpoint, or restore this file from a copy"
         )
-

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 from torch import nn
 
 from actckpt.checkpoint.commit import Snapshot, commit
@@ -72,7 +71,8 @@ class Checkpointer:
     ) -> None:
         if verify not in LEVELS:
             raise ValueError(f"verify must be one of {', '.join(LEVELS)}; found {verify!r}")
-        self.directory = Path(directory)
+        # the process may change its working directory
+        self.directory = Path(directory).absolute()
         self.loader = loader
         self._files = Files() if files is None else files
         self._verify = verify
@@ -96,6 +96,8 @@ class Checkpointer:
         self._lock: DirectoryLock | None = None
         # put once nothing of the library draws any more
         self._random: dict[str, Any] | None = None
+        # whether a batch was handed out since the last optimizer step
+        self._accumulating = False
 
     # ---- the loop
 
@@ -127,7 +129,7 @@ class Checkpointer:
             CheckpointMismatchError: the loader cannot be brought to the saved position.
         """
         if loader is not None:
-            self._position.check(self._position.state_dict(loader), loader, str(self.directory))
+            self._position.check(None, loader, str(self.directory))
             self.loader = loader
         if self.loader is None:
             raise TypeError("steps() needs a loader, here or in the constructor")
@@ -135,6 +137,7 @@ class Checkpointer:
             for batch in self._position.rest_of_epoch(self.loader, self._put_random):
                 if total_steps is not None and self._step >= total_steps:
                     return
+                self._accumulating, self._latest = True, None
                 yield self._step, batch
 
     def step(self, metrics: Mapping[str, Any] | None = None) -> Checkpoint | None:
@@ -147,7 +150,7 @@ class Checkpointer:
             CheckpointSaveError: a checkpoint was due and could not be made.
         """
         self._step += 1
-        self._latest = None
+        self._latest, self._random, self._accumulating = None, None, False
         self._metrics = _numbers(metrics)
         return self.save() if self._cadence.due(self._step) else None
 
@@ -167,7 +170,7 @@ class Checkpointer:
             return self._latest
         self._metrics |= added
         self._acquire()
-        found = self.list_all()
+        found = self.find()
         snapshot = self._snapshot(tag)
         serial = 1 + max((c.manifest.serial for c in found.checkpoints), default=0)
         made = commit(
@@ -184,6 +187,7 @@ class Checkpointer:
             progress=progress,
             position=self._position.state_dict(self.loader),
             random=self._random,
+            accumulating=self._accumulating,
         )
         return Snapshot(
             step=self._step,
@@ -225,10 +229,10 @@ class Checkpointer:
     # ---- finding
 
     def list(self) -> list[Checkpoint]:
-        """The checkpoints in the directory, newest first; those of damaged manifests are left out."""
-        return list(self.list_all().checkpoints)
+        """The checkpoints in the directory, newest first, without those of damaged manifests."""
+        return list(self.find().checkpoints)
 
-    def list_all(self) -> Found:
+    def find(self) -> Found:
         """The checkpoints newest first, and what is named as one and cannot be used."""
         return discover(self._files, str(self.directory))
 
@@ -288,7 +292,7 @@ class Checkpointer:
             CheckpointMismatchError: the checkpoint is of other objects; they are as before.
         """
         self._acquire()
-        found = self.list_all()
+        found = self.find()
         if not found.checkpoints and not found.skipped:
             return None
         skipped: list[Skipped] = list(found.skipped)
@@ -347,6 +351,7 @@ class Checkpointer:
             self._metrics = dict(items["progress"]["metrics"])
             self._random = items["random"]
             self._latest = checkpoint
+            self._accumulating = bool(items["gradients"])
             self._cadence.saved()
             put_random_states(self._random)
         return Resumed(

@@ -35,28 +35,32 @@ class DataPosition:
             return self._pending  # nothing was read since it was restored
         batches = _length(loader)
         state: dict[str, Any] = {"epoch": self.epoch, "batch": self.batch, "batches": batches}
-        if self.batch and isinstance(loader, Stateful):
-            state["loader"] = loader.state_dict()
+        if self.batch and (own := _stateful(loader)) is not None:
+            state["loader"] = own.state_dict()
         elif self.batch:
             state["start"] = self._start
         return state
 
-    def check(self, state: dict[str, Any], loader: Loader | None, where: str) -> None:
+    def check(self, state: dict[str, Any] | None, loader: Loader | None, where: str) -> None:
         """Raises unless ``loader`` can be brought to a saved position.
+
+        Args:
+            state: None is the position that was restored and not taken up yet.
 
         Raises:
             CheckpointMismatchError: it has another number of batches, or is of another kind.
         """
-        if loader is None:
+        state = self._pending if state is None else state
+        if loader is None or state is None:
             return
         here, there = _length(loader), state["batches"]
         if there is not None and here != there:
             raise CheckpointMismatchError(
-                f"{where} was saved with a loader of {there} batches an epoch, this one has {here}: "
-                "its order cannot be replayed. Pass the same data, batch size and drop_last. "
-                "Nothing was changed"
+                f"{where} was saved with a loader of {there} batches an epoch, this one has "
+                f"{here}: its order cannot be replayed. Pass the same data, batch size and "
+                "drop_last. Nothing was changed"
             )
-        if state["batch"] and ("loader" in state) != isinstance(loader, Stateful):
+        if state["batch"] and ("loader" in state) != (_stateful(loader) is not None):
             raise CheckpointMismatchError(
                 f"{where} was saved with a loader that had {'a' if 'loader' in state else 'no'} "
                 "state_dict of its own, unlike this one. Nothing was changed"
@@ -81,7 +85,7 @@ class DataPosition:
             if self.batch:  # a loop that was left early; this is another pass
                 self.epoch, self.batch = self.epoch + 1, 0
             put_last()
-            if not isinstance(loader, Stateful):
+            if _stateful(loader) is None:
                 self._start = _start_of(loader)
             iterator = iter(loader)
         if pending is not None:
@@ -92,8 +96,8 @@ class DataPosition:
         self.epoch, self.batch, self._start = self.epoch + 1, 0, None
 
     def _reopened(self, loader: Loader, state: dict[str, Any]) -> Iterator[Any]:
-        if isinstance(loader, Stateful):
-            loader.load_state_dict(state["loader"])
+        if (own := _stateful(loader)) is not None:
+            own.load_state_dict(state["loader"])
             return iter(loader)
         _put_start(loader, state["start"])
         if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
@@ -187,6 +191,10 @@ def _generators(loader: Loader) -> list[torch.Generator]:
     owners = [loader, _sampler(loader), batch_sampler, getattr(batch_sampler, "sampler", None)]
     found = (getattr(owner, "generator", None) for owner in owners)
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
+def _stateful(loader: object) -> Stateful | None:
+    return loader if isinstance(loader, Stateful) else None
 
 
 def _length(loader: Loader | None) -> int | None:

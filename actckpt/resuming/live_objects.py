@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -24,11 +24,6 @@ class Stateful(Protocol):
     def state_dict(self) -> Any: ...
 
     def load_state_dict(self, state_dict: Any, /) -> Any: ...
-
-
-def state_of(item: Stateful) -> Any:
-    """The state of an object: of its own tensors, not of copies."""
-    return item.state_dict()
 
 
 def fingerprint_of(state: Mapping[str, Any]) -> str:
@@ -66,7 +61,7 @@ def check_fits(name: str, item: Stateful, saved: Any, where: str) -> None:
         )
 
 
-def _module_differences(live: Mapping[str, Any], saved: Mapping[str, Any]) -> Any:
+def _module_differences(live: Mapping[str, Any], saved: Mapping[str, Any]) -> Iterator[str]:
     for key in [*live, *(k for k in saved if k not in live)]:
         here, there = live.get(key), saved.get(key)
         if key not in saved:
@@ -81,17 +76,48 @@ def _described(x: Any) -> str:
     return f"{name_of(x.dtype)} {list(x.shape)}" if isinstance(x, torch.Tensor) else ""
 
 
-def _optimizer_differences(live: Mapping[str, Any], saved: Mapping[str, Any]) -> Any:
+def _optimizer_differences(live: Mapping[str, Any], saved: Mapping[str, Any]) -> Iterator[str]:
     here = [len(group["params"]) for group in live["param_groups"]]
     there = [len(group["params"]) for group in saved["param_groups"]]
     if here != there:
         yield f"it has groups of {here} parameters, saved were groups of {there}"
-        return
-    for number, (a, b) in enumerate(
-        zip(live["param_groups"], saved["param_groups"], strict=True)
-    ):
-        if missing := sorted(a.keys() - b.keys()):
-            yield f"the saved group {number} has no {', '.join(missing)}: another optimizer"
+
+
+def identity_of(item: Stateful, model: nn.Module) -> dict[str, Any]:
+    """What tells that a state is of another object, where the state itself does not.
+
+    An optimizer knows its parameters by their numbers alone: given in another order, it would take
+    the state of one for the other's.
+    """
+    found: dict[str, Any] = {"kind": type(item).__qualname__}
+    if isinstance(item, torch.optim.Optimizer):
+        names = {id(p): name for name, p in model.named_parameters()}
+        found["parameters"] = [
+            [names.get(id(p), "") for p in group["params"]] for group in item.param_groups
+        ]
+    return found
+
+
+def check_identity(name: str, here: dict[str, Any], saved: dict[str, Any], where: str) -> None:
+    """Raises unless both are what `identity_of` says of one and the same object.
+
+    Raises:
+        CheckpointMismatchError: it is of another class, or has its parameters in another order.
+    """
+    if here["kind"] != saved["kind"]:
+        raise CheckpointMismatchError(
+            f"{where} holds the {name} of a {saved['kind']}, this is a {here['kind']}: build what "
+            "was saved, or restore with only=. Nothing was changed"
+        )
+    mine, theirs = here.get("parameters", []), saved.get("parameters", [])
+    for number, (a, b) in enumerate(zip(mine, theirs, strict=False)):
+        for n, (x, y) in enumerate(zip(a, b, strict=False)):
+            if x != y:
+                raise CheckpointMismatchError(
+                    f"{where}: parameter {n} of group {number} of the {name} is {x or 'unnamed'}, "
+                    f"saved was {y or 'unnamed'}: give it the parameters in the order in which "
+                    "they were saved. Nothing was changed"
+                )
 
 
 def put_state(item: Stateful, saved: Any) -> Callable[[], None]:
@@ -115,7 +141,7 @@ def _undo(item: Stateful) -> Callable[[], None]:
     if isinstance(item, torch.optim.Optimizer):
         # loading rebinds the state, and does not write into it
         before = item.state_dict()
-    elif isinstance(item, nn.Module) and loads_as_plain(item):
+    elif cannot_fail(item):
         # what has been checked cannot fail to load, and a second copy could be too much
         return lambda: None
     else:
@@ -127,15 +153,18 @@ def _undo(item: Stateful) -> Callable[[], None]:
     return undo
 
 
-def loads_as_plain(module: nn.Module) -> bool:
-    """Whether loading copies tensors by name and runs no code of others."""
-    own = type(module).load_state_dict is nn.Module.load_state_dict
-    return own and all(
-        type(m)._load_from_state_dict.__module__.startswith("torch.nn.")
-        and type(m).set_extra_state is nn.Module.set_extra_state
-        and not m._load_state_dict_pre_hooks
-        and not m._load_state_dict_post_hooks
-        for m in module.modules()
+def cannot_fail(item: Stateful) -> bool:
+    """Whether loading a state that fits copies tensors by name, and runs no code of others."""
+    return (
+        isinstance(item, nn.Module)
+        and type(item).load_state_dict is nn.Module.load_state_dict
+        and all(
+            type(m)._load_from_state_dict.__module__.startswith("torch.nn.")
+            and type(m).set_extra_state is nn.Module.set_extra_state
+            and not m._load_state_dict_pre_hooks
+            and not m._load_state_dict_post_hooks
+            for m in item.modules()
+        )
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from actckpt.errors import PlanError
 from actckpt.session import session_of
 from actckpt.versions import versions
 
@@ -24,10 +25,8 @@ def put_plans(
 ) -> str:
     """What happens to the plans: "" for an untouched model, else a sentence for the report.
 
-    A plan that was made for the same step, budget and device is taken as it is.
-
-    Raises:
-        PlanError: the state is none that `gather_plans` made.
+    A plan that was made for the same step, budget and device is taken as it is. Bits do not depend
+    on the plan: where it cannot be taken, another one is made.
     """
     session = session_of(model)
     if session is None:
@@ -40,6 +39,10 @@ def put_plans(
     device = versions()["device"]
     if state["device"] != device:
         return f"planned anew: the saved plan is for {state['device']}, this is {device}"
-    if why := session.load_state_dict(state):
+    try:
+        why = session.load_state_dict(state)
+    except PlanError as error:
+        why = str(error)
+    if why:
         return f"planned anew: {why}"
     return "the saved plan is used as it is"

@@ -10,15 +10,25 @@ import torch
 from torch import nn
 
 from actckpt.checkpoint.encoding import Encoded, encode
+from actckpt.checkpoint.names import is_item_name
 from actckpt.errors import CheckpointMismatchError
-from actckpt.resuming.live_objects import Stateful, check_fits, fingerprint_of, put_state
+from actckpt.resuming.gradients import Gradients
+from actckpt.resuming.live_objects import (
+    Stateful,
+    cannot_fail,
+    check_fits,
+    check_identity,
+    fingerprint_of,
+    identity_of,
+    put_state,
+)
 from actckpt.resuming.plans import gather_plans, put_plans
 from actckpt.resuming.random_states import gather_random_states, lost_random_states
 from actckpt.resuming.resumed import version_differences
 from actckpt.versions import versions
 
 # items that every checkpoint has, beside the objects that the user passes
-OWN = ("model", "model-versions", "progress", "position", "random", "plans", "config")
+OWN = ("identities", "model-versions", "progress", "position", "random", "plans", "config")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,33 +52,41 @@ class RunState:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module; found {type(model).__name__}")
         self._model = model
-        self._others = {name: item for name, item in others.items() if item is not None}
-        for name, item in self._others.items():
+        self._objects: dict[str, Stateful] = {"model": model}
+        self._objects |= {name: item for name, item in others.items() if item is not None}
+        self._objects["gradients"] = Gradients(model)
+        for name, item in self._objects.items():
+            if not is_item_name(name):
+                raise ValueError(
+                    f"{name!r:.120} cannot be the name of a file: use letters, digits, - and _"
+                )
             if not isinstance(item, Stateful):
                 raise TypeError(
-                    f"{name} must have state_dict and load_state_dict; "
-                    f"found {type(item).__name__}"
+                    f"{name} must have state_dict and load_state_dict; found {type(item).__name__}"
                 )
         self._config = dict(config or {})
 
-    @property
-    def _objects(self) -> dict[str, Stateful]:
-        return {"model": self._model, **self._others}
-
     def gather(
-        self, *, progress: Any, position: Any, random: dict[str, Any] | None
+        self,
+        *,
+        progress: dict[str, Any],
+        position: dict[str, Any],
+        random: dict[str, Any] | None,
+        accumulating: bool,
     ) -> dict[str, Encoded]:
         """Every item, encoded; tensors are the objects' own.
 
         Args:
             random: random states that are still to be put; None takes those of now.
+            accumulating: gradients are needed still; otherwise the next step begins without them.
 
         Raises:
             CheckpointSaveError: something in a state can be saved in no way; named by its key.
         """
-        states: dict[str, Any] = {
-            name: item.state_dict() for name, item in self._objects.items()
-        }
+        states: dict[str, Any] = {name: item.state_dict() for name, item in self._objects.items()}
+        if not accumulating:
+            states["gradients"] = {}
+        states["identities"] = self._identities()
         # the versions that modules keep in a state dict, for loading older ones
         states["model-versions"] = dict(getattr(states["model"], "_metadata", {}))
         states["progress"] = progress
@@ -104,7 +122,7 @@ class RunState:
             CheckpointMismatchError: an item is missing or does not fit.
             Exception: whatever an object raises. After any error all are as they were.
         """
-        objects = self._objects
+        objects = dict(self._objects)
         if only is not None:
             if unknown := sorted(only - objects.keys()):
                 raise CheckpointMismatchError(
@@ -114,18 +132,18 @@ class RunState:
         self._check(objects, items, where, everything=only is None)
         if "model" in objects:
             items["model"]._metadata = items["model-versions"]
-        # what may raise on its own comes first; the model was checked most, and comes last
         undo: list[Callable[[], None]] = []
         try:
-            for name in reversed(objects):
+            # what may raise on its own comes before what was checked and is not copied first
+            for name in sorted(objects, key=lambda n: (cannot_fail(objects[n]), n)):
                 undo.append(put_state(objects[name], items[name]))
-            plan = "" if only is not None else self._put_plans(items["plans"])
         except BaseException:
             for step in reversed(undo):
                 step()
             raise
         if only is not None:
-            return Put((), plan, ())
+            return Put((), "", ())
+        plan = self._put_plans(items["plans"])
         inexact = version_differences(saved_versions, versions())
         if lost := lost_random_states(items["random"]):
             inexact.append(lost)
@@ -145,11 +163,22 @@ class RunState:
                 f"{where} holds {', '.join(extra)}, for which the Checkpointer was given no "
                 "object: pass them, or restore with only=. Nothing was changed"
             )
+        identities = self._identities()
         for name, item in objects.items():
+            if name in identities:
+                check_identity(name, identities[name], items["identities"][name], where)
             check_fits(name, item, items[name], where)
 
+    def _identities(self) -> dict[str, Any]:
+        """Of all but modules, whose tensors have names."""
+        return {
+            name: identity_of(item, self._model)
+            for name, item in self._objects.items()
+            if not isinstance(item, nn.Module)
+        }
+
     def _put_plans(self, state: Any) -> str:
-        optimizer = self._others.get("optimizer")
+        optimizer = self._objects.get("optimizer")
         known = optimizer if isinstance(optimizer, torch.optim.Optimizer) else None
         return put_plans(self._model, state, known)
 
