@@ -41,9 +41,9 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor):
         return same_tensor(a, b)
     if isinstance(a, np.ndarray):
-        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+        return bool((a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()))
     if isinstance(a, np.generic):
-        return a.dtype == b.dtype and a.tobytes() == b.tobytes()
+        return bool((a.dtype, a.tobytes()) == (b.dtype, b.tobytes()))
     if isinstance(a, dict):
         return [*map(repr, a)] == [*map(repr, b)] and all(
             same(x, y) for x, y in zip(a.values(), b.values(), strict=True)
