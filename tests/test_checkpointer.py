@@ -31,7 +31,8 @@ class Small(nn.Module):
         self.norm = nn.BatchNorm1d(width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.first(x)).square().mean()
+        loss: torch.Tensor = self.norm(self.first(x)).square().mean()
+        return loss
 
 
 def objects(width: int = 3, seed: int = 0) -> dict[str, Any]:

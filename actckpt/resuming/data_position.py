@@ -32,13 +32,20 @@ class DataPosition:
     def state_dict(self, loader: Loader | None) -> dict[str, Any]:
         """The position as a state, between two batches."""
         if self._pending is not None:
-            return self._pending  # nothing was read since it was restored
+            return self._pending  # nothing has been read since it was restored
         batches = _length(loader)
         state: dict[str, Any] = {"epoch": self.epoch, "batch": self.batch, "batches": batches}
-        if self.batch and (own := _stateful(loader)) is not None:
+        if loader is None or not (self.batch or self.epoch):
+            return state  # asking a loader that was never read could make it draw
+        if (own := _stateful(loader)) is not None:
             state["loader"] = own.state_dict()
         elif self.batch:
             state["start"] = self._start
+        else:
+            state["between"] = {
+                "reused": _reused(loader),
+                "generators": [g.get_state() for g in _generators(loader)],
+            }
         return state
 
     def check(self, state: dict[str, Any] | None, loader: Loader | None, where: str) -> None:
@@ -70,7 +77,7 @@ class DataPosition:
         """Takes a saved position; the loader is moved there when it is next read."""
         self.epoch, self.batch = state["epoch"], state["batch"]
         self._start = state.get("start")
-        self._pending = state if self.batch else None
+        self._pending = state
 
     def rest_of_epoch(self, loader: Loader, put_last: Callable[[], None]) -> Iterator[Any]:
         """The batches of the epoch that were not handed out yet.
@@ -79,29 +86,52 @@ class DataPosition:
             put_last: restores the random states, once nothing of the loader's draws any more.
         """
         pending, self._pending = self._pending, None
-        if pending is not None:
+        if pending is not None and self.batch:
             iterator = self._reopened(loader, pending)
+            put_last()
         else:
             if self.batch:  # a loop that was left early; this is another pass
                 self.epoch, self.batch = self.epoch + 1, 0
-            put_last()
-            if _stateful(loader) is None:
-                self._start = _start_of(loader)
-            iterator = iter(loader)
-        if pending is not None:
-            put_last()
+            iterator = self._begun(loader, pending or {}, put_last)
         for batch in iterator:
             self.batch += 1
             yield batch
         self.epoch, self.batch, self._start = self.epoch + 1, 0, None
 
+    def _begun(
+        self, loader: Loader, pending: dict[str, Any], put_last: Callable[[], None]
+    ) -> Iterator[Any]:
+        """An iterator over a whole epoch; the first after a resume where something is pending."""
+        between = pending.get("between", {"reused": _reused(loader), "generators": []})
+        own = _stateful(loader)
+        if own is not None and "loader" in pending:
+            own.load_state_dict(pending["loader"])
+            own.state_dict()  # some only now do what was loaded, and draw for it
+        _put_generators(loader, between["generators"])
+
+        def begin() -> None:
+            put_last()
+            if own is None:
+                self._start = _start_of(loader, between["reused"])
+
+        if between["reused"] and not _reused(loader) and _is_indexed(loader):
+            return _opened(loader, begin=begin)
+        begin()
+        return iter(loader)
+
     def _reopened(self, loader: Loader, state: dict[str, Any]) -> Iterator[Any]:
         if (own := _stateful(loader)) is not None:
             own.load_state_dict(state["loader"])
             return iter(loader)
-        _put_start(loader, state["start"])
-        if isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset):
-            return _skipped(loader, self.batch)
+        start = state["start"]
+        if _is_indexed(loader):
+            # workers that persist from an earlier epoch would go on with the sampler they know
+            loader._iterator = None  # type: ignore[attr-defined]
+            if start["reused"]:
+                return _opened(loader, self.batch, lambda: _put_start(loader, start))
+            _put_start(loader, start)
+            return _opened(loader, self.batch)
+        _put_start(loader, start)
         iterator = iter(loader)
         for done in range(self.batch):
             if next(iterator, _END) is _END:
@@ -113,59 +143,83 @@ _END = object()
 
 
 class _SkipFirst:
-    """A sampler whose first pass leaves out what it begins with."""
+    """A sampler whose first pass leaves out what it begins with.
 
-    def __init__(self, sampler: Iterable[Any], count: int) -> None:
+    Args:
+        begin: called before the sampler is read, and so after the loader has drawn its seed.
+    """
+
+    def __init__(
+        self, sampler: Iterable[Any], count: int, begin: Callable[[], None] | None
+    ) -> None:
         self._sampler = sampler
         self._count = count
+        self._begin = begin
         self._iterator: Iterator[Any] | None = None
+        self._first = True
 
     def __len__(self) -> int:
         return len(self._sampler)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:
-        if not self._count:
+        if not self._first:
             return iter(self._sampler)
-        # only now: the loader draws its seed between this call and the first index
-        self._iterator = iter(self._sampler)
+        if self._begin is None:
+            self._iterator = iter(self._sampler)
         return self
 
     def __next__(self) -> Any:
-        self.skip()
-        assert self._iterator is not None
-        return next(self._iterator)
+        return next(self.read())
 
-    def skip(self) -> None:
-        """Leaves out what is to be left out, unless that was done."""
-        count, self._count = self._count, 0
-        for done in range(count):
+    def read(self) -> Iterator[Any]:
+        """The sampler's iterator, once what is to be left out was."""
+        if self._first:
+            self._first = False
+            if self._begin is not None:
+                self._begin()
+                self._iterator = iter(self._sampler)
             assert self._iterator is not None
-            if next(self._iterator, _END) is _END:
-                raise _too_short(count, done)
+            for done in range(self._count):
+                if next(self._iterator, _END) is _END:
+                    raise _too_short(self._count, done)
+        assert self._iterator is not None
+        return self._iterator
 
 
-def _skipped(loader: DataLoader[Any], count: int) -> Iterator[Any]:
-    """An iterator over a loader that begins at batch ``count``, whose sampler has drawn its order.
+def _opened(loader: Any, count: int = 0, begin: Callable[[], None] | None = None) -> Iterator[Any]:
+    """An iterator over an indexed loader from batch ``count`` on; its sampler has begun.
 
-    A loader does not let its sampler be replaced, and reads it when iteration begins: so the
+    A loader does not let its sampler be replaced, and looks for it when iteration begins: so the
     attribute is replaced for that moment.
     """
-    # workers that persist from an earlier epoch would go on with the sampler that they know
-    loader._iterator = None
     name = "batch_sampler" if loader.batch_sampler is not None else "sampler"
     original = loader.__dict__[name]
-    skipping = loader.__dict__[name] = _SkipFirst(original, count)
+    skipping = loader.__dict__[name] = _SkipFirst(original, count, begin)
     try:
-        iterator = iter(loader)
+        iterator: Iterator[Any] = iter(loader)
     finally:
         loader.__dict__[name] = original
-    skipping.skip()
+    skipping.read()
     return iterator
 
 
-def _start_of(loader: Loader) -> dict[str, Any]:
+def _is_indexed(loader: Loader) -> bool:
+    """Whether it is a plain DataLoader that reads a dataset by a sampler's indices."""
+    return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
+
+
+def _reused(loader: Loader | None) -> bool:
+    """Whether the loader has begun an epoch before, in workers that persist.
+
+    Such a loader draws no new seed for an epoch.
+    """
+    return getattr(loader, "_iterator", None) is not None
+
+
+def _start_of(loader: Loader, reused: bool) -> dict[str, Any]:
     """What an epoch's order is drawn from."""
     return {
+        "reused": reused,
         "random": gather_random_states(),
         "generators": [g.get_state() for g in _generators(loader)],
         "sampler_epoch": getattr(_sampler(loader), "epoch", None),
@@ -174,11 +228,15 @@ def _start_of(loader: Loader) -> dict[str, Any]:
 
 def _put_start(loader: Loader, start: dict[str, Any]) -> None:
     put_random_states(start["random"])
-    for generator, state in zip(_generators(loader), start["generators"], strict=True):
-        generator.set_state(state)
+    _put_generators(loader, start["generators"])
     sampler = _sampler(loader)
     if start["sampler_epoch"] is not None and hasattr(sampler, "set_epoch"):
         sampler.set_epoch(start["sampler_epoch"])
+
+
+def _put_generators(loader: Loader, states: list[torch.Tensor]) -> None:
+    for generator, state in zip(_generators(loader), states, strict=False):
+        generator.set_state(state)
 
 
 def _sampler(loader: Loader) -> Any:
