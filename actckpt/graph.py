@@ -6,7 +6,6 @@ Nothing here knows torch. Positions in time are counted in executed operations: 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -219,13 +218,6 @@ class Graph:
             if op.phase in (Phase.BACKWARD, Phase.OPTIMIZER):
                 return index
         return len(self.ops)
-
-    @cached_property
-    def digest(self) -> str:
-        """A hash of the whole graph but for the versions that traced it: equal for equal steps."""
-        data = {k: v for k, v in self.to_json().items() if k != "versions"}
-        text = json.dumps(data, separators=(",", ":"), sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data; `Graph.from_json` reads it back equal."""

@@ -14,6 +14,7 @@ from actckpt.dry_run import DryRun, dry_run
 from actckpt.errors import BudgetError, PlanError
 from actckpt.graph import Category, Graph, Storage
 from actckpt.plan import Plan
+from actckpt.plan_key import plan_key
 from actckpt.policies import POLICIES, Policy
 from actckpt.policies.bound import Bound, lower_bound, smallest_peak
 from actckpt.pricing.price import Price
@@ -77,9 +78,9 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Recalled:
-    """A plan that was made earlier, perhaps by another process, for the graph of this digest."""
+    """A plan that was made earlier, perhaps by another process, for a graph of this `plan_key`."""
 
-    digest: str
+    key: str
     plan: Plan
     profile: Profile
 
@@ -126,9 +127,9 @@ def make_plan(
 def _recall(
     model: nn.Module, step: Step, request: Request, graph: Graph, recalled: Sequence[Recalled]
 ) -> Planned | None:
-    digest = graph.digest if recalled else ""
+    key = plan_key(graph) if recalled else ""
     for earlier in recalled:
-        if earlier.digest != digest:
+        if earlier.key != key:
             continue
         verbatim = dataclasses.replace(request, policy=_Verbatim(earlier.plan))
         try:

@@ -15,6 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from actckpt.batch_key import BatchKey, batch_key
 from actckpt.errors import PlanError
 from actckpt.plan import Plan
+from actckpt.plan_key import plan_key
 from actckpt.planning import Planned, Recalled, Request, bound_of, make_plan
 from actckpt.profile import Profile
 from actckpt.reporting.assemble import assemble_report
@@ -39,6 +40,14 @@ class _Entry:
     planned: Planned
     report: Report
     bounded: bool = False
+    kept: Recalled | None = None
+
+    def to_keep(self) -> Recalled:
+        """The plan for another process; made once, for saving often."""
+        if self.kept is None:
+            planned = self.planned
+            self.kept = Recalled(plan_key(planned.graph), planned.plan, planned.profile)
+        return self.kept
 
 
 class Session:
@@ -177,17 +186,14 @@ class Session:
 
     def state_dict(self) -> dict[str, Any]:
         """The plans made so far as JSON data, with what they were asked for."""
-        made = [
-            Recalled(e.planned.graph.digest, e.planned.plan, e.planned.profile)
-            for e in self.entries
-        ]
+        made = [entry.to_keep() for entry in self.entries]
         return {
             "budget_bytes": self.request.budget_bytes,
             "policy": self.request.policy_name,
             "scope": self.request.scope,
             "changes": self.changes,
             "plans": [
-                {"graph": r.digest, "plan": r.plan.to_json(), "profile": r.profile.to_json()}
+                {"key": r.key, "plan": r.plan.to_json(), "profile": r.profile.to_json()}
                 for r in dict.fromkeys([*made, *self.recalled])
             ],
         }
@@ -209,7 +215,7 @@ class Session:
                 return f"{name} was {state.get(name)!r} and is now {mine!r}"
         try:
             self.recalled = tuple(
-                Recalled(p["graph"], Plan.from_json(p["plan"]), Profile.from_json(p["profile"]))
+                Recalled(p["key"], Plan.from_json(p["plan"]), Profile.from_json(p["profile"]))
                 for p in state["plans"]
             )
         except (KeyError, TypeError) as error:

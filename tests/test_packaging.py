@@ -83,8 +83,10 @@ MAY_IMPORT["rewriting"] = {
     *MAY_IMPORT["regions"],
 }
 MAY_IMPORT["dry_run"] = {"profiler", "rewriting", *MAY_IMPORT["profiler"], *MAY_IMPORT["rewriting"]}
+MAY_IMPORT["plan_key"] = {"graph"}
 MAY_IMPORT["planning"] = {
     "dry_run",
+    "plan_key",
     "policies",
     *MAY_IMPORT["dry_run"],
     *MAY_IMPORT["policies"],
@@ -93,7 +95,7 @@ MAY_IMPORT["reporting"] = {"planning", "versions", *MAY_IMPORT["planning"]}
 MAY_IMPORT["measuring"] = {"graph", "profiler", "reporting", "tracing"}
 MAY_IMPORT["batch_search"] = set()
 MAY_IMPORT["batch_key"] = {"rewriting"}
-MAY_IMPORT["session"] = {"batch_key", "reporting", *MAY_IMPORT["reporting"]}
+MAY_IMPORT["session"] = {"batch_key", "plan_key", "reporting", *MAY_IMPORT["reporting"]}
 # what lies on disk knows nothing of a live run
 MAY_IMPORT["checkpoint"] = {"errors"}
 MAY_IMPORT["resuming"] = {"checkpoint", "errors", "session", "versions"}
