@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -119,7 +120,7 @@ class Files:
             yield Sink(self.calls, fd)
             _again(self.calls.fsync, fd)
         except BaseException:
-            self._close_after_error(fd)
+            self.close_whatever(fd)
             raise
         self.close(fd)
 
@@ -134,11 +135,15 @@ class Files:
                 raise OSError(f"not a regular file: {path}")
             yield Source(self.calls, fd, status.st_size)
         finally:
-            self._close_after_error(fd)
+            self.close_whatever(fd)
 
     def open_lock(self, path: str) -> int:
         """A descriptor of an empty file that stays; `close` it."""
         return _again(self.calls.open, path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+
+    def lock(self, fd: int) -> None:
+        """Locks a descriptor's file against everybody else who locks it, or raises at once."""
+        _again(self.calls.flock, fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def sync_directory(self, path: str) -> None:
         """Makes the names in a directory durable."""
@@ -146,7 +151,7 @@ class Files:
         try:
             _again(self.calls.fsync, fd)
         finally:
-            self._close_after_error(fd)
+            self.close_whatever(fd)
 
     def make_directory(self, path: str) -> None:
         """A new directory."""
@@ -204,8 +209,8 @@ class Files:
         with suppress(InterruptedError):
             self.calls.close(fd)
 
-    def _close_after_error(self, fd: int) -> None:
-        # nothing was promised that a failed close could break
+    def close_whatever(self, fd: int) -> None:
+        """Closes a descriptor of which nothing was promised that an error could break."""
         with suppress(OSError):
             self.calls.close(fd)
 

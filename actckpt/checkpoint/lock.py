@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import weakref
 
@@ -25,7 +24,7 @@ class DirectoryLock:
         self._files = files
         self._fd = files.open_lock(f"{directory}/{LOCK}")
         try:
-            files.calls.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            files.lock(self._fd)
         except OSError as error:
             self.release()
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
@@ -46,7 +45,7 @@ class DirectoryLock:
         fd, self._fd = self._fd, -1
         _HELD.discard(self)
         if fd >= 0:
-            self._files.close(fd)
+            self._files.close_whatever(fd)
 
     def forget(self) -> None:
         """In a forked child: the lock is the parent's, and must end with the parent."""

@@ -93,6 +93,8 @@ class Checkpointer:
         self._step = 0
         self._metrics: dict[str, float] = {}
         self._latest: Checkpoint | None = None
+        # the largest seen: one that cannot be read for a moment must not be taken for older
+        self._serial = 0
         self._lock: DirectoryLock | None = None
         # put once nothing of the library draws any more
         self._random: dict[str, Any] | None = None
@@ -172,10 +174,14 @@ class Checkpointer:
         self._acquire()
         found = self.find()
         snapshot = self._snapshot(tag)
-        serial = 1 + max((c.manifest.serial for c in found.checkpoints), default=0)
         made = commit(
-            self._files, str(self.directory), snapshot, serial=serial, verify=self._verify
+            self._files,
+            str(self.directory),
+            snapshot,
+            serial=self._serial + 1,
+            verify=self._verify,
         )
+        self._serial += 1
         self._latest = made
         self._retire((made, *found.checkpoints))
         self._cadence.saved()
@@ -219,12 +225,15 @@ class Checkpointer:
         try:
             self._files.make_directories(directory)
             self._lock = DirectoryLock(self._files, directory)
-            clean(self._files, directory)
         except OSError as error:
             raise CheckpointSaveError(
                 f"{directory} cannot be written: {error}. Choose another directory, or remove the "
                 "cause"
             ) from error
+        try:
+            clean(self._files, directory)
+        except OSError as error:
+            logger.warning("actckpt: leftovers in %s could not be deleted: %s", directory, error)
 
     # ---- finding
 
@@ -234,7 +243,9 @@ class Checkpointer:
 
     def find(self) -> Found:
         """The checkpoints newest first, and what is named as one and cannot be used."""
-        return discover(self._files, str(self.directory))
+        found = discover(self._files, str(self.directory))
+        self._serial = max([self._serial, *(c.manifest.serial for c in found.checkpoints)])
+        return found
 
     def best(self, metric: str | None = None, mode: str = "min") -> Checkpoint | None:
         """The best checkpoint, the newer of equal ones; None if none has the metric.
