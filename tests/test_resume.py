@@ -73,7 +73,7 @@ def test_killed_in_the_middle_of_an_epoch(workers: int, tmp_path: Path) -> None:
     assert not differences(Path(expected), Path(found))
 
 
-@pytest.mark.usefixtures("flat_profile")
+@pytest.mark.usefixtures("flat_profile", "one_thread")
 def test_bits_do_not_depend_on_the_plan(tmp_path: Path) -> None:
     whole, _ = perform(Job("gpt2_dropout", str(tmp_path / "whole")))
     perform(Job("gpt2_dropout", str(tmp_path / "run"), until=SAVED, save_at=(SAVED,)))
