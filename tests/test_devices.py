@@ -165,7 +165,7 @@ def test_compare_measures_only_what_is_here(capsys: pytest.CaptureFixture[str]) 
 
 def test_budget_errors_keep_their_numbers() -> None:
     with pytest.raises(BudgetError) as caught:
-        planned("llama", "a100-40gb", "auto", 10**6)
+        planned("llama", "a100-40gb", "calls", 10**6)
     assert caught.value.smallest_bytes is not None
     assert caught.value.smallest_bytes > 10**6
 

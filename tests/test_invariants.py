@@ -6,11 +6,12 @@ import gc
 import hashlib
 import json
 import math
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -18,9 +19,11 @@ from torch import nn
 
 from actckpt.bursts import place_bursts
 from actckpt.errors import BudgetError
+from actckpt.graph import Graph
 from actckpt.plan import Burst, Plan, Region
 from actckpt.planning import AIM, Planned
 from actckpt.policies import POLICIES, Policy
+from actckpt.profile import Profile
 from actckpt.profiler.census import resident_bytes
 from actckpt.profiler.meter import AllocatorMeter
 from actckpt.recomputation import Recomputation
@@ -56,26 +59,50 @@ def subject(name: str) -> Prepared:
     return prepared(name, momentum)
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A plan, the budget that it is for (or None), and what its policy was asked and said first."""
+
+    planned: Planned
+    budget_bytes: int | None
+    asked_bytes: int | None
+    said: Plan | None
+
+
+def choose(name: str, policy: str, budget_bytes: int | None) -> Chosen:
+    """Plans, and listens to the policy."""
+    decide = POLICIES[policy]
+    heard: list[tuple[int | None, Plan | None]] = []
+
+    def overheard(graph: Graph, profile: Profile, asked_bytes: int | None) -> Plan:
+        try:
+            plan = decide(graph, profile, asked_bytes)
+        except BudgetError as error:
+            heard.append((asked_bytes, error.smallest_plan))
+            raise
+        heard.append((asked_bytes, plan))
+        return plan
+
+    with patch.dict(POLICIES, {policy: overheard}):
+        found = planned(subject(name), policy, budget_bytes)
+    return Chosen(found, budget_bytes, *heard[0])
+
+
 @cache
-def budget_of(name: str, which: str) -> int | None:
-    """A budget in bytes; None for the policies that do not look at it."""
+def chosen(name: str, which: str) -> Chosen:
+    """Planned once for all that is checked: the integer programs are most of this file's time."""
     if which in FIXED:
-        return None
+        return choose(name, which, None)
     policy, share = BUDGETED[which]
-    budget = math.ceil(share * subject(name).pricer.price(Plan("none")).peak_bytes)
-    if not budget:
-        return smallest(subject(name), policy)
+    budget_bytes = math.ceil(share * subject(name).pricer.price(Plan("none")).peak_bytes)
     try:
-        planned(subject(name), policy, budget)
+        return choose(name, policy, budget_bytes or smallest(subject(name), policy))
     except BudgetError as error:
-        return error.smallest_bytes
-    return budget
+        return choose(name, policy, error.smallest_bytes)
 
 
-@cache
 def plan_of(name: str, which: str) -> Planned:
-    policy = which if which in FIXED else BUDGETED[which][0]
-    return planned(subject(name), policy, budget_of(name, which))
+    return chosen(name, which).planned
 
 
 @dataclass
@@ -93,6 +120,17 @@ def digest(tensor: torch.Tensor) -> str:
     return hashlib.sha256(flat.view(torch.uint8).numpy().tobytes()).hexdigest() + str(
         tuple(tensor.shape)
     )
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Operations run on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def observe(case: Case, program: Program | None) -> Observed:
@@ -157,7 +195,7 @@ def test_plan_is_well_formed_and_reads_back(name: str, which: str) -> None:
     assert Plan.from_json(json.dumps(plan.to_json())) == plan
 
 
-def decided(policy: Policy, p: Prepared, budget_bytes: int) -> Plan | None:
+def decided(policy: Policy, p: Prepared, budget_bytes: int | None) -> Plan | None:
     """The plan of a policy, or the smallest that it offers instead."""
     try:
         return policy(p.graph, p.profile, budget_bytes)
@@ -167,15 +205,13 @@ def decided(policy: Policy, p: Prepared, budget_bytes: int) -> Plan | None:
 
 @each_plan
 def test_policy_decides_the_same_again(name: str, which: str) -> None:
-    p = subject(name)
-    plan = plan_of(name, which)
-    budget = budget_of(name, which)
-    if budget is None:
-        assert POLICIES[which](p.graph, p.profile, None) == plan.plan
+    found = chosen(name, which)
+    if found.budget_bytes is None:
+        assert found.said == found.planned.plan
     else:
-        asked = math.floor(budget * AIM)
-        policy = POLICIES[BUDGETED[which][0]]
-        assert decided(policy, p, asked) == decided(policy, p, asked)
+        assert found.asked_bytes == math.floor(found.budget_bytes * AIM)
+    policy = POLICIES[which if which in FIXED else BUDGETED[which][0]]
+    assert decided(policy, subject(name), found.asked_bytes) == found.said
 
 
 @each_plan
@@ -195,7 +231,7 @@ def test_dry_run_agrees_with_real_steps(name: str, which: str) -> None:
     dry, real = plan_of(name, which).dry, steps_of(name, which)
     assert dry.live_bytes == pytest.approx(real.live_bytes, rel=1e-3)
     assert 0.995 <= dry.peak_bytes / real.peak_bytes <= 1.02
-    budget = budget_of(name, which)
+    budget = chosen(name, which).budget_bytes
     assert budget is None or real.peak_bytes <= budget
 
 
@@ -205,3 +241,12 @@ def test_a_planned_model_trains_bitwise_as_the_untouched_one(name: str, which: s
     assert found.keys() == expected.keys()
     different = [k for k, t in expected.items() if t != found[k]]
     assert not different, f"{len(different)} of {len(expected)} differ: {different[:5]}"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "resnet", "mixtral"])
+def test_on_several_threads_too(name: str) -> None:
+    with threads(2):
+        expected = observe(CASES[name], None).left
+        for which in ("full", "optimal at 60 %"):
+            found = observe(CASES[name], plan_of(name, which).program).left
+            assert found == expected
