@@ -1,79 +1,83 @@
-"""System calls that count, fail, do less, or are interrupted."""
+"""System calls under watch: something else may happen around each of them."""
 
 from __future__ import annotations
 
-import os
+import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from actckpt.checkpoint.system_calls import OperatingSystem
 
 NAMES = tuple(name for name in vars(OperatingSystem) if not name.startswith("_"))
-Before = Callable[[int, str, tuple[Any, ...]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One system call that somebody asks for: the how-manieth it is, its name, its arguments."""
+
+    number: int
+    name: str
+    args: tuple[Any, ...]
+
+
+Make = Callable[[Call], Any]
+Around = Callable[[Call, Make], Any]
 
 
 class Watched:
-    """The real calls, with something done before or after each.
+    """The real calls, counted, from whichever thread they come.
 
     Args:
-        before: called with the number of the call, its name and arguments; may raise.
-        after: the same, once the call was made.
+        around: called in place of each; gets the call, and what really makes one.
     """
 
-    def __init__(self, before: Before | None = None, after: Before | None = None) -> None:
+    def __init__(self, around: Around | None = None) -> None:
         self.counts: Counter[str] = Counter()
         self.total = 0
         self._real = OperatingSystem()
-        self._before = before
-        self._after = after
+        self._around = around
+        self._guard = threading.Lock()
 
     def __getattr__(self, name: str) -> Any:
         if name not in NAMES:
             raise AttributeError(name)
 
         def call(*args: Any) -> Any:
-            number, self.total = self.total, self.total + 1
-            self.counts[name] += 1
-            if name == "close":  # a descriptor is gone even where closing it reports an error
-                self._real.close(*args)
-            if self._before is not None:
-                self._before(number, name, args)
-            result = None if name == "close" else getattr(self._real, name)(*args)
-            if self._after is not None:
-                self._after(number, name, args)
-            return result
+            with self._guard:
+                asked = Call(self.total, name, args)
+                self.total += 1
+                self.counts[name] += 1
+            return self._make(asked) if self._around is None else self._around(asked, self._make)
 
+        call.name = name  # type: ignore[attr-defined] # for the mutants
         return call
 
+    def _make(self, call: Call) -> Any:
+        return getattr(self._real, call.name)(*call.args)
 
-class Grudging(Watched):
+
+def nested(outer: Around, inner: Around) -> Around:
+    """One around the other; the inner sees only the calls that the outer makes."""
+    return lambda call, make: outer(call, lambda made: inner(made, make))
+
+
+class Grudging:
     """Every call is interrupted once, and nothing is read or written but in small pieces."""
 
     def __init__(self) -> None:
-        super().__init__(self._interrupt)
         self.interrupted = 0
         self._fresh = True
 
-    def _interrupt(self, number: int, name: str, args: tuple[Any, ...]) -> None:
+    def __call__(self, call: Call, make: Make) -> Any:
+        if call.name == "close":  # one that was interrupted has closed, and is not made again
+            return make(call)
         self._fresh = not self._fresh
-        # a close that was interrupted has closed, and is not made again
-        if not self._fresh and name != "close":
+        if not self._fresh:
             self.interrupted += 1
             raise InterruptedError
-
-    def write(self, fd: int, data: memoryview) -> int:
-        return int(self.__getattr__("write")(fd, data[:1000]))
-
-    def readinto(self, fd: int, buffer: memoryview) -> int:
-        return int(self.__getattr__("readinto")(fd, buffer[:777]))
-
-
-def failing(at: int, code: int) -> Before:
-    """Raises at one call, for `Watched`."""
-
-    def fail(number: int, name: str, args: tuple[Any, ...]) -> None:
-        if number == at:
-            raise OSError(code, os.strerror(code), str(args[0]))
-
-    return fail
+        if call.name in ("write", "readinto"):
+            fd, data = call.args
+            call = Call(call.number, call.name, (fd, data[: 1000 if call.name == "write" else 777]))
+        return make(call)
