@@ -33,6 +33,7 @@ from actckpt.versions import package_version
 
 if TYPE_CHECKING:
     from actckpt.checkpoint.discovery import Checkpoint
+    from actckpt.checkpoint.export import export_weights
     from actckpt.resuming.checkpointer import Checkpointer
     from actckpt.resuming.resumed import Resumed
 
@@ -69,6 +70,7 @@ __all__ = [
     "TargetError",
     "TraceError",
     "exhaustive",
+    "export_weights",
     "find_max_batch",
     "lower_bound",
     "measure",
@@ -84,6 +86,7 @@ _LAZY = {
     "Checkpoint": "actckpt.checkpoint.discovery",
     "Checkpointer": "actckpt.resuming.checkpointer",
     "Resumed": "actckpt.resuming.resumed",
+    "export_weights": "actckpt.checkpoint.export",
 }
 
 

@@ -24,6 +24,7 @@ FOLDERS = {
 
 FUNCTIONS = {
     "exhaustive",
+    "export_weights",
     "find_max_batch",
     "lower_bound",
     "measure",

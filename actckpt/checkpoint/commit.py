@@ -59,10 +59,10 @@ def commit(
     Raises:
         CheckpointSaveError: nothing was saved.
     """
-    name = _free_name(files, directory, snapshot.step)
-    temporary = f"{directory}/{unique(SAVING, name)}"
-    final = f"{directory}/{name}"
     try:
+        name = _free_name(files, directory, snapshot.step)
+        temporary = f"{directory}/{unique(SAVING, name)}"
+        final = f"{directory}/{name}"
         _check_space(files, directory, snapshot)
         files.make_directory(temporary)
         try:

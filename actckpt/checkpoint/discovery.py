@@ -7,7 +7,7 @@ from pathlib import Path
 
 from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.manifest import Manifest
-from actckpt.checkpoint.names import PINNED, parse_step_name
+from actckpt.checkpoint.names import MANIFEST, PINNED, parse_step_name
 from actckpt.checkpoint.verification import read_manifest
 from actckpt.errors import CheckpointError, CheckpointFormatError
 
@@ -72,6 +72,36 @@ def discover(files: Files, directory: str) -> Found:
         return Found((), ())
     except OSError as error:
         raise CheckpointError(f"{directory} cannot be listed: {error}") from error
+
+
+def existing(files: Files, directory: str) -> Found:
+    """As `discover`, where there must be something.
+
+    Raises:
+        CheckpointError: there is not.
+    """
+    found = discover(files, directory)
+    if not found.checkpoints and not found.skipped:
+        raise CheckpointError(
+            f"{directory} holds no checkpoints: give the directory that a Checkpointer was made "
+            "with, or one of its step-… directories"
+        )
+    return found
+
+
+def checkpoint_at(files: Files, path: str) -> Checkpoint:
+    """The checkpoint in a directory, or the newest of a run in it.
+
+    Raises:
+        CheckpointError: there is none whose manifest is sound.
+    """
+    if files.status(f"{path}/{MANIFEST}") is not None:
+        return Checkpoint(Path(path), read_manifest(files, path))
+    found = existing(files, path)
+    if not found.checkpoints:
+        first = found.skipped[0]
+        raise CheckpointError(f"{path} has no usable checkpoint; {first.name}: {first.reason}")
+    return found.checkpoints[0]
 
 
 def _discover(files: Files, directory: str, names: list[str]) -> Found:

@@ -159,15 +159,16 @@ class Files:
 
     def make_directories(self, path: str) -> None:
         """A directory, and those it lies in, as far as they do not exist; durable."""
-        if self.status(path) is not None:
-            return
         parent = os.path.dirname(path) or "."
-        self.make_directories(parent)
-        try:
-            self.make_directory(path)
-        except FileExistsError:
-            return  # another process was faster
-        self.sync_directory(parent)
+        if self.status(path) is None:
+            self.make_directories(parent)
+            with suppress(FileExistsError):  # another process was faster
+                self.make_directory(path)
+            self.sync_directory(parent)
+        else:
+            # who made it may have been killed before this; who may not look, has not made it
+            with suppress(PermissionError):
+                self.sync_directory(parent)
 
     def rename(self, source: str, target: str) -> None:
         """Another name for a file or directory. The caller makes sure that it is not taken."""

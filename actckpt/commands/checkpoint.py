@@ -1,4 +1,4 @@
-"""``actckpt checkpoint ls | show | verify``: what a directory of checkpoints holds."""
+"""``actckpt checkpoint``: what a directory of checkpoints holds, and what is done with it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from actckpt.checkpoint.discovery import Checkpoint, Found, discover
+from actckpt.checkpoint.discovery import Checkpoint, checkpoint_at, existing
 from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.manifest import Manifest
 from actckpt.checkpoint.names import MANIFEST
-from actckpt.checkpoint.verification import read_manifest, verify_files
-from actckpt.errors import CheckpointError, CheckpointFormatError
+from actckpt.checkpoint.verification import verify_files
+from actckpt.commands import checkpoint_diff, checkpoint_export, checkpoint_prune
+from actckpt.errors import CheckpointFormatError
 
 
 def add_parser(commands: Any) -> None:
     """Add this command to ``commands``."""
     parser = commands.add_parser(
         "checkpoint",
-        help="list, show and verify checkpoints on disk",
-        description="List, show and verify checkpoints on disk; nothing is changed.",
+        help="list, show, verify, compare, prune and export checkpoints on disk",
+        description="Checkpoints on disk. Only prune changes what is there.",
     )
     inner = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     ls = inner.add_parser("ls", help="the checkpoints of a run, newest first")
@@ -32,6 +33,8 @@ def add_parser(commands: Any) -> None:
     verify = inner.add_parser("verify", help="read every byte; exit status 1 if one is wrong")
     verify.add_argument("checkpoint", type=Path, metavar="RUN|CHECKPOINT")
     verify.set_defaults(run=verify_checkpoints)
+    for command in (checkpoint_diff, checkpoint_prune, checkpoint_export):
+        command.add_parser(inner)
 
 
 def list_checkpoints(args: argparse.Namespace) -> int:
@@ -40,7 +43,7 @@ def list_checkpoints(args: argparse.Namespace) -> int:
     Raises:
         CheckpointError: there is nothing of the kind.
     """
-    found = _found(args.directory)
+    found = existing(Files(), str(args.directory))
     for checkpoint in found.checkpoints:
         print(_line(checkpoint))
     for skipped in found.skipped:
@@ -54,11 +57,10 @@ def show_checkpoint(args: argparse.Namespace) -> int:
     Raises:
         CheckpointError: it cannot be read.
     """
-    path: Path = args.checkpoint
-    if not (path / MANIFEST).exists():
-        path = _newest(path).path
-    manifest = read_manifest(Files(), str(path))
-    print(f"{path}: step {manifest.step}, saved {_time(manifest)}, {manifest.size_bytes} bytes")
+    checkpoint = checkpoint_at(Files(), str(args.checkpoint))
+    manifest = checkpoint.manifest
+    print(f"{checkpoint.path}: step {checkpoint.step}, saved {_time(manifest)}")
+    print(f"{manifest.size_bytes} bytes in {len(manifest.files)} files")
     if manifest.tag:
         print(f"tag {manifest.tag}")
     for name, value in manifest.metrics.items():
@@ -82,7 +84,7 @@ def verify_checkpoints(args: argparse.Namespace) -> int:
     if (path / MANIFEST).exists():
         paths, failed = [path], False
     else:
-        found = _found(path)
+        found = existing(Files(), str(path))
         for skipped in found.skipped:
             print(f"{skipped.name}: {skipped.reason}")
         paths, failed = [c.path for c in found.checkpoints], bool(found.skipped)
@@ -95,23 +97,6 @@ def verify_checkpoints(args: argparse.Namespace) -> int:
         else:
             print(f"{each.name}: {len(manifest.files)} files, {manifest.size_bytes} bytes, sound")
     return 1 if failed else 0
-
-
-def _newest(directory: Path) -> Checkpoint:
-    found = _found(directory)
-    if not found.checkpoints:
-        raise CheckpointError(f"{directory}: {found.skipped[0].name}: {found.skipped[0].reason}")
-    return found.checkpoints[0]
-
-
-def _found(directory: Path) -> Found:
-    found = discover(Files(), str(directory))
-    if not found.checkpoints and not found.skipped:
-        raise CheckpointError(
-            f"{directory} holds no checkpoints: give the directory that a Checkpointer was made "
-            "with, or one of its step-… directories"
-        )
-    return found
 
 
 def _line(checkpoint: Checkpoint) -> str:

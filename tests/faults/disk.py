@@ -82,7 +82,8 @@ class Disk:
             folder, name = self._at(path)
             if name not in folder.now:
                 folder.change({name: File()})
-        node = self._node(path)
+        # the directories above are not at stake
+        node = self._node(path) if Path(path).is_relative_to(self._root) else Folder()
         if flags & os.O_TRUNC and isinstance(node, File):
             node.now.clear()
         self._open[fd] = node, 0

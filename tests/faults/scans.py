@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.faults.erring import inject
 from tests.faults.killing import kill_at
-from tests.faults.kinds import CHANGING, Fails, errors
+from tests.faults.kinds import CHANGING, Fails, Fault, Short, errors
 from tests.faults.power_loss import lose_power, lose_power_later
 from tests.faults.scene import Scene
 from tests.faults.tally import Caught, Tally
@@ -33,7 +34,7 @@ class Extent:
 
 WHOLE = Extent(kills=1, errors=1, later=1, thread=1, parts=8)
 # no number of calls is a multiple of these: every kind of error meets other calls
-BOUNDED = Extent(kills=1, errors=17, later=83, thread=7, parts=1)
+BOUNDED = Extent(kills=5, errors=37, later=83, thread=7, parts=1)
 
 Scan = Callable[[Tally], None]
 
@@ -42,9 +43,13 @@ def scans(scene: Scene, extent: Extent) -> Iterator[tuple[str, Scan]]:
     """The names of the faults of a scene, and what injects them."""
     names = scene.calls()
     more = extent.thread if scene.in_thread else 1
-    calls = range(0, len(names), extent.kills * more)
-    faults = list(errors(names))[:: extent.errors * more]
-    later = range(extent.later // 2, len(names), extent.later * more)
+    # between two changes of the disk, every kill leaves the same
+    after = {at + 1 for at, name in enumerate(names[:-1]) if name in (*CHANGING, "open")}
+    calls = sorted({*range(0, len(names), extent.kills), *after})[::more]
+    faults = _part(list(errors(names)), extent.errors, more)
+    # always where a directory or a name is new, and its parent does not yet know for good
+    new = {at + 1 for at, name in enumerate(names) if name in ("mkdir", "rename")}
+    later = sorted({*range(extent.later // 2, len(names), extent.later), *new})[::more]
     yield "killed", lambda tally: kill_at(scene, calls, tally)
     yield "errors", lambda tally: inject(scene, faults, tally)
     yield "power lost", lambda tally: lose_power(scene, extent.parts, tally)
@@ -65,15 +70,26 @@ def caught(scene: Scene, mutant: Callable[[pytest.MonkeyPatch], None]) -> str:
         mutant(patch)
         names = scene.calls()
         # few, and where they do most harm
-        faults = [f for f in errors(names) if names[f.at] in CHANGING and not _other(f)]
+        faults = [
+            f
+            for f in errors(names)
+            if names[f.at] in CHANGING and (isinstance(f, Short) or not _other(f))
+        ]
         try:
-            kill_at(scene, range(0, len(names), 5), Tally("killed", one_is_enough=True))
             lose_power(scene, 0, Tally("power lost", one_is_enough=True))
+            kill_at(scene, range(0, len(names), 15), Tally("killed", one_is_enough=True))
             inject(scene, faults, Tally("errors", one_is_enough=True))
         except Caught as found:
             return str(found)
     return ""
 
 
-def _other(fault: object) -> bool:
-    return isinstance(fault, Fails) and (fault.code != 5 or fault.late or fault.on)
+def _part(faults: list[Fault], one_in: int, more: int) -> list[Fault]:
+    """The plain error of every call, and a part of the others."""
+    return [f for f in faults if not _other(f)][::more] + [f for f in faults if _other(f)][
+        :: one_in * more
+    ]
+
+
+def _other(fault: Fault) -> bool:
+    return not isinstance(fault, Fails) or fault.code != errno.EIO or fault.late or fault.on
