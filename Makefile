@@ -10,7 +10,7 @@ help:
 	@echo "make demo     train a small GPT without a budget and under two (runs/demo)"
 	@echo "make test     lint, types and tests"
 	@echo "make lint     ruff and mypy"
-	@echo "make faults   every fault of every file-system call while checkpoints are made (slow)"
+	@echo "make faults   every fault and damage that checkpoints must stand (slow)"
 	@echo "make grid     every model x policy x budget, measured (slow)"
 	@echo "make figures  the README's tables and plots (slow)"
 
@@ -32,6 +32,7 @@ test: lint
 
 faults: setup
 	$(BIN)/python -m tests.faults --whole
+	ACTCKPT_FAULTS=whole $(BIN)/python -m pytest tests/test_checkpoint_corruption.py tests/test_checkpoint_damage.py
 
 demo: setup
 	$(BIN)/actckpt demo

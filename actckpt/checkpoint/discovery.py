@@ -67,7 +67,11 @@ def discover(files: Files, directory: str) -> Found:
         CheckpointError: the directory cannot be listed, or is no directory.
     """
     try:
-        return _discover(files, directory, files.names(directory))
+        while True:
+            found, vanished = _discover(files, directory, files.names(directory))
+            # a writer retires old ones only once there is a newer one, which was not listed yet
+            if found.checkpoints or not vanished:
+                return found
     except FileNotFoundError:
         return Found((), ())
     except OSError as error:
@@ -104,7 +108,9 @@ def checkpoint_at(files: Files, path: str) -> Checkpoint:
     return found.checkpoints[0]
 
 
-def _discover(files: Files, directory: str, names: list[str]) -> Found:
+def _discover(files: Files, directory: str, names: list[str]) -> tuple[Found, bool]:
+    """What there is of these names, and whether some have gone since they were listed."""
+    vanished = False
     found: list[Checkpoint] = []
     skipped: list[Skipped] = []
     for name in names:
@@ -113,13 +119,17 @@ def _discover(files: Files, directory: str, names: list[str]) -> Found:
         path = f"{directory}/{name}"
         try:
             if not files.is_directory(path):
-                raise CheckpointFormatError(f"{path} is no directory, or a link to one")
+                raise CheckpointFormatError(
+                    f"{path} is no directory, or a link to one; give the real one its name"
+                )
             manifest = read_manifest(files, path)
         except CheckpointFormatError as error:
             # another process may have retired it in the meantime
             if files.status(path) is not None:
                 skipped.append(Skipped(name, str(error)))
+            else:
+                vanished = True
             continue
         found.append(Checkpoint(Path(path), manifest, PINNED + name in names))
     found.sort(key=lambda c: (c.manifest.serial, c.step, c.path.name), reverse=True)
-    return Found(tuple(found), tuple(skipped))
+    return Found(tuple(found), tuple(skipped)), vanished

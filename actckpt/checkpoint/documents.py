@@ -44,9 +44,14 @@ def unsealed(raw: bytes | bytearray, kind: str, version: int, where: str) -> dic
             f"{where} is damaged: it does not end in the checksum of its content; "
             "use another checkpoint"
         )
-    data = parsed(raw, where)
+    try:
+        data = parsed(raw, where)
+    except CheckpointFormatError as error:
+        raise CheckpointFormatError(f"{error}. Use another checkpoint") from error
     if not isinstance(data, dict) or data.get("format") != f"actckpt.{kind}":
-        raise CheckpointFormatError(f"{where} is no actckpt.{kind} document")
+        raise CheckpointFormatError(
+            f"{where} is no actckpt.{kind} document; use another checkpoint"
+        )
     _check_version(data.get("format_version"), version, kind, where)
     return {k: v for k, v in data.items() if k not in ("format", "format_version", "checksum")}
 

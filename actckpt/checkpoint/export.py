@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from actckpt.checkpoint.discovery import Checkpoint, checkpoint_at
+from actckpt.checkpoint.discovery import Checkpoint
 from actckpt.checkpoint.dtypes import CODES, name_of
 from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.names import SAVING, unique
+from actckpt.checkpoint.reading import read_checkpoint
 from actckpt.checkpoint.tensor_file import write_tensors
-from actckpt.checkpoint.verification import read_state
 from actckpt.errors import CheckpointError
 
 logger = logging.getLogger("actckpt")
@@ -43,10 +43,8 @@ def export_weights(
         CheckpointError: there is no such checkpoint or item, or the file cannot be written.
     """
     files = Files() if files is None else files
-    if not isinstance(checkpoint, Checkpoint):
-        checkpoint = checkpoint_at(files, os.fspath(checkpoint))
-    where, target = str(checkpoint.path), Path(path).absolute()
-    _, items = read_state(files, where)
+    found, items = read_checkpoint(files, checkpoint)
+    where, target = str(found.path), Path(path).absolute()
     if item not in items:
         raise CheckpointError(f"{where} has no item {item!r}; it has {', '.join(sorted(items))}")
     tensors = _weights(items[item], f"{where}: {item}")

@@ -110,7 +110,9 @@ class Manifest:
                 tensors=_table(data["tensors"], _tensor),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointFormatError(f"{where} describes no checkpoint: {error!r}") from error
+            raise CheckpointFormatError(
+                f"{where} describes no checkpoint: {error!r}. Use another checkpoint"
+            ) from error
         _check(found, where)
         return found
 
@@ -132,14 +134,14 @@ def _check(manifest: Manifest, where: str) -> None:
             if chunk.file not in manifest.files or not inside:
                 raise CheckpointFormatError(
                     f"{where}: a chunk of {name} lies outside of its shape {list(tensor.shape)} or "
-                    f"in a file that is not listed, {chunk.file!r}"
+                    f"in a file that is not listed, {chunk.file!r}. Use another checkpoint"
                 )
         if tensor.dtype not in BY_NAME or math.prod(tensor.shape) != sum(
             math.prod(c.shape) for c in tensor.chunks
         ):
             raise CheckpointFormatError(
                 f"{where}: {name} is {tensor.dtype} of shape {list(tensor.shape)}, which its "
-                f"{len(tensor.chunks)} chunks do not make up"
+                f"{len(tensor.chunks)} chunks do not make up. Use another checkpoint"
             )
 
 

@@ -35,7 +35,8 @@ def read_manifest(files: Files, directory: str) -> Manifest:
     with _opened(files, where) as source:
         if source.size_bytes > MAX_BYTES:
             raise CheckpointFormatError(
-                f"{where} has {source.size_bytes} bytes; no manifest is above {MAX_BYTES}"
+                f"{where} has {source.size_bytes} bytes; no manifest is above {MAX_BYTES}. "
+                "Use another checkpoint"
             )
         return Manifest.from_bytes(source.read(source.size_bytes), where)
 
@@ -57,7 +58,7 @@ def verify_files(files: Files, directory: str, level: str = "full") -> Manifest:
                 if name == STATE:
                     _state_trees(source, where)
                 else:
-                    _check_slots(read_slots(source, where), name, manifest, where)
+                    _checked_slots(source, name, manifest, where)
         else:
             _check_size(where, _regular_size(files, where), entry.size_bytes)
     return manifest
@@ -80,12 +81,22 @@ def read_state(files: Files, directory: str) -> tuple[Manifest, dict[str, Any]]:
             if name == STATE:
                 trees = _state_trees(source, where)
             else:
-                slots = read_slots(source, where)
-                _check_slots(slots, name, manifest, where)
+                slots = _checked_slots(source, name, manifest, where)
                 found = read_tensors(source, slots)
                 pieces.update({(name, key): tensor for key, tensor in found.items()})
     if trees is None:
         raise _missing(f"{directory}/{STATE}", None)
+    with _as_written():
+        return manifest, _decoded(manifest, trees, pieces, directory)
+
+
+def _decoded(
+    manifest: Manifest,
+    trees: dict[str, Any],
+    pieces: dict[tuple[str, str], torch.Tensor],
+    directory: str,
+) -> dict[str, Any]:
+    """The items of which all files are sound."""
     by_item: dict[str, dict[str, torch.Tensor]] = {item: {} for item in trees}
     for name, entry in manifest.tensors.items():
         item, _, key = name.partition("/")
@@ -93,7 +104,7 @@ def read_state(files: Files, directory: str) -> tuple[Manifest, dict[str, Any]]:
             raise CheckpointFormatError(f"{directory}/{STATE} has no item for tensor {name}")
         by_item[item][key] = _assembled(entry, pieces, f"{directory}: {name}")
     where = f"{directory}/{STATE}"
-    return manifest, {item: decode(tree, by_item[item], where) for item, tree in trees.items()}
+    return {item: decode(tree, by_item[item], where) for item, tree in trees.items()}
 
 
 def _assembled(
@@ -120,8 +131,10 @@ def _as(stored: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> tor
     return stored if stored.dtype == dtype else stored.view(dtype).reshape(shape)
 
 
-def _check_slots(slots: list[Slot], file: str, manifest: Manifest, where: str) -> None:
-    """Raises unless a file's header and the manifest describe the same tensors."""
+def _checked_slots(source: Source, file: str, manifest: Manifest, where: str) -> list[Slot]:
+    """The header of a file, which must describe the tensors that the manifest has there."""
+    with _as_written():
+        slots = read_slots(source, where)
     expected = {}
     for tensor in manifest.tensors.values():
         for chunk in tensor.chunks:
@@ -134,21 +147,35 @@ def _check_slots(slots: list[Slot], file: str, manifest: Manifest, where: str) -
             f"{where} holds {name} as {found.get(name)}; the manifest has {expected.get(name)}. "
             "Files of different checkpoints may have been mixed; use another checkpoint"
         )
+    return slots
 
 
 def _state_trees(source: Source, where: str) -> dict[str, Any]:
-    data = parsed(source.read(source.size_bytes), where)
-    if not isinstance(data, dict) or data.get("format") != "actckpt.state":
-        raise CheckpointFormatError(f"{where} is no actckpt.state document")
+    with _as_written():
+        data = parsed(source.read(source.size_bytes), where)
+        if not isinstance(data, dict) or data.get("format") != "actckpt.state":
+            raise CheckpointFormatError(f"{where} is no actckpt.state document")
     if data.get("format_version") != STATE_VERSION:
         raise CheckpointFormatError(
             f"{where} has format version {data.get('format_version')}; this actckpt reads version "
             f"{STATE_VERSION}: use the actckpt that wrote it"
         )
-    items = data.get("items")
-    if not isinstance(items, dict):
-        raise CheckpointFormatError(f"{where} has no items")
+    with _as_written():
+        items = data.get("items")
+        if not isinstance(items, dict):
+            raise CheckpointFormatError(f"{where} has no items")
     return items
+
+
+@contextmanager
+def _as_written() -> Iterator[None]:
+    """Says what to do about nonsense, which no damage has made where the checksums are right."""
+    try:
+        yield
+    except CheckpointFormatError as error:
+        raise CheckpointFormatError(
+            f"{error}. It was written like this: use another checkpoint"
+        ) from error
 
 
 @contextmanager
@@ -200,7 +227,7 @@ def _unreadable(where: str, error: OSError) -> CheckpointError:
     if error.errno in _THE_FILES_FAULT:
         return _missing(where, error)
     # says nothing about the file, so nobody may pass over the checkpoint for it
-    return CheckpointError(f"{where} cannot be read now: {error}")
+    return CheckpointError(f"{where} cannot be read now: {error}. Try again")
 
 
 def _missing(where: str, error: OSError | None) -> CheckpointFormatError:

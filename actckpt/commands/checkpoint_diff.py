@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from actckpt.checkpoint.difference import differences
-from actckpt.checkpoint.discovery import checkpoint_at
 from actckpt.checkpoint.files import Files
-from actckpt.checkpoint.manifest import Manifest
-from actckpt.checkpoint.verification import read_state
+from actckpt.checkpoint.reading import read_checkpoint
 
 
 def add_parser(commands: Any) -> None:
@@ -31,18 +29,14 @@ def print_differences(args: argparse.Namespace) -> int:
     Raises:
         CheckpointError: one cannot be read, or is damaged.
     """
-    first, a = _read(args.first)
-    second, b = _read(args.second)
-    for line in differences(first.versions, second.versions, "versions"):
+    first, a = read_checkpoint(Files(), args.first)
+    print(first.path)
+    second, b = read_checkpoint(Files(), args.second)
+    print(second.path)
+    for line in differences(first.manifest.versions, second.manifest.versions, "versions"):
         print(line)
     lines = list(differences(a, b))
     for line in lines:
         print(line)
     print(f"{len(lines)} values differ" if lines else "the same state, bit for bit")
     return 1 if lines else 0
-
-
-def _read(path: Path) -> tuple[Manifest, dict[str, Any]]:
-    checkpoint = checkpoint_at(Files(), str(path))
-    print(checkpoint.path)
-    return read_state(Files(), str(checkpoint.path))
