@@ -52,6 +52,9 @@ def commit(
     Everything is written and read back in a directory that nobody looks into, which then gets its
     name in one step. No existing checkpoint is touched.
 
+    What is read back comes from the page cache, as a rule: it shows that every byte was handed
+    over right, not that the medium has kept it. Resuming shows that, and `verify` once more.
+
     Args:
         serial: larger than that of every checkpoint in the directory.
         verify: what is read back, as for `verify_files`.
