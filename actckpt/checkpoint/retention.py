@@ -89,6 +89,9 @@ def clean(files: Files, directory: str) -> None:
         OSError: something could not be deleted.
     """
     names = files.names(directory)
+    if any(name.startswith(DELETING) for name in names):
+        # who was killed may not have come to this: as in `retire`
+        files.sync_directory(directory)
     for name in names:
         if name.startswith((SAVING, DELETING)):
             logger.info("actckpt: removing %s/%s, left by a process that ended", directory, name)

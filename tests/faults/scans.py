@@ -50,10 +50,11 @@ def scans(scene: Scene, extent: Extent) -> Iterator[tuple[str, Scan]]:
     # always where a directory or a name is new, and its parent does not yet know for good
     new = {at + 1 for at, name in enumerate(names) if name in ("mkdir", "rename")}
     later = sorted({*range(extent.later // 2, len(names), extent.later), *new})[::more]
+    rest = min(extent.parts, 2)
     yield "killed", lambda tally: kill_at(scene, calls, tally)
     yield "errors", lambda tally: inject(scene, faults, tally)
     yield "power lost", lambda tally: lose_power(scene, extent.parts, tally)
-    yield "killed, then power lost", lambda tally: lose_power_later(scene, later, 0, tally)
+    yield "killed, then power lost", lambda tally: lose_power_later(scene, later, rest, tally)
 
 
 def run(scene: Scene, extent: Extent) -> Iterator[Tally]:
