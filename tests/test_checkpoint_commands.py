@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import actckpt
+from actckpt.checkpoint.files import Files
+from actckpt.checkpoint.verification import verify_files
 from actckpt.cli import main
 from tests.test_checkpoint_corruption import make
 from tests.test_checkpoint_encoding import same
@@ -140,6 +143,39 @@ def test_other_shapes_and_what_only_one_has(tmp_path: Path, capsys: Capture) -> 
     (tmp_path / "b" / "step-00000001" / "state.json").unlink()
     assert command("diff", tmp_path / "a", tmp_path / "b") == 2
     assert "state.json cannot be read" in capsys.readouterr().err
+
+
+# all of them
+
+
+@pytest.mark.parametrize("name", ["show", "verify", "ls", "prune", "diff", "export"])
+def test_what_is_no_run_is_one_clear_error(name: str, tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    for path in (file, tmp_path, tmp_path / "none"):
+        second = {"diff": [path], "export": [tmp_path / "new"]}.get(name, [])
+        assert command(name, path, *second) == 2
+        err = capsys.readouterr().err
+        assert str(path) in err
+        assert err.count("\n") == 1
+
+
+# verify
+
+
+def test_what_a_run_deletes_while_it_is_verified_is_no_damage(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path, nn.Linear(2, 2), steps=2)
+
+    def overtaken(files: Files, directory: str) -> Any:
+        if directory.endswith("step-00000001"):
+            shutil.rmtree(directory)
+        return verify_files(files, directory)
+
+    monkeypatch.setattr("actckpt.commands.checkpoint.verify_files", overtaken)
+    assert command("verify", tmp_path) == 0
+    assert "step-00000001: was deleted in the meantime" in capsys.readouterr().out
 
 
 # prune

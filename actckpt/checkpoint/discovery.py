@@ -99,7 +99,13 @@ def checkpoint_at(files: Files, path: str) -> Checkpoint:
     Raises:
         CheckpointError: there is none whose manifest is sound.
     """
-    if files.status(f"{path}/{MANIFEST}") is not None:
+    try:
+        alone = files.status(f"{path}/{MANIFEST}") is not None
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error}. Give the directory of a run, or of a checkpoint"
+        ) from error
+    if alone:
         return Checkpoint(Path(path), read_manifest(files, path))
     found = existing(files, path)
     if not found.checkpoints:
