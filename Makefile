@@ -3,13 +3,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup lint test demo grid figures clean
+.PHONY: help setup lint test faults demo grid figures clean
 
 help:
 	@echo "make setup    create $(VENV) with everything in it"
 	@echo "make demo     train a small GPT without a budget and under two (runs/demo)"
 	@echo "make test     lint, types and tests"
 	@echo "make lint     ruff and mypy"
+	@echo "make faults   every fault and damage that checkpoints must stand (slow)"
 	@echo "make grid     every model x policy x budget, measured (slow)"
 	@echo "make figures  the README's tables and plots (slow)"
 
@@ -28,6 +29,10 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --no-loadscope-reorder
+
+faults: setup
+	$(BIN)/python -m tests.faults --whole
+	ACTCKPT_FAULTS=whole $(BIN)/python -m pytest tests/test_checkpoint_corruption.py tests/test_checkpoint_damage.py
 
 demo: setup
 	$(BIN)/actckpt demo

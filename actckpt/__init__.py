@@ -1,10 +1,16 @@
 """Train a PyTorch model inside a memory budget, with the same gradients to the last bit."""
 
+from typing import TYPE_CHECKING, Any
+
 from actckpt.api import find_max_batch, measure, optimize, report, revert, trace
 from actckpt.batch_search import BatchSearch, BatchTried
 from actckpt.errors import (
     ActckptError,
     BudgetError,
+    CheckpointError,
+    CheckpointFormatError,
+    CheckpointMismatchError,
+    CheckpointSaveError,
     PlanError,
     ReplayError,
     ReportError,
@@ -25,6 +31,12 @@ from actckpt.reporting.report import Report
 from actckpt.tracing.call import Call
 from actckpt.versions import package_version
 
+if TYPE_CHECKING:
+    from actckpt.checkpoint.discovery import Checkpoint
+    from actckpt.checkpoint.export import export_weights
+    from actckpt.resuming.checkpointer import Checkpointer
+    from actckpt.resuming.resumed import Resumed
+
 __version__ = package_version()
 
 __all__ = [
@@ -36,6 +48,12 @@ __all__ = [
     "BudgetError",
     "Burst",
     "Call",
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointFormatError",
+    "CheckpointMismatchError",
+    "CheckpointSaveError",
+    "Checkpointer",
     "Graph",
     "Measurement",
     "Plan",
@@ -46,11 +64,13 @@ __all__ = [
     "ReplayError",
     "Report",
     "ReportError",
+    "Resumed",
     "SavedOp",
     "Selective",
     "TargetError",
     "TraceError",
     "exhaustive",
+    "export_weights",
     "find_max_batch",
     "lower_bound",
     "measure",
@@ -60,3 +80,20 @@ __all__ = [
     "revert",
     "trace",
 ]
+
+# only who saves to disk pays for importing it
+_LAZY = {
+    "Checkpoint": "actckpt.checkpoint.discovery",
+    "Checkpointer": "actckpt.resuming.checkpointer",
+    "Resumed": "actckpt.resuming.resumed",
+    "export_weights": "actckpt.checkpoint.export",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
+    return value

@@ -1,4 +1,4 @@
-"""The command line: ``actckpt plan``, ``actckpt compare``, ``actckpt demo``."""
+"""The command line: ``actckpt plan``, ``compare``, ``demo``, ``checkpoint``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from actckpt.commands import compare, demo, plan
+from actckpt.commands import checkpoint, compare, demo, plan
 from actckpt.errors import ActckptError
 from actckpt.versions import package_version
 
@@ -36,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"actckpt {package_version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (plan, compare, demo):
+    for command in (plan, compare, demo, checkpoint):
         command.add_parser(commands)
     return parser
 

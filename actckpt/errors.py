@@ -56,3 +56,22 @@ class TargetError(ActckptError, ValueError):
 
 class ReportError(ActckptError, ValueError):
     """A report or measurement cannot be read or written as asked."""
+
+
+class CheckpointError(ActckptError):
+    """A checkpoint, or a directory of them, cannot be used as asked."""
+
+
+class CheckpointFormatError(CheckpointError, ValueError):
+    """A checkpoint's files are damaged, incomplete, or written by another version."""
+
+
+class CheckpointSaveError(CheckpointError):
+    """A checkpoint could not be written, or the state holds what no checkpoint can; none was made.
+
+    Earlier checkpoints are as before.
+    """
+
+
+class CheckpointMismatchError(CheckpointError, ValueError):
+    """A sound checkpoint does not belong to these objects; they are as before."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -13,6 +14,7 @@ from actckpt.dry_run import DryRun, dry_run
 from actckpt.errors import BudgetError, PlanError
 from actckpt.graph import Category, Graph, Storage
 from actckpt.plan import Plan
+from actckpt.plan_key import plan_key
 from actckpt.policies import POLICIES, Policy
 from actckpt.policies.bound import Bound, lower_bound, smallest_peak
 from actckpt.pricing.price import Price
@@ -74,12 +76,40 @@ class Planned:
     dry: DryRun
 
 
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """A plan that was made earlier, perhaps by another process, for a graph of this `plan_key`."""
+
+    key: str
+    plan: Plan
+    profile: Profile
+
+
+@dataclass(frozen=True, slots=True)
+class _Verbatim:
+    """The policy that has decided already."""
+
+    plan: Plan
+
+    def __call__(self, graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
+        return self.plan
+
+
 def make_plan(
-    model: nn.Module, step: Step, request: Request, *, progress: bool | None = None
+    model: nn.Module,
+    step: Step,
+    request: Request,
+    *,
+    progress: bool | None = None,
+    recalled: Sequence[Recalled] = (),
 ) -> Planned:
     """Traces, profiles, asks the policy, and dry-runs its plan until it fits.
 
     The model must carry no rewrite, and is left as it was.
+
+    Args:
+        recalled: plans made earlier for the same request; one for this very graph is dry-run again
+            and taken without asking the policy or measuring.
 
     Raises:
         BudgetError: no plan of the policy fits.
@@ -87,8 +117,26 @@ def make_plan(
         TraceError: the step cannot be traced.
     """
     graph = trace_step(model, step)
+    planned = _recall(model, step, request, graph, recalled)
+    if planned is not None:
+        return planned
     profile = build_profile(graph, progress=progress)
     return choose_plan(model, step, request, graph, profile)
+
+
+def _recall(
+    model: nn.Module, step: Step, request: Request, graph: Graph, recalled: Sequence[Recalled]
+) -> Planned | None:
+    key = plan_key(graph) if recalled else ""
+    for earlier in recalled:
+        if earlier.key != key:
+            continue
+        verbatim = dataclasses.replace(request, policy=_Verbatim(earlier.plan))
+        try:
+            return choose_plan(model, step, verbatim, graph, earlier.profile)
+        except (BudgetError, PlanError) as error:
+            logger.warning("actckpt: the earlier plan cannot be used, planning again: %s", error)
+    return None
 
 
 def choose_plan(

@@ -14,7 +14,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from actckpt.batch_key import BatchKey, batch_key
 from actckpt.errors import PlanError
-from actckpt.planning import Planned, Request, bound_of, make_plan
+from actckpt.plan import Plan
+from actckpt.plan_key import plan_key
+from actckpt.planning import Planned, Recalled, Request, bound_of, make_plan
+from actckpt.profile import Profile
 from actckpt.reporting.assemble import assemble_report
 from actckpt.reporting.measurement import Measurement
 from actckpt.reporting.report import Figures, Report
@@ -37,6 +40,14 @@ class _Entry:
     planned: Planned
     report: Report
     bounded: bool = False
+    kept: Recalled | None = None
+
+    def to_keep(self) -> Recalled:
+        """The plan for another process; made once, for saving often."""
+        if self.kept is None:
+            planned = self.planned
+            self.kept = Recalled(plan_key(planned.graph), planned.plan, planned.profile)
+        return self.kept
 
 
 class Session:
@@ -62,6 +73,7 @@ class Session:
         self.current: _Entry | None = None
         # whether a forward was not the traced one
         self.changes = False
+        self.recalled: tuple[Recalled, ...] = ()
         self._hook: Any = None
         if optimizer is None:
             self._watch_optimizers()
@@ -153,7 +165,7 @@ class Session:
             step = dataclasses.replace(step, loss_fn=None, target=None)
         before = uninstall(model)
         try:
-            planned = make_plan(model, step, self._request_for(key))
+            planned = make_plan(model, step, self._request_for(key), recalled=self.recalled)
         finally:
             if before is not None:
                 install(before)
@@ -169,6 +181,50 @@ class Session:
     def wait(self) -> None:
         """Plans on the first forward with gradients."""
         install(Rewrite(self.model, Program(), planner=self))
+
+    # ---- across processes
+
+    def state_dict(self) -> dict[str, Any]:
+        """The plans made so far as JSON data, with what they were asked for."""
+        made = [entry.to_keep() for entry in self.entries]
+        return {
+            "budget_bytes": self.request.budget_bytes,
+            "policy": self.request.policy_name,
+            "scope": self.request.scope,
+            "changes": self.changes,
+            "plans": [
+                {"key": r.key, "plan": r.plan.to_json(), "profile": r.profile.to_json()}
+                for r in dict.fromkeys([*made, *self.recalled])
+            ],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> str:
+        """Takes plans that another process made; "" or why this session plans anew instead.
+
+        They are put in force by the next forwards, each for the very step that it was made for.
+
+        Raises:
+            PlanError: the state is none of a session.
+        """
+        for name, mine in (
+            ("budget_bytes", self.request.budget_bytes),
+            ("policy", self.request.policy_name),
+            ("scope", self.request.scope),
+        ):
+            if state.get(name) != mine:
+                return f"{name} was {state.get(name)!r} and is now {mine!r}"
+        try:
+            self.recalled = tuple(
+                Recalled(p["key"], Plan.from_json(p["plan"]), Profile.from_json(p["profile"]))
+                for p in state["plans"]
+            )
+        except (KeyError, TypeError) as error:
+            raise PlanError(f"not the plans of a session: {error!r}") from error
+        self.changes = bool(state.get("changes"))
+        self.entries.clear()
+        self.current = None
+        self.wait()
+        return ""
 
     # ---- what is learned later
 

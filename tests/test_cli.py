@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import actckpt
 from actckpt.cli import main
 from actckpt.commands.compare import Pair, Row, draw, make_table, pair, sweep
 from actckpt.errors import BudgetError
@@ -209,3 +210,32 @@ def test_rows_without_any_fit_can_be_drawn() -> None:
     rows = [Row("auto", 10.0, 100, fits=False)]
     assert make_table(rows).row_count == 1
     draw(rows, 1000, "title")
+
+
+def test_checkpoints_are_listed_shown_and_verified(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status("checkpoint", "ls", str(tmp_path)) == 2
+    assert "holds no checkpoints" in capsys.readouterr().err
+    with actckpt.Checkpointer(tmp_path, model=Blocks(1), every=1) as run:
+        run.step(metrics={"loss": 0.5})
+        run.step(metrics={"loss": 0.25})
+        run.pin(1)
+    assert exit_status("checkpoint", "ls", str(tmp_path)) == 0
+    newest, oldest = capsys.readouterr().out.splitlines()
+    assert newest.startswith("step-00000002")
+    assert "loss=0.25" in newest
+    assert "pinned" in oldest
+    assert exit_status("checkpoint", "show", str(tmp_path)) == 0
+    out = capsys.readouterr().out
+    assert "step 2" in out
+    assert "model/layers.0.0.weight  float32 [64, 16]" in out
+    assert exit_status("checkpoint", "verify", str(tmp_path)) == 0
+    assert capsys.readouterr().out.count("sound") == 2
+    weights = tmp_path / "step-00000001" / "model.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    assert exit_status("checkpoint", "verify", str(tmp_path)) == 1
+    assert "step-00000001/model.safetensors is damaged" in capsys.readouterr().out
+    assert exit_status("checkpoint", "verify", str(tmp_path / "step-00000002")) == 0

@@ -24,6 +24,7 @@ FOLDERS = {
 
 FUNCTIONS = {
     "exhaustive",
+    "export_weights",
     "find_max_batch",
     "lower_bound",
     "measure",
@@ -40,6 +41,8 @@ DATA = {
     "Bound",
     "Burst",
     "Call",
+    "Checkpoint",
+    "Checkpointer",
     "Graph",
     "Measurement",
     "Plan",
@@ -47,6 +50,7 @@ DATA = {
     "Profile",
     "Region",
     "Report",
+    "Resumed",
     "SavedOp",
     "Selective",
 }
@@ -80,8 +84,10 @@ MAY_IMPORT["rewriting"] = {
     *MAY_IMPORT["regions"],
 }
 MAY_IMPORT["dry_run"] = {"profiler", "rewriting", *MAY_IMPORT["profiler"], *MAY_IMPORT["rewriting"]}
+MAY_IMPORT["plan_key"] = {"graph"}
 MAY_IMPORT["planning"] = {
     "dry_run",
+    "plan_key",
     "policies",
     *MAY_IMPORT["dry_run"],
     *MAY_IMPORT["policies"],
@@ -90,7 +96,10 @@ MAY_IMPORT["reporting"] = {"planning", "versions", *MAY_IMPORT["planning"]}
 MAY_IMPORT["measuring"] = {"graph", "profiler", "reporting", "tracing"}
 MAY_IMPORT["batch_search"] = set()
 MAY_IMPORT["batch_key"] = {"rewriting"}
-MAY_IMPORT["session"] = {"batch_key", "reporting", *MAY_IMPORT["reporting"]}
+MAY_IMPORT["session"] = {"batch_key", "plan_key", "reporting", *MAY_IMPORT["reporting"]}
+# what lies on disk knows nothing of a live run
+MAY_IMPORT["checkpoint"] = {"errors"}
+MAY_IMPORT["resuming"] = {"checkpoint", "errors", "session", "versions"}
 LIBRARY = set(MAY_IMPORT)
 MAY_IMPORT["api"] = LIBRARY
 MAY_IMPORT["targets"] = {"errors"}
@@ -201,6 +210,21 @@ def loaded_after(statement: str, names: tuple[str, ...]) -> list[str]:
 def test_importing_actckpt_imports_no_optional_dependency() -> None:
     optional = ("matplotlib", "peft", "transformers", "pytest")
     assert loaded_after("import actckpt", optional) == []
+
+
+def test_checkpoints_are_imported_by_whoever_uses_them() -> None:
+    lazy = ("actckpt.checkpoint", "actckpt.resuming", "xxhash")
+    assert loaded_after("import actckpt", lazy) == []
+    assert loaded_after("import actckpt; actckpt.Checkpointer", lazy) == list(lazy)
+
+
+def test_nothing_on_disk_is_a_pickle() -> None:
+    for module, path in sources():
+        if part(module) in ("checkpoint", "resuming"):
+            text = path.read_text(encoding="utf-8")
+            assert not {"pickle", "dill", "shelve"} & {n.split(".")[0] for n in imported(path)}
+            assert "torch.load" not in text, module
+            assert "torch.save" not in text, module
 
 
 def test_plain_data_imports_no_torch() -> None:

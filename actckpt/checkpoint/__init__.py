@@ -1,0 +1,1 @@
+"""Training states on disk: the format, how one is committed, checked, found and retired."""

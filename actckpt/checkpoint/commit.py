@@ -1,0 +1,165 @@
+"""A snapshot becomes a checkpoint: all of it, verified, under its name, or nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from actckpt.checkpoint.discovery import Checkpoint
+from actckpt.checkpoint.dtypes import name_of
+from actckpt.checkpoint.encoding import Encoded
+from actckpt.checkpoint.files import CHECKSUM, Files, Sink
+from actckpt.checkpoint.manifest import Chunk, FileEntry, Manifest, TensorEntry
+from actckpt.checkpoint.names import MANIFEST, SAVING, STATE, step_name, unique
+from actckpt.checkpoint.tensor_file import write_tensors
+from actckpt.checkpoint.verification import STATE_VERSION, verify_files
+from actckpt.errors import CheckpointError, CheckpointFormatError, CheckpointSaveError
+
+logger = logging.getLogger("actckpt")
+
+# what a save needs beside its tensors: JSON, and blocks that are not full
+_OVERHEAD_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that a checkpoint will hold.
+
+    Args:
+        items: by name (``model``, ``optimizer``); each with tensors gets a file of that name.
+        step, tag, metrics, fingerprint, versions: as in `Manifest`.
+    """
+
+    step: int
+    items: Mapping[str, Encoded]
+    tag: str
+    metrics: dict[str, float]
+    fingerprint: str
+    versions: dict[str, str]
+
+
+def commit(
+    files: Files, directory: str, snapshot: Snapshot, *, serial: int, verify: str = "full"
+) -> Checkpoint:
+    """The checkpoint, durable and verified. The caller holds the lock of ``directory``.
+
+    Everything is written and read back in a directory that nobody looks into, which then gets its
+    name in one step. No existing checkpoint is touched.
+
+    What is read back comes from the page cache, as a rule: it shows that every byte was handed
+    over right, not that the medium has kept it. Resuming shows that, and `verify` once more.
+
+    Args:
+        serial: larger than that of every checkpoint in the directory.
+        verify: what is read back, as for `verify_files`.
+
+    Raises:
+        CheckpointSaveError: nothing was saved.
+    """
+    try:
+        name = _free_name(files, directory, snapshot.step)
+        temporary = f"{directory}/{unique(SAVING, name)}"
+        final = f"{directory}/{name}"
+        _check_space(files, directory, snapshot)
+        files.make_directory(temporary)
+        try:
+            manifest = _write(files, temporary, snapshot, serial)
+            files.sync_directory(temporary)
+            verify_files(files, temporary, verify)
+            files.rename(temporary, final)
+        except BaseException:
+            _abandon(files, temporary)
+            raise
+        files.sync_directory(directory)
+        if verify_files(files, final, "manifest") != manifest:
+            raise CheckpointFormatError(f"{final}/{MANIFEST} is not what was written")
+    except CheckpointSaveError:
+        raise
+    except CheckpointFormatError as error:
+        raise CheckpointSaveError(
+            f"step {snapshot.step} was written to {directory} and did not read back as written: "
+            f"{error}. Earlier checkpoints are as before; do not trust this file system"
+        ) from error
+    except (OSError, CheckpointError) as error:
+        raise CheckpointSaveError(
+            f"step {snapshot.step} could not be saved to {directory}: {error}. Earlier checkpoints "
+            "are as before; remove the cause and save again"
+        ) from error
+    return Checkpoint(Path(final), manifest)
+
+
+def _write(files: Files, directory: str, snapshot: Snapshot, serial: int) -> Manifest:
+    entries: dict[str, FileEntry] = {}
+    tensors: dict[str, TensorEntry] = {}
+    for item, encoded in snapshot.items.items():
+        if not encoded.tensors:
+            continue
+        file = f"{item}.safetensors"
+        with files.writing(f"{directory}/{file}") as sink:
+            write_tensors(sink, encoded.tensors)
+        entries[file] = _entry(sink)
+        for key, tensor in encoded.tensors.items():
+            tensors[f"{item}/{key}"] = _tensor_entry(tensor, file, key)
+    state = {
+        "format": "actckpt.state",
+        "format_version": STATE_VERSION,
+        "items": {item: encoded.tree for item, encoded in snapshot.items.items()},
+    }
+    with files.writing(f"{directory}/{STATE}") as sink:
+        sink.write(json.dumps(state, allow_nan=False).encode("ascii"))
+    entries[STATE] = _entry(sink)
+    manifest = Manifest(
+        step=snapshot.step,
+        serial=serial,
+        saved_at_s=time.time(),
+        tag=snapshot.tag,
+        metrics=snapshot.metrics,
+        fingerprint=snapshot.fingerprint,
+        versions=snapshot.versions,
+        files=entries,
+        tensors=tensors,
+    )
+    with files.writing(f"{directory}/{MANIFEST}") as sink:
+        sink.write(manifest.to_bytes())
+    return manifest
+
+
+def _entry(sink: Sink) -> FileEntry:
+    return FileEntry(sink.written_bytes, f"{CHECKSUM}:{sink.checksum}")
+
+
+def _tensor_entry(tensor: torch.Tensor, file: str, key: str) -> TensorEntry:
+    shape = tuple(tensor.shape)
+    chunk = Chunk(file, key, (0,) * len(shape), shape)
+    return TensorEntry(name_of(tensor.dtype), shape, (chunk,))
+
+
+def _check_space(files: Files, directory: str, snapshot: Snapshot) -> None:
+    needed = sum(encoded.size_bytes for encoded in snapshot.items.values()) + _OVERHEAD_BYTES
+    free = files.free_bytes(directory)
+    if free < needed:
+        raise CheckpointSaveError(
+            f"step {snapshot.step} needs {needed / 1e9:.3f} GB in {directory}; "
+            f"{free / 1e9:.3f} GB are free. Free some, or keep fewer checkpoints (keep_last)"
+        )
+
+
+def _free_name(files: Files, directory: str, step: int) -> str:
+    """The step's name, or a further one where a checkpoint of that step, sound or not, exists."""
+    attempt = 0
+    while files.status(f"{directory}/{step_name(step, attempt)}") is not None:
+        attempt += 1
+    return step_name(step, attempt)
+
+
+def _abandon(files: Files, temporary: str) -> None:
+    try:
+        files.remove_tree(temporary)
+    except OSError as error:
+        logger.warning("actckpt: %s could not be removed, the next save will: %s", temporary, error)

@@ -1,0 +1,48 @@
+"""What the entries of a run's directory are called."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+LOCK = ".lock"
+# both are cleaned up by whoever holds the lock
+SAVING = ".saving-"
+DELETING = ".deleting-"
+PINNED = ".pinned-"
+
+_STEP = re.compile(r"step-(\d{8,18})(?:\.(\d{1,6}))?")
+_ITEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+
+
+def step_name(step: int, attempt: int = 0) -> str:
+    """``step-00001200``; ``step-00001200.1`` where that exists and must stay."""
+    return f"step-{step:08d}" + (f".{attempt}" if attempt else "")
+
+
+def parse_step_name(name: str) -> tuple[int, int] | None:
+    """(step, attempt) of a checkpoint's directory name, or None."""
+    found = _STEP.fullmatch(name)
+    if found is None:
+        return None
+    key = int(found[1]), int(found[2] or 0)
+    return key if step_name(*key) == name else None
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a manifest may name this file: a plain name, in the checkpoint's own directory."""
+    stem, _, ending = name.partition(".")
+    return is_item_name(stem) and ending in ("safetensors", "json")
+
+
+def is_item_name(name: str) -> bool:
+    """Whether an item of a state may be called so: its file has that name."""
+    return _ITEM.fullmatch(name) is not None
+
+
+def unique(prefix: str, name: str) -> str:
+    """A name that no other process and no earlier attempt has used."""
+    return f"{prefix}{name}-{os.getpid()}-{secrets.token_hex(4)}"

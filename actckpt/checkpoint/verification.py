@@ -1,0 +1,247 @@
+"""Whether a checkpoint's files are what its manifest says, and what is in them."""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from actckpt.checkpoint.decoding import decode
+from actckpt.checkpoint.documents import parsed
+from actckpt.checkpoint.dtypes import BY_NAME, stored_as
+from actckpt.checkpoint.files import CHECKSUM, Files, Source
+from actckpt.checkpoint.manifest import MAX_BYTES, Manifest, TensorEntry
+from actckpt.checkpoint.names import MANIFEST, STATE
+from actckpt.checkpoint.tensor_file import Slot, read_slots, read_tensors
+from actckpt.errors import CheckpointError, CheckpointFormatError
+
+LEVELS = ("full", "manifest")
+STATE_VERSION = 1
+# ELOOP: a symbolic link
+_THE_FILES_FAULT = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EIO, None)
+
+
+def read_manifest(files: Files, directory: str) -> Manifest:
+    """The manifest of the checkpoint in ``directory``, checked against its own checksum.
+
+    Raises:
+        CheckpointFormatError: there is none, or it is damaged or of another version.
+    """
+    where = f"{directory}/{MANIFEST}"
+    with _opened(files, where) as source:
+        if source.size_bytes > MAX_BYTES:
+            raise CheckpointFormatError(
+                f"{where} has {source.size_bytes} bytes; no manifest is above {MAX_BYTES}. "
+                "Use another checkpoint"
+            )
+        return Manifest.from_bytes(source.read(source.size_bytes), where)
+
+
+def verify_files(files: Files, directory: str, level: str = "full") -> Manifest:
+    """The manifest of a checkpoint whose files are all there and sound.
+
+    Args:
+        level: "full" reads every byte; "manifest" only the manifest, and the files' sizes.
+
+    Raises:
+        CheckpointFormatError: a file is missing, damaged, or no regular file; it is named.
+    """
+    manifest = read_manifest(files, directory)
+    for name, entry in manifest.files.items():
+        where = f"{directory}/{name}"
+        if level == "full":
+            with _checked(files, directory, name, manifest) as source:
+                if name == STATE:
+                    _state_trees(source, where)
+                else:
+                    _checked_slots(source, name, manifest, where)
+        else:
+            _check_size(where, _regular_size(files, where), entry.size_bytes)
+    return manifest
+
+
+def read_state(files: Files, directory: str) -> tuple[Manifest, dict[str, Any]]:
+    """The manifest and the items of a checkpoint, every byte verified on the way.
+
+    Tensors are on the CPU, in memory of their own.
+
+    Raises:
+        CheckpointFormatError: as `verify_files`.
+    """
+    manifest = read_manifest(files, directory)
+    trees: dict[str, Any] | None = None
+    pieces: dict[tuple[str, str], torch.Tensor] = {}
+    for name in manifest.files:
+        where = f"{directory}/{name}"
+        with _checked(files, directory, name, manifest) as source:
+            if name == STATE:
+                trees = _state_trees(source, where)
+            else:
+                slots = _checked_slots(source, name, manifest, where)
+                found = read_tensors(source, slots)
+                pieces.update({(name, key): tensor for key, tensor in found.items()})
+    if trees is None:
+        raise _missing(f"{directory}/{STATE}", None)
+    with _as_written():
+        return manifest, _decoded(manifest, trees, pieces, directory)
+
+
+def _decoded(
+    manifest: Manifest,
+    trees: dict[str, Any],
+    pieces: dict[tuple[str, str], torch.Tensor],
+    directory: str,
+) -> dict[str, Any]:
+    """The items of which all files are sound."""
+    by_item: dict[str, dict[str, torch.Tensor]] = {item: {} for item in trees}
+    for name, entry in manifest.tensors.items():
+        item, _, key = name.partition("/")
+        if item not in by_item:
+            raise CheckpointFormatError(f"{directory}/{STATE} has no item for tensor {name}")
+        by_item[item][key] = _assembled(entry, pieces, f"{directory}: {name}")
+    where = f"{directory}/{STATE}"
+    return {item: decode(tree, by_item[item], where) for item, tree in trees.items()}
+
+
+def _assembled(
+    entry: TensorEntry, pieces: dict[tuple[str, str], torch.Tensor], where: str
+) -> torch.Tensor:
+    """A tensor from its chunks."""
+    dtype = BY_NAME[entry.dtype]
+    chunks = [(c, _as(pieces[c.file, c.name], dtype, c.shape)) for c in entry.chunks]
+    if len(chunks) == 1 and chunks[0][0].shape == entry.shape:
+        return chunks[0][1]
+    whole = torch.empty(entry.shape, dtype=dtype)
+    covered = torch.zeros(entry.shape, dtype=torch.bool)
+    for chunk, piece in chunks:
+        box = tuple(slice(o, o + n) for o, n in zip(chunk.offset, chunk.shape, strict=True))
+        whole[box] = piece
+        covered[box] = True
+    # as many elements as the tensor has (the manifest's own check), each once
+    if not covered.all():
+        raise CheckpointFormatError(f"{where} has chunks that overlap")
+    return whole
+
+
+def _as(stored: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    return stored if stored.dtype == dtype else stored.view(dtype).reshape(shape)
+
+
+def _checked_slots(source: Source, file: str, manifest: Manifest, where: str) -> list[Slot]:
+    """The header of a file, which must describe the tensors that the manifest has there."""
+    with _as_written():
+        slots = read_slots(source, where)
+    expected = {}
+    for tensor in manifest.tensors.values():
+        for chunk in tensor.chunks:
+            if chunk.file == file:
+                expected[chunk.name] = stored_as(BY_NAME[tensor.dtype], chunk.shape)
+    found = {slot.name: (slot.code, slot.shape) for slot in slots}
+    if found != expected:
+        name = min(n for n in found.keys() | expected.keys() if found.get(n) != expected.get(n))
+        raise CheckpointFormatError(
+            f"{where} holds {name} as {found.get(name)}; the manifest has {expected.get(name)}. "
+            "Files of different checkpoints may have been mixed; use another checkpoint"
+        )
+    return slots
+
+
+def _state_trees(source: Source, where: str) -> dict[str, Any]:
+    with _as_written():
+        data = parsed(source.read(source.size_bytes), where)
+        if not isinstance(data, dict) or data.get("format") != "actckpt.state":
+            raise CheckpointFormatError(f"{where} is no actckpt.state document")
+    if data.get("format_version") != STATE_VERSION:
+        raise CheckpointFormatError(
+            f"{where} has format version {data.get('format_version')}; this actckpt reads version "
+            f"{STATE_VERSION}: use the actckpt that wrote it"
+        )
+    with _as_written():
+        items = data.get("items")
+        if not isinstance(items, dict):
+            raise CheckpointFormatError(f"{where} has no items")
+    return items
+
+
+@contextmanager
+def _as_written() -> Iterator[None]:
+    """Says what to do about nonsense, which no damage has made where the checksums are right."""
+    try:
+        yield
+    except CheckpointFormatError as error:
+        raise CheckpointFormatError(
+            f"{error}. It was written like this: use another checkpoint"
+        ) from error
+
+
+@contextmanager
+def _checked(files: Files, directory: str, name: str, manifest: Manifest) -> Iterator[Source]:
+    """A file of a checkpoint; once the block has read what it wants, the whole file is checked."""
+    where = f"{directory}/{name}"
+    entry = manifest.files[name]
+    with _opened(files, where) as source:
+        # before anything is allocated for it
+        _check_size(where, source.size_bytes, entry.size_bytes)
+        error: CheckpointFormatError | None = None
+        try:
+            yield source
+        except CheckpointFormatError as found:
+            error = found
+        source.drain()
+        # what is damaged reads as nonsense: say the former
+        if f"{CHECKSUM}:{source.checksum}" != entry.checksum:
+            raise CheckpointFormatError(
+                f"{where} is damaged: its content has not the checksum in the manifest; "
+                "use another checkpoint, or restore this file from a copy"
+            ) from error
+        if error is not None:
+            raise error
+
+
+def _regular_size(files: Files, where: str) -> int:
+    try:
+        status = files.status(where)
+    except OSError as error:
+        raise _unreadable(where, error) from error
+    if status is None or not stat.S_ISREG(status.st_mode):
+        raise _missing(where, None)
+    return status.st_size
+
+
+@contextmanager
+def _opened(files: Files, where: str) -> Iterator[Source]:
+    try:
+        with files.reading(where) as source:
+            yield source
+    except EOFError as error:
+        raise CheckpointFormatError(f"{where} is truncated: it {error}") from error
+    except OSError as error:
+        raise _unreadable(where, error) from error
+
+
+def _unreadable(where: str, error: OSError) -> CheckpointError:
+    if error.errno in _THE_FILES_FAULT:
+        return _missing(where, error)
+    # says nothing about the file, so nobody may pass over the checkpoint for it
+    return CheckpointError(f"{where} cannot be read now: {error}. Try again")
+
+
+def _missing(where: str, error: OSError | None) -> CheckpointFormatError:
+    reason = "there is no such regular file" if error is None else str(error)
+    return CheckpointFormatError(
+        f"{where} cannot be read: {reason}. Use another checkpoint, or restore this file from a "
+        "copy"
+    )
+
+
+def _check_size(where: str, found: int, expected: int) -> None:
+    if found != expected:
+        verb = "truncated" if found < expected else "longer than it was written"
+        raise CheckpointFormatError(
+            f"{where} is {verb}: {found} bytes, {expected} in the manifest; "
+            "use another checkpoint, or restore this file from a copy"
+        )

@@ -1,0 +1,91 @@
+"""``actckpt checkpoint prune RUN``: the retention of a `Checkpointer`, by hand."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from actckpt.checkpoint.discovery import existing
+from actckpt.checkpoint.files import Files
+from actckpt.checkpoint.lock import DirectoryLock
+from actckpt.checkpoint.retention import Keep, clean, retire
+from actckpt.checkpoint.verification import verify_files
+from actckpt.errors import CheckpointError
+
+
+def add_parser(commands: Any) -> None:
+    """Add this command to ``commands``."""
+    parser = commands.add_parser(
+        "prune",
+        help="delete checkpoints that nothing keeps",
+        description="Delete the checkpoints that neither an option nor a pin keeps; the newest "
+        "always stays, and is verified first.",
+    )
+    parser.add_argument("directory", type=Path, metavar="RUN")
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be deleted")
+    parser.add_argument(
+        "--keep-last", type=int, default=3, metavar="N", help="the newest (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--keep-best",
+        nargs=3,
+        metavar=("METRIC", "min|max", "N"),
+        help="the best by a metric, besides",
+    )
+    parser.add_argument("--keep-every", type=int, metavar="STEPS", help="multiples, besides")
+    parser.set_defaults(run=prune)
+
+
+def prune(args: argparse.Namespace) -> int:
+    """0, after deleting what nothing keeps, or printing it.
+
+    Raises:
+        CheckpointError: the newest checkpoint does not verify, somebody else writes there, or
+            there is nothing of the kind; nothing was deleted.
+    """
+    files, directory = Files(), str(args.directory)
+    keep = _policy(args)
+    existing(files, directory)
+    if args.dry_run:
+        _prune(files, directory, keep, dry=True)
+        return 0
+    try:
+        lock = DirectoryLock(files, directory)
+        try:
+            _prune(files, directory, keep, dry=False)
+            clean(files, directory)
+        finally:
+            lock.release()
+    except OSError as error:
+        raise CheckpointError(
+            f"{directory} could not be pruned to the end: {error}. What is still listed is whole"
+        ) from error
+    return 0
+
+
+def _policy(args: argparse.Namespace) -> Keep:
+    best = args.keep_best
+    try:
+        return Keep(args.keep_last, (best[0], best[1], int(best[2])) if best else None,
+                    args.keep_every)  # fmt: skip
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _prune(files: Files, directory: str, keep: Keep, *, dry: bool) -> None:
+    found = existing(files, directory)
+    for skipped in found.skipped:
+        print(f"{skipped.name}  left alone, cannot be used: {skipped.reason}")
+    kept = {c.path for c in keep(found.checkpoints)}
+    doomed = [c for c in found.checkpoints if c.path not in kept]
+    if doomed:
+        # before the last copy of anything goes, what stays must be worth it
+        verify_files(files, str(found.checkpoints[0].path))
+    if not dry:
+        retire(files, directory, doomed)
+    verb = "would be deleted" if dry else "deleted"
+    for checkpoint in found.checkpoints:
+        print(f"{checkpoint.path.name}  {'stays' if checkpoint.path in kept else verb}")
+    freed = sum(c.size_bytes for c in doomed)
+    print(f"{len(doomed)} of {len(found.checkpoints)} {verb}, {freed / 1e9:.3f} GB")

@@ -1,0 +1,182 @@
+"""The live objects of a run: their state, whether a saved one fits, and putting it in."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import xxhash
+from torch import nn
+
+from actckpt.checkpoint.dtypes import name_of
+from actckpt.errors import CheckpointMismatchError
+
+# differences that one error message lists
+_SHOWN = 3
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Anything whose state can be taken and put back."""
+
+    def state_dict(self) -> Any: ...
+
+    def load_state_dict(self, state_dict: Any, /) -> Any: ...
+
+
+def fingerprint_of(state: Mapping[str, Any]) -> str:
+    """A hash of a model's tensors by name, dtype and shape, whatever their values."""
+    lines = (
+        f"{name} {name_of(t.dtype)} {list(t.shape)}"
+        for name, t in sorted(state.items())
+        if isinstance(t, torch.Tensor)
+    )
+    return f"xxh3-128:{xxhash.xxh3_128_hexdigest(chr(10).join(lines).encode())}"
+
+
+def check_fits(name: str, item: Stateful, saved: Any, where: str) -> None:
+    """Raises unless ``item`` can take ``saved``.
+
+    Only of modules and optimizers is it known what they can take.
+
+    Args:
+        name, where: of the item and of the checkpoint, for messages.
+
+    Raises:
+        CheckpointMismatchError: with the first differing names and shapes.
+    """
+    if isinstance(item, nn.Module):
+        found = list(_module_differences(item.state_dict(), saved))
+    elif isinstance(item, torch.optim.Optimizer):
+        found = list(_optimizer_differences(item.state_dict(), saved))
+    else:
+        return
+    if found:
+        more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        raise CheckpointMismatchError(
+            f"{where} does not fit this {name}: {'; '.join(found[:_SHOWN])}{more}. Build the "
+            f"{name} that was saved, or start in another directory. Nothing was changed"
+        )
+
+
+def _module_differences(live: Mapping[str, Any], saved: Mapping[str, Any]) -> Iterator[str]:
+    for key in [*live, *(k for k in saved if k not in live)]:
+        here, there = live.get(key), saved.get(key)
+        if key not in saved:
+            yield f"{key} {_described(here)} is not in the checkpoint"
+        elif key not in live:
+            yield f"{key} {_described(there)} is only in the checkpoint"
+        elif _described(here) != _described(there):
+            yield f"{key} is {_described(here)}, saved was {_described(there)}"
+
+
+def _described(x: Any) -> str:
+    return f"{name_of(x.dtype)} {list(x.shape)}" if isinstance(x, torch.Tensor) else ""
+
+
+def _optimizer_differences(live: Mapping[str, Any], saved: Mapping[str, Any]) -> Iterator[str]:
+    here = [len(group["params"]) for group in live["param_groups"]]
+    there = [len(group["params"]) for group in saved["param_groups"]]
+    if here != there:
+        yield f"it has groups of {here} parameters, saved were groups of {there}"
+
+
+def identity_of(item: Stateful, model: nn.Module) -> dict[str, Any]:
+    """What tells that a state is of another object, where the state itself does not.
+
+    An optimizer knows its parameters by their numbers alone: given in another order, it would take
+    the state of one for the other's.
+    """
+    found: dict[str, Any] = {"kind": type(item).__qualname__}
+    if isinstance(item, torch.optim.Optimizer):
+        names = {id(p): name for name, p in model.named_parameters()}
+        found["parameters"] = [
+            [names.get(id(p), "") for p in group["params"]] for group in item.param_groups
+        ]
+    return found
+
+
+def check_identity(name: str, here: dict[str, Any], saved: dict[str, Any], where: str) -> None:
+    """Raises unless both are what `identity_of` says of one and the same object.
+
+    Raises:
+        CheckpointMismatchError: it is of another class, or has its parameters in another order.
+    """
+    if here["kind"] != saved["kind"]:
+        raise CheckpointMismatchError(
+            f"{where} holds the {name} of a {saved['kind']}, this is a {here['kind']}: build what "
+            "was saved, or restore with only=. Nothing was changed"
+        )
+    mine, theirs = here.get("parameters", []), saved.get("parameters", [])
+    for number, (a, b) in enumerate(zip(mine, theirs, strict=False)):
+        for n, (x, y) in enumerate(zip(a, b, strict=False)):
+            if x != y:
+                raise CheckpointMismatchError(
+                    f"{where}: parameter {n} of group {number} of the {name} is {x or 'unnamed'}, "
+                    f"saved was {y or 'unnamed'}: give it the parameters in the order in which "
+                    "they were saved. Nothing was changed"
+                )
+
+
+def put_state(item: Stateful, saved: Any) -> Callable[[], None]:
+    """Puts a state in that fits; returns what undoes it.
+
+    Raises:
+        Exception: whatever the object raises; it is then as before.
+    """
+    undo = _undo(item)
+    try:
+        item.load_state_dict(saved)
+        if isinstance(item, torch.optim.Optimizer):
+            _put_exact(item, saved)
+    except BaseException:
+        undo()
+        raise
+    return undo
+
+
+def _undo(item: Stateful) -> Callable[[], None]:
+    if isinstance(item, torch.optim.Optimizer):
+        # loading rebinds the state, and does not write into it
+        before = item.state_dict()
+    elif cannot_fail(item):
+        # what has been checked cannot fail to load, and a second copy could be too much
+        return lambda: None
+    else:
+        before = copy.deepcopy(item.state_dict())
+
+    def undo() -> None:
+        item.load_state_dict(before)
+
+    return undo
+
+
+def cannot_fail(item: Stateful) -> bool:
+    """Whether loading a state that fits copies tensors by name, and runs no code of others."""
+    return (
+        isinstance(item, nn.Module)
+        and type(item).load_state_dict is nn.Module.load_state_dict
+        and all(
+            type(m)._load_from_state_dict.__module__.startswith("torch.nn.")
+            and type(m).set_extra_state is nn.Module.set_extra_state
+            and not m._load_state_dict_pre_hooks
+            and not m._load_state_dict_post_hooks
+            for m in item.modules()
+        )
+    )
+
+
+def _put_exact(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Undoes torch's casts of the state to the parameters' dtype.
+
+    A float32 moment of a bfloat16 parameter would come back rounded.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    numbers = [n for group in saved["param_groups"] for n in group["params"]]
+    for number, parameter in zip(numbers, parameters, strict=True):
+        for key, value in saved["state"].get(number, {}).items():
+            live = optimizer.state[parameter].get(key)
+            if isinstance(live, torch.Tensor) and live.dtype != value.dtype:
+                optimizer.state[parameter][key] = value.to(live.device)

@@ -1,0 +1,48 @@
+"""The memory plans of an optimized model, carried over to the process that resumes it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from actckpt.errors import PlanError
+from actckpt.session import session_of
+from actckpt.versions import versions
+
+
+def gather_plans(model: nn.Module) -> dict[str, Any] | None:
+    """The plans of an optimized model and the device they were made for; None if there are none."""
+    session = session_of(model)
+    if session is None:
+        return None
+    return {"device": versions()["device"], **session.state_dict()}
+
+
+def put_plans(
+    model: nn.Module, state: dict[str, Any] | None, optimizer: torch.optim.Optimizer | None
+) -> str:
+    """What happens to the plans: "" for an untouched model, else a sentence for the report.
+
+    A plan that was made for the same step, budget and device is taken as it is. Bits do not depend
+    on the plan: where it cannot be taken, another one is made.
+    """
+    session = session_of(model)
+    if session is None:
+        return "" if state is None else "a plan was saved; this model is not optimized"
+    if optimizer is not None:
+        # it exists already: no need to wait for its first step to know what it takes
+        session.learn(optimizer)
+    if state is None:
+        return "no plan was saved: the model is planned anew"
+    device = versions()["device"]
+    if state["device"] != device:
+        return f"planned anew: the saved plan is for {state['device']}, this is {device}"
+    try:
+        why = session.load_state_dict(state)
+    except PlanError as error:
+        why = str(error)
+    if why:
+        return f"planned anew: {why}"
+    return "the saved plan is used as it is"

@@ -1,0 +1,191 @@
+"""The state of a run as items of a checkpoint, and back: all of it, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from actckpt.checkpoint.encoding import Encoded, encode
+from actckpt.checkpoint.names import is_item_name
+from actckpt.errors import CheckpointMismatchError
+from actckpt.resuming.gradients import Gradients
+from actckpt.resuming.live_objects import (
+    Stateful,
+    cannot_fail,
+    check_fits,
+    check_identity,
+    fingerprint_of,
+    identity_of,
+    put_state,
+)
+from actckpt.resuming.plans import gather_plans, put_plans
+from actckpt.resuming.random_states import gather_random_states, lost_random_states
+from actckpt.resuming.resumed import version_differences
+from actckpt.versions import versions
+
+# items that every checkpoint has, beside the objects that the user passes
+OWN = ("identities", "model-versions", "progress", "position", "random", "plans", "config")
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """What putting a state back left to be said; as in `Resumed`."""
+
+    inexact: tuple[str, ...]
+    plan: str
+    notes: tuple[str, ...]
+
+
+class RunState:
+    """The objects of a run."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        others: Mapping[str, Stateful | None],
+        config: Mapping[str, Any] | None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module; found {type(model).__name__}")
+        self._model = model
+        self._objects: dict[str, Stateful] = {"model": model}
+        self._objects |= {name: item for name, item in others.items() if item is not None}
+        self._objects["gradients"] = Gradients(model)
+        for name, item in self._objects.items():
+            if not is_item_name(name):
+                raise ValueError(
+                    f"{name!r:.120} cannot be the name of a file: use letters, digits, - and _"
+                )
+            if not isinstance(item, Stateful):
+                raise TypeError(
+                    f"{name} must have state_dict and load_state_dict; found {type(item).__name__}"
+                )
+        self._config = dict(config or {})
+
+    def gather(
+        self,
+        *,
+        progress: dict[str, Any],
+        position: dict[str, Any],
+        random: dict[str, Any] | None,
+        accumulating: bool,
+    ) -> dict[str, Encoded]:
+        """Every item, encoded; tensors are the objects' own.
+
+        Args:
+            random: random states that are still to be put; None takes those of now.
+            accumulating: gradients are needed still; otherwise the next step begins without them.
+
+        Raises:
+            CheckpointSaveError: something in a state can be saved in no way; named by its key.
+        """
+        states: dict[str, Any] = {name: item.state_dict() for name, item in self._objects.items()}
+        if not accumulating:
+            states["gradients"] = {}
+        states["identities"] = self._identities()
+        # the versions that modules keep in a state dict, for loading older ones
+        states["model-versions"] = dict(getattr(states["model"], "_metadata", {}))
+        states["progress"] = progress
+        states["position"] = position
+        states["random"] = gather_random_states() if random is None else random
+        states["plans"] = gather_plans(self._model)
+        states["config"] = self._config
+        return {name: encode(state, name) for name, state in states.items()}
+
+    def fingerprint(self) -> str:
+        """Of the model's tensors."""
+        return fingerprint_of(self._model.state_dict())
+
+    def versions(self) -> dict[str, str]:
+        """Of libraries and machine."""
+        return versions()
+
+    def put(
+        self,
+        items: dict[str, Any],
+        where: str,
+        saved_versions: dict[str, str],
+        only: frozenset[str] | None,
+    ) -> Put:
+        """Puts a saved state back, once all that can be checked has been.
+
+        Args:
+            items: what `read_state` returned.
+            where: the checkpoint, for messages.
+            only: items to put; None is all, and every saved one must have its object.
+
+        Raises:
+            CheckpointMismatchError: an item is missing or does not fit.
+            Exception: whatever an object raises. After any error all are as they were.
+        """
+        objects = dict(self._objects)
+        if only is not None:
+            if unknown := sorted(only - objects.keys()):
+                raise CheckpointMismatchError(
+                    f"there is no {', '.join(unknown)} in this run; it has {', '.join(objects)}"
+                )
+            objects = {name: item for name, item in objects.items() if name in only}
+        self._check(objects, items, where, everything=only is None)
+        if "model" in objects:
+            items["model"]._metadata = items["model-versions"]
+        undo: list[Callable[[], None]] = []
+        try:
+            # what may raise on its own comes before what was checked and is not copied first
+            for name in sorted(objects, key=lambda n: (cannot_fail(objects[n]), n)):
+                undo.append(put_state(objects[name], items[name]))
+        except BaseException:
+            for step in reversed(undo):
+                step()
+            raise
+        if only is not None:
+            return Put((), "", ())
+        plan = self._put_plans(items["plans"])
+        inexact = version_differences(saved_versions, versions())
+        if lost := lost_random_states(items["random"]):
+            inexact.append(lost)
+        return Put(tuple(inexact), plan, tuple(self._config_notes(items["config"])))
+
+    def _check(
+        self, objects: dict[str, Stateful], items: dict[str, Any], where: str, *, everything: bool
+    ) -> None:
+        if missing := [name for name in objects if name not in items]:
+            raise CheckpointMismatchError(
+                f"{where} was saved without {', '.join(missing)}: leave them out of the "
+                "Checkpointer, or restore with only=. Nothing was changed"
+            )
+        extra = [name for name in items if name not in objects and name not in OWN]
+        if everything and extra:
+            raise CheckpointMismatchError(
+                f"{where} holds {', '.join(extra)}, for which the Checkpointer was given no "
+                "object: pass them, or restore with only=. Nothing was changed"
+            )
+        identities = self._identities()
+        for name, item in objects.items():
+            if name in identities:
+                check_identity(name, identities[name], items["identities"][name], where)
+            check_fits(name, item, items[name], where)
+
+    def _identities(self) -> dict[str, Any]:
+        """Of all but modules, whose tensors have names."""
+        return {
+            name: identity_of(item, self._model)
+            for name, item in self._objects.items()
+            if not isinstance(item, nn.Module)
+        }
+
+    def _put_plans(self, state: Any) -> str:
+        optimizer = self._objects.get("optimizer")
+        known = optimizer if isinstance(optimizer, torch.optim.Optimizer) else None
+        return put_plans(self._model, state, known)
+
+    def _config_notes(self, saved: Mapping[str, Any]) -> list[str]:
+        keys = dict.fromkeys([*saved, *self._config])
+        return [
+            f"config {key} was {saved.get(key)!r:.60}, is {self._config.get(key)!r:.60}"
+            for key in keys
+            if repr(saved.get(key)) != repr(self._config.get(key))
+        ]
