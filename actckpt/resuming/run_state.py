@@ -23,7 +23,7 @@ from actckpt.resuming.live_objects import (
     put_state,
 )
 from actckpt.resuming.plans import gather_plans, put_plans
-from actckpt.resuming.random_states import gather_random_states, lost_random_states
+from actckpt.resuming.random_states import lost_random_states
 from actckpt.resuming.resumed import version_differences
 from actckpt.versions import versions
 
@@ -68,16 +68,14 @@ class RunState:
 
     def gather(
         self,
+        progress: Mapping[str, Any],
         *,
-        progress: dict[str, Any],
-        position: dict[str, Any],
-        random: dict[str, Any] | None,
         accumulating: bool,
     ) -> dict[str, Encoded]:
         """Every item, encoded; tensors are the objects' own.
 
         Args:
-            random: random states that are still to be put; None takes those of now.
+            progress: the items of `Progress`.
             accumulating: gradients are needed still; otherwise the next step begins without them.
 
         Raises:
@@ -89,9 +87,7 @@ class RunState:
         states["identities"] = self._identities()
         # the versions that modules keep in a state dict, for loading older ones
         states["model-versions"] = dict(getattr(states["model"], "_metadata", {}))
-        states["progress"] = progress
-        states["position"] = position
-        states["random"] = gather_random_states() if random is None else random
+        states.update(progress)
         states["plans"] = gather_plans(self._model)
         states["config"] = self._config
         return {name: encode(state, name) for name, state in states.items()}
