@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from actckpt.checkpoint.discovery import Checkpoint
     from actckpt.resuming.checkpointer import Checkpointer
     from actckpt.resuming.resumed import Resumed
+    from actckpt.resuming.seeded_samples import SeededSamples
 
 __version__ = package_version()
 
@@ -65,6 +66,7 @@ __all__ = [
     "ReportError",
     "Resumed",
     "SavedOp",
+    "SeededSamples",
     "Selective",
     "TargetError",
     "TraceError",
@@ -84,6 +86,7 @@ _LAZY = {
     "Checkpoint": "actckpt.checkpoint.discovery",
     "Checkpointer": "actckpt.resuming.checkpointer",
     "Resumed": "actckpt.resuming.resumed",
+    "SeededSamples": "actckpt.resuming.seeded_samples",
 }
 
 

@@ -51,6 +51,7 @@ DATA = {
     "Report",
     "Resumed",
     "SavedOp",
+    "SeededSamples",
     "Selective",
 }
 ERRORS = {

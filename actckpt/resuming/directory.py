@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 
 from actckpt.checkpoint.commit import Snapshot, commit
@@ -13,6 +14,8 @@ from actckpt.checkpoint.retention import Keep, clean, retire
 from actckpt.errors import CheckpointError, CheckpointSaveError
 
 logger = logging.getLogger("actckpt")
+
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class RunDirectory:
@@ -32,6 +35,7 @@ class RunDirectory:
         # the largest seen: one that cannot be read for a moment must not be taken for older
         self._serial = 0
         self._lock: DirectoryLock | None = None
+        self._warned = False
 
     def find(self) -> Found:
         """The checkpoints newest first, and what is named as one and cannot be used."""
@@ -73,10 +77,30 @@ class RunDirectory:
     def _retire(self, checkpoints: tuple[Checkpoint, ...]) -> None:
         """Deletes what nothing keeps; the first is new and verified, so failing is no loss."""
         kept = {c.path for c in self.keep(checkpoints)}
+        doomed = [c for c in checkpoints if c.path not in kept]
+        if doomed:
+            self._warn_of_unreported(checkpoints)
         try:
-            retire(self.files, self.path, [c for c in checkpoints if c.path not in kept])
+            retire(self.files, self.path, doomed)
         except OSError as error:
             logger.warning("actckpt: an old checkpoint could not be deleted: %s", error)
+
+    def _warn_of_unreported(self, checkpoints: tuple[Checkpoint, ...]) -> None:
+        """Says once that nothing is kept for being best: no checkpoint says how good it is."""
+        if self.keep.best is None or self._warned:
+            return
+        metric = self.keep.best[0]
+        if any(metric in c.metrics for c in checkpoints):
+            return
+        self._warned = True
+        reported = ", ".join(sorted({name for c in checkpoints for name in c.metrics})) or "none"
+        logger.warning(
+            "actckpt: keep_best goes by %s, which no checkpoint in %s has (metrics there: %s); "
+            "older ones are deleted all the same. Report it with step(metrics=) or save(metrics=)",
+            metric,
+            self.path,
+            reported,
+        )
 
     def pin(self, step: int, pinned: bool) -> None:
         """Keeps the newest checkpoint of a step whatever the retention says, or no longer.
@@ -118,6 +142,22 @@ class RunDirectory:
             clean(self.files, self.path)
         except OSError as error:
             logger.warning("actckpt: leftovers in %s could not be deleted: %s", self.path, error)
+
+    def acquire_unless_read_only(self) -> CheckpointSaveError | None:
+        """As `acquire`; returns the error where nobody can write into what exists.
+
+        Raises:
+            CheckpointError: somebody else has it.
+            CheckpointSaveError: something else is wrong.
+        """
+        try:
+            self.acquire()
+        except CheckpointSaveError as error:
+            cause = error.__cause__
+            if not isinstance(cause, OSError) or cause.errno not in _READ_ONLY:
+                raise
+            return error
+        return None
 
     def release(self) -> None:
         """Lets others write."""

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch.distributed
+
+from actckpt.errors import CheckpointMismatchError
 from actckpt.resuming.data_position import DataPosition, Loader
+from actckpt.resuming.metrics import MetricHistory, numbers
 from actckpt.resuming.random_states import gather_random_states, put_random_states
 
 
@@ -17,6 +21,7 @@ class Progress:
         self.position = DataPosition()
         self.step = 0
         self.metrics: dict[str, float] = {}
+        self.history = MetricHistory()
         # whether a batch was handed out since the last optimizer step
         self.accumulating = False
         # put once nothing of the library draws any more
@@ -26,25 +31,62 @@ class Progress:
         """An optimizer step was made."""
         self.step += 1
         self._random, self.accumulating = None, False
-        self.metrics = numbers(metrics)
+        self.metrics = {}
+        self.report(numbers(metrics))
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Metrics of the state as it is now."""
+        self.metrics |= metrics
+        self.history.report(metrics)
 
     def items(self) -> dict[str, Any]:
         """The items of a checkpoint that are made of this."""
         random = self._random
         return {
-            "progress": {"step": self.step, "metrics": self.metrics},
+            "progress": {
+                "step": self.step,
+                "metrics": self.metrics,
+                "history": self.history.state_dict(),
+                "processes": processes(),
+            },
             "position": self.position.state_dict(self.loader),
             "random": gather_random_states() if random is None else random,
         }
+
+    def check(self, items: Mapping[str, Any], where: str) -> None:
+        """Raises unless `put` can take these items.
+
+        Raises:
+            CheckpointMismatchError: the data is another, or there are fewer processes.
+        """
+        saved, here = items["progress"]["processes"], processes()
+        if saved > here:
+            raise CheckpointMismatchError(
+                f"{where} was saved by a run of {saved} processes, this is one of {here}: the "
+                "others' data and random states have no place. Start as many, or restore with "
+                'only=["model", "optimizer"]. Nothing was changed'
+            )
+        self.position.check(items["position"], self.loader, where)
 
     def put(self, items: Mapping[str, Any]) -> None:
         """Takes what `items` gave; the loader is moved to its place when it is next read."""
         self.position.load_state_dict(items["position"])
         self.step = items["progress"]["step"]
         self.metrics = dict(items["progress"]["metrics"])
+        self.history.load_state_dict(items["progress"]["history"])
         self.accumulating = bool(items["gradients"])
         self._random = items["random"]
         put_random_states(items["random"])
+
+    def inexact(self, items: Mapping[str, Any]) -> list[str]:
+        """Why the data that follows these items may be another than it would have been."""
+        found = []
+        saved, here = items["progress"]["processes"], processes()
+        if saved != here:
+            found.append(f"processes were {saved}, are {here}")
+        if reason := self.position.inexact(items["position"], self.loader):
+            found.append(reason)
+        return found
 
     def put_random(self) -> None:
         """Puts back the random states of a checkpoint, the first time that it is asked."""
@@ -53,18 +95,9 @@ class Progress:
             put_random_states(states)
 
 
-def numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:
-    """Metrics as plain floats.
-
-    Raises:
-        TypeError: one is neither a number nor a tensor of one.
-    """
-    found = {}
-    for name, value in (metrics or {}).items():
-        try:
-            found[str(name)] = float(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(
-                f"metric {name} must be a number, or a tensor of one; found {value!r:.80}"
-            ) from error
-    return found
+def processes() -> int:
+    """How many processes train together."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()
+    return 1

@@ -65,6 +65,7 @@ class RunState:
                     f"{name} must have state_dict and load_state_dict; found {type(item).__name__}"
                 )
         self._config = dict(config or {})
+        self._parameter_names = {name for name, _ in model.named_parameters()}
 
     def gather(
         self,
@@ -91,6 +92,10 @@ class RunState:
         states["plans"] = gather_plans(self._model)
         states["config"] = self._config
         return {name: encode(state, name) for name, state in states.items()}
+
+    def is_steady(self, item: str, name: str) -> bool:
+        """Whether only an optimizer step changes this tensor, as far as such a thing is known."""
+        return item in ("optimizer", "ema") or (item == "model" and name in self._parameter_names)
 
     def fingerprint(self) -> str:
         """Of the model's tensors."""
