@@ -76,7 +76,7 @@ def test_a_metric_that_nobody_reports_is_said_once_before_anything_is_deleted(
 
 @pytest.mark.xfail(
     raises=actckpt.CheckpointSaveError,
-    reason="commit() compares the manifest that it read back by ==, and a NaN is not equal to itself",
+    reason="commit() compares the manifest read back by ==, and a NaN is not equal to itself",
 )
 def test_a_metric_that_is_nan_is_saved_and_never_best(tmp_path: Path) -> None:
     made = objects()
