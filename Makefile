@@ -3,12 +3,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup lint test demo grid figures clean
+.PHONY: help setup lint test resume demo grid figures clean
 
 help:
 	@echo "make setup    create $(VENV) with everything in it"
 	@echo "make demo     train a small GPT without a budget and under two (runs/demo)"
 	@echo "make test     lint, types and tests"
+	@echo "make resume   every model killed and resumed under a tight plan (slow)"
 	@echo "make lint     ruff and mypy"
 	@echo "make grid     every model x policy x budget, measured (slow)"
 	@echo "make figures  the README's tables and plots (slow)"
@@ -28,6 +29,9 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --no-loadscope-reorder
+
+resume: setup
+	ACTCKPT_RESUME=1 $(BIN)/python -m pytest tests/test_resume.py
 
 demo: setup
 	$(BIN)/actckpt demo
