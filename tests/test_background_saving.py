@@ -180,10 +180,11 @@ def broken(directory: Path, **more: Any) -> tuple[actckpt.Checkpointer, dict[str
     """A run that saves after step 2, and cannot; nothing of that was raised yet."""
     calls = Watched()
     made = objects()
-    run = actckpt.Checkpointer(directory, **made, every=2, files=Files(calls), **more)
+    run = actckpt.Checkpointer(directory, **made, every=4, files=Files(calls), **more)
     run.save()
-    calls._before = full
     advance(run, made, 2)
+    calls._before = full
+    run.save(wait=False)
     run._saver._under_way[0][0].wait()
     calls._before = None
     return run, made, calls

@@ -24,9 +24,11 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(autouse=True)
 def _handler_as_before() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGTERM)
+    # other tests of this process drop runs without closing them
+    outer = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     yield
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    signal.signal(signal.SIGTERM, outer)
 
 
 def terminate() -> None:
@@ -82,6 +84,21 @@ def test_an_earlier_handler_gets_the_signal_once_all_is_saved(tmp_path: Path) ->
         assert signal.getsignal(signal.SIGTERM) == handler
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_run_that_was_dropped_leaves_nothing_behind(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    made = objects()
+    dropped = actckpt.Checkpointer(tmp_path, **made)
+    dropped.step()
+    del dropped
+    with actckpt.Checkpointer(tmp_path, **made) as run:
+        advance(run, made, 1)
+        terminate()
+        with pytest.raises(SystemExit):
+            advance(run, made, 1)
+        assert run.list()[0].step == 2
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_signals_are_left_alone_where_nobody_asked(tmp_path: Path) -> None:
