@@ -3,12 +3,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup lint test faults demo grid figures clean
+.PHONY: help setup lint test resume faults demo grid figures clean
 
 help:
 	@echo "make setup    create $(VENV) with everything in it"
 	@echo "make demo     train a small GPT without a budget and under two (runs/demo)"
 	@echo "make test     lint, types and tests"
+	@echo "make resume   every model killed and resumed under a tight plan (slow)"
 	@echo "make lint     ruff and mypy"
 	@echo "make faults   every fault and damage that checkpoints must stand (slow)"
 	@echo "make grid     every model x policy x budget, measured (slow)"
@@ -33,6 +34,9 @@ test: lint
 faults: setup
 	$(BIN)/python -m tests.faults --whole
 	ACTCKPT_FAULTS=whole $(BIN)/python -m pytest tests/test_checkpoint_corruption.py tests/test_checkpoint_damage.py
+
+resume: setup
+	ACTCKPT_RESUME=1 $(BIN)/python -m pytest tests/test_resume.py
 
 demo: setup
 	$(BIN)/actckpt demo

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from actckpt.checkpoint.export import export_weights
     from actckpt.resuming.checkpointer import Checkpointer
     from actckpt.resuming.resumed import Resumed
+    from actckpt.resuming.seeded_samples import SeededSamples
 
 __version__ = package_version()
 
@@ -66,6 +67,7 @@ __all__ = [
     "ReportError",
     "Resumed",
     "SavedOp",
+    "SeededSamples",
     "Selective",
     "TargetError",
     "TraceError",
@@ -86,6 +88,7 @@ _LAZY = {
     "Checkpoint": "actckpt.checkpoint.discovery",
     "Checkpointer": "actckpt.resuming.checkpointer",
     "Resumed": "actckpt.resuming.resumed",
+    "SeededSamples": "actckpt.resuming.seeded_samples",
     "export_weights": "actckpt.checkpoint.export",
 }
 

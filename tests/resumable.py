@@ -1,7 +1,7 @@
 """One training run of a suite's model with everything that a checkpoint holds, and its digest.
 
-As a program it is the process that a run is resumed in, or the one that is killed:
-``python -m tests.resumable JOBS.json``.
+As a program, ``python -m tests.resumable JOBS.json``, it performs every job in a process of its
+own: a child of one that has imported everything and computed nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import os
 import random
 import signal
 import sys
-from dataclasses import asdict, dataclass
+import traceback
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ from torch.utils.data import DataLoader, Dataset
 import actckpt
 from actckpt.checkpoint.encoding import encode
 from actckpt.checkpoint.tensor_file import bytes_of
+from actckpt.profile import Cost, Profile
 from actckpt.resuming.resumed import Resumed
 from actckpt.resuming.run_state import OWN
+from actckpt.tracing.tracer import trace_step
+from tests.predictions import case_step
 from tests.suite import CASES, Case, call, loss_of, rolled
 
 EPOCH = 4
@@ -73,6 +77,8 @@ class Job:
         until: optimizer steps in the whole run.
         save_at: after these steps.
         policy, budget_gb, scope: for `actckpt.optimize`; policy "" leaves the model as it is.
+        share: of what an untouched step adds, instead of ``budget_gb``; the smallest budget that
+            the policy can meet where that is more.
         kill_at: SIGKILL after so many steps; 0 never.
         workers: of the data loader.
         verbatim: planning, or measuring, is an error.
@@ -87,6 +93,7 @@ class Job:
     policy: str = "full"
     budget_gb: float | None = None
     scope: str = "step"
+    share: float = 0.0
     kill_at: int = 0
     workers: int = 0
     verbatim: bool = False
@@ -116,7 +123,7 @@ class Run:
         )
         self.tally = Tally()
         self.loader: DataLoader[Any] = DataLoader(
-            Rolled(self.case),
+            actckpt.SeededSamples(Rolled(self.case)),
             batch_size=None,
             shuffle=True,
             num_workers=job.workers,
@@ -161,7 +168,9 @@ class Run:
                 self.update()
                 run.step(metrics={"loss": loss.detach()})
                 if run.step_count in self.job.save_at:
-                    run.save()
+                    # in the background, and over before the process is killed
+                    run.save(wait=False)
+                    run.list()
                 if run.step_count == self.job.kill_at:
                     os.kill(os.getpid(), signal.SIGKILL)
                 if run.step_count == until:
@@ -215,15 +224,42 @@ def seed_everything(seed: int) -> None:
 
 def perform(job: Job) -> tuple[Run, Resumed | None]:
     """Makes the objects, resumes if there is something to resume, and trains."""
+    if job.share:
+        job = within_share(job)
     if job.verbatim:
         forbid_planning()
     run = Run(job)
     resumed = run.checkpointer.resume()
+    if resumed is not None:
+        assert resumed.bit_exact, str(resumed)
     run.train(job.until)
     run.checkpointer.close()
     if job.digest:
         Path(job.digest).write_text(json.dumps(run.digest()), encoding="utf-8")
     return run, resumed
+
+
+def within_share(job: Job) -> Job:
+    """A job with the budget that its share stands for; the same in every process."""
+    note = Path(job.directory + "-budget")
+    if not note.exists():
+        case = CASES[job.case]
+        model = case.build()
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+        step = case_step(case, case.batch(), optimizer)
+        with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast):
+            graph = trace_step(model, step)
+        flat = Profile(graph.device, tuple(Cost(1e-6) for _ in graph.signatures))
+        added = actckpt.price(graph, flat, actckpt.Plan("none")).added_bytes
+        budget_gb = job.share * added / 1e9
+        trial = replace(job, directory=job.directory + "-trial", share=0.0, kill_at=0, digest="",
+                        until=1, save_at=(), budget_gb=budget_gb)  # fmt: skip
+        try:
+            perform(trial)
+        except actckpt.BudgetError as error:
+            budget_gb = 1.01 * (error.smallest_bytes or 0) / 1e9
+        note.write_text(repr(budget_gb), encoding="utf-8")
+    return replace(job, share=0.0, budget_gb=float(note.read_text(encoding="utf-8")))
 
 
 def forbid_planning() -> None:
@@ -242,9 +278,18 @@ def forbid_planning() -> None:
 def main(path: str) -> None:
     for data in json.loads(Path(path).read_text(encoding="utf-8")):
         job = Job(**{**data, "save_at": tuple(data["save_at"])})
-        _, resumed = perform(job)
-        if resumed is not None:
-            assert resumed.bit_exact, str(resumed)
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                perform(job)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(status)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status == (-signal.SIGKILL if job.kill_at else 0), (status, job)
 
 
 def write_jobs(path: Path, jobs: list[Job]) -> Path:

@@ -155,7 +155,7 @@ def test_gradients_in_the_middle_of_accumulation(tmp_path: Path) -> None:
                 each["model"](batch).backward()
                 if step == 0 and run.list() == []:
                     run.save()
-                if run._position.batch % 2 == 0:
+                if run._progress.position.batch % 2 == 0:
                     each["optimizer"].step()
                     each["optimizer"].zero_grad()
                     run.step()

@@ -52,6 +52,7 @@ DATA = {
     "Report",
     "Resumed",
     "SavedOp",
+    "SeededSamples",
     "Selective",
 }
 ERRORS = {

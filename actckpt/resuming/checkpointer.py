@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-import logging
 import os
+import time
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 
+import torch
 from torch import nn
 
-from actckpt.checkpoint.commit import Snapshot, commit
-from actckpt.checkpoint.discovery import Checkpoint, Found, Skipped, discover
+from actckpt.checkpoint.commit import Snapshot
+from actckpt.checkpoint.discovery import Checkpoint
 from actckpt.checkpoint.files import Files
-from actckpt.checkpoint.lock import DirectoryLock
-from actckpt.checkpoint.names import PINNED
-from actckpt.checkpoint.retention import Keep, clean, ranked, retire
-from actckpt.checkpoint.verification import LEVELS, read_state
-from actckpt.errors import CheckpointError, CheckpointFormatError, CheckpointSaveError
+from actckpt.checkpoint.retention import Keep, ranked
+from actckpt.checkpoint.verification import LEVELS
+from actckpt.errors import CheckpointError
+from actckpt.resuming import choosing
 from actckpt.resuming.cadence import Cadence
-from actckpt.resuming.data_position import DataPosition, Loader
+from actckpt.resuming.choosing import Chosen
+from actckpt.resuming.data_position import Loader
+from actckpt.resuming.directory import RunDirectory
 from actckpt.resuming.live_objects import Stateful
-from actckpt.resuming.random_states import put_random_states
+from actckpt.resuming.metrics import numbers
+from actckpt.resuming.progress import Progress
 from actckpt.resuming.resumed import Resumed
 from actckpt.resuming.run_state import RunState
-
-logger = logging.getLogger("actckpt")
+from actckpt.resuming.saving import Saver, Saving
+from actckpt.resuming.termination import Termination
 
 
 class Checkpointer:
@@ -39,12 +44,25 @@ class Checkpointer:
         loader: whose position is saved, by `steps`.
         extra: further such objects, by name.
         config: plain data that is saved, and compared when the run is resumed.
-        every: a number of steps, a duration such as "10min", or None: only `save` saves.
+        every: a number of steps, a duration such as "10min", None: only `save` saves, or "auto":
+            the interval that loses the least time (see `Cadence`), by what a save is measured to
+            cost and by ``mtbf``; the first step of a process saves, to measure it.
+        mtbf: mean time between failures, a duration.
         keep_last: how many of the newest checkpoints stay; None keeps all.
-        keep_best: (metric, "min" or "max", how many) that stay besides.
+        keep_best: (metric, "min" or "max", how many) that stay besides. A NaN is never best; where
+            no checkpoint has the metric, a warning says so once before one is deleted.
         keep_every: checkpoints whose step is a multiple of this stay besides.
+        background: saves that are due stop training only while the state is copied in memory; a
+            thread writes. What one failed with is raised once, by the next `step`, `save` or
+            `close`. False writes at once, and copies nothing.
+        staging_sets: copies of the state that may exist; with 2, one more save can begin while one
+            is being written. A save that finds none free waits.
+        staging_gb: bound of their memory, 10^9 bytes; None is no bound.
         verify: what is read back before a save counts: "full" is every byte, "manifest" the
             manifest and the files' sizes.
+        on_sigterm: "save" saves after the step in which SIGTERM comes and then ends the process
+            with status 143, or passes the signal on to the handler that was there before; from the
+            first step to `close`. None leaves the signal alone.
 
     Raises:
         TypeError, ValueError: an argument is none of these.
@@ -63,22 +81,39 @@ class Checkpointer:
         extra: Mapping[str, Stateful] | None = None,
         config: Mapping[str, Any] | None = None,
         every: int | str | None = None,
+        mtbf: str = "24h",
         keep_last: int | None = 3,
         keep_best: tuple[str, str, int] | None = None,
         keep_every: int | None = None,
+        background: bool = True,
+        staging_sets: int = 1,
+        staging_gb: float | None = None,
         verify: str = "full",
+        on_sigterm: str | None = "save",
         files: Files | None = None,
     ) -> None:
         if verify not in LEVELS:
             raise ValueError(f"verify must be one of {', '.join(LEVELS)}; found {verify!r}")
+        if on_sigterm not in ("save", None):
+            raise ValueError(f'on_sigterm must be "save" or None; found {on_sigterm!r}')
+        if type(staging_sets) is not int or staging_sets < 1:
+            raise ValueError(f"staging_sets must be at least 1; found {staging_sets!r}")
+        if staging_gb is not None and not staging_gb > 0:
+            raise ValueError(f"staging_gb must be above 0, or None; found {staging_gb!r}")
         # the process may change its working directory
         self.directory = Path(directory).absolute()
-        self.loader = loader
-        self._files = Files() if files is None else files
-        self._verify = verify
-        self._keep = Keep(keep_last, keep_best, keep_every)
-        self._cadence = Cadence(every)
-        self._position = DataPosition()
+        self._directory = RunDirectory(
+            str(self.directory),
+            Files() if files is None else files,
+            Keep(keep_last, keep_best, keep_every),
+            verify,
+        )
+        limit_bytes = None if staging_gb is None else int(staging_gb * 1e9)
+        self._saver = Saver(self._directory, staging_sets, limit_bytes)
+        self._background = background
+        self._termination = Termination(self) if on_sigterm == "save" else None
+        self._cadence = Cadence(every, mtbf)
+        self._progress = Progress(loader)
         self._state = RunState(
             model,
             {
@@ -90,28 +125,26 @@ class Checkpointer:
             },
             config,
         )
-        self._step = 0
-        self._metrics: dict[str, float] = {}
-        self._latest: Checkpoint | None = None
-        # the largest seen: one that cannot be read for a moment must not be taken for older
-        self._serial = 0
-        self._lock: DirectoryLock | None = None
-        # put once nothing of the library draws any more
-        self._random: dict[str, Any] | None = None
-        # whether a batch was handed out since the last optimizer step
-        self._accumulating = False
+        self._optimizer = optimizer if isinstance(optimizer, torch.optim.Optimizer) else None
+        # of the state as it is now
+        self._saved: Checkpoint | Saving | None = None
 
     # ---- the loop
 
     @property
     def step_count(self) -> int:
         """Optimizer steps made, including those before a resume."""
-        return self._step
+        return self._progress.step
 
     @property
     def epoch(self) -> int:
         """Epochs of the loader that were read to their end."""
-        return self._position.epoch
+        return self._progress.position.epoch
+
+    @property
+    def loader(self) -> Loader | None:
+        """The loader whose position is saved."""
+        return self._progress.loader
 
     def steps(
         self,
@@ -130,122 +163,184 @@ class Checkpointer:
         Raises:
             CheckpointMismatchError: the loader cannot be brought to the saved position.
         """
+        progress, position = self._progress, self._progress.position
         if loader is not None:
-            self._position.check(None, loader, str(self.directory))
-            self.loader = loader
-        if self.loader is None:
+            position.check(None, loader, str(self.directory))
+            progress.loader = loader
+        if progress.loader is None:
             raise TypeError("steps() needs a loader, here or in the constructor")
-        while epochs is None or self._position.epoch < epochs:
-            for batch in self._position.rest_of_epoch(self.loader, self._put_random):
-                if total_steps is not None and self._step >= total_steps:
+        self._watch()
+        while epochs is None or position.epoch < epochs:
+            for batch in position.rest_of_epoch(progress.loader, progress.put_random):
+                if total_steps is not None and progress.step >= total_steps:
                     return
-                self._accumulating, self._latest = True, None
-                yield self._step, batch
+                progress.accumulating, self._saved = True, None
+                yield progress.step, batch
+                self._end_if_asked()
 
-    def step(self, metrics: Mapping[str, Any] | None = None) -> Checkpoint | None:
-        """Counts an optimizer step, and saves if a checkpoint is due; returns the checkpoint then.
+    def before_optimizer_step(self) -> None:
+        """Keeps the optimizer's next step from changing what a save still has to copy.
+
+        Does nothing on the CPU, where `step` returns after the copy. On CUDA no processor waits:
+        the device does. A `torch.optim.Optimizer` does it on its own; call it before the step of
+        any other.
+        """
+        self._saver.guard()
+
+    def step(self, metrics: Mapping[str, Any] | None = None) -> bool:
+        """Counts an optimizer step; returns whether a checkpoint was due, and so made or begun.
 
         Args:
             metrics: numbers, or tensors of one, that belong to the state after this step.
 
         Raises:
-            CheckpointSaveError: a checkpoint was due and could not be made.
+            CheckpointSaveError: a checkpoint could not be made, now or in the background before.
+                The step was counted.
+            SystemExit: SIGTERM came, and the state is saved.
         """
-        self._step += 1
-        self._latest, self._random, self._accumulating = None, None, False
-        self._metrics = _numbers(metrics)
-        return self.save() if self._cadence.due(self._step) else None
+        self._watch()
+        self._progress.stepped(metrics)
+        self._saved = None
+        due = self._cadence.due(self._progress.step)
+        if due and self._background:
+            self.save(wait=False)
+        elif due:
+            self.save()
+        self._raise_failure()
+        self._end_if_asked()
+        return due
+
+    def stop_early(self, patience: int, metric: str | None = None, mode: str = "min") -> bool:
+        """Whether so many reports of a metric came without one better than all before.
+
+        Counted over the whole run, resumed or not. A NaN counts as a report that is no better.
+
+        Args:
+            patience: reports, at least 1: as many `step` or `save` calls with the metric.
+            metric, mode: by default those of ``keep_best``.
+
+        Raises:
+            ValueError: there is no metric to go by.
+        """
+        if type(patience) is not int or patience < 1:
+            raise ValueError(f"patience must be at least 1; found {patience!r}")
+        return self._progress.history.since_best(*self._goal(metric, mode)) >= patience
 
     # ---- saving
 
-    def save(self, *, tag: str = "", metrics: Mapping[str, Any] | None = None) -> Checkpoint:
+    @overload
+    def save(
+        self,
+        *,
+        tag: str = "",
+        metrics: Mapping[str, Any] | None = None,
+        wait: Literal[True] = True,
+    ) -> Checkpoint: ...
+
+    @overload
+    def save(
+        self, *, tag: str = "", metrics: Mapping[str, Any] | None = None, wait: Literal[False]
+    ) -> None: ...
+
+    def save(
+        self, *, tag: str = "", metrics: Mapping[str, Any] | None = None, wait: bool = True
+    ) -> Checkpoint | None:
         """A durable, verified checkpoint of the state as it is now.
 
         Where this very state was saved already, that checkpoint.
 
+        Args:
+            metrics: more of them that belong to this state.
+            wait: False returns None as soon as the state is copied; a thread writes.
+
         Raises:
-            CheckpointSaveError: none was made, and the earlier ones are as before.
+            CheckpointSaveError: none was made, and the earlier ones are as before; or one before
+                was not made in the background.
             CheckpointError: somebody else writes into this directory.
         """
-        added = _numbers(metrics)
-        if self._latest is not None and self._latest.tag == tag and not added:
-            return self._latest
-        self._metrics |= added
-        self._acquire()
-        found = self.find()
-        snapshot = self._snapshot(tag)
-        made = commit(
-            self._files,
-            str(self.directory),
-            snapshot,
-            serial=self._serial + 1,
-            verify=self._verify,
-        )
-        self._serial += 1
-        self._latest = made
-        self._retire((made, *found.checkpoints))
-        self._cadence.saved()
+        added = numbers(metrics)
+        saved = self._saved
+        if saved is None or saved.tag != tag or added:
+            self._progress.report(added)
+            self._saved = None
+            self._saved = self._begin_save(tag, wait)
+        if not wait:
+            return None
+        self._saver.wait()
+        self._raise_failure()
+        made = self._saved.checkpoint if isinstance(self._saved, Saving) else self._saved
+        assert made is not None, "a save that did not fail has made one"
         return made
 
+    @property
+    def staging_bytes(self) -> int:
+        """Memory that copies of the state take, from the first save in the background on."""
+        return self._saver.staging_bytes
+
+    def _begin_save(self, tag: str, wait: bool) -> Checkpoint | Saving:
+        begin = time.monotonic()
+
+        def durable() -> None:
+            self._cadence.ended(time.monotonic() - begin)
+
+        saved: Checkpoint | Saving
+        try:
+            if wait:
+                saved = self._saver.now(self._snapshot(tag))
+                durable()
+            else:
+                saved = self._saver.behind(self._snapshot(tag), self._state.is_steady, durable)
+                self._guard_optimizer()
+        finally:
+            self._cadence.began(time.monotonic() - begin)
+        return saved
+
+    def _guard_optimizer(self) -> None:
+        """Lets the optimizer call `before_optimizer_step` itself, from when that does something."""
+        if self._saver.copies_beside and self._optimizer is not None:
+            self._optimizer.register_step_pre_hook(partial(_guard, weakref.ref(self._saver)))
+            self._optimizer = None
+
+    def _raise_failure(self) -> None:
+        """Raises what a save in the background failed with, once."""
+        error = self._saver.failure()
+        if error is None:
+            return
+        if isinstance(self._saved, Saving) and self._saved.error is not None:
+            self._saved = None  # asked again, this state is saved anew
+        elif isinstance(self._saved, Checkpoint):
+            error.add_note(f"This was an earlier save; {self._saved.path} is saved.")
+        raise error
+
+    def _watch(self) -> None:
+        if self._termination is not None:
+            self._termination.watch()
+
+    def _end_if_asked(self) -> None:
+        if self._termination is not None and self._termination.asked:
+            self.save()
+            self._termination.end()
+
     def _snapshot(self, tag: str) -> Snapshot:
-        progress = {"step": self._step, "metrics": self._metrics}
-        items = self._state.gather(
-            progress=progress,
-            position=self._position.state_dict(self.loader),
-            random=self._random,
-            accumulating=self._accumulating,
-        )
+        progress = self._progress
         return Snapshot(
-            step=self._step,
-            items=items,
+            step=progress.step,
+            items=self._state.gather(progress.items(), accumulating=progress.accumulating),
             tag=tag,
-            metrics=dict(self._metrics),
+            metrics=dict(progress.metrics),
             fingerprint=self._state.fingerprint(),
             versions=self._state.versions(),
         )
 
-    def _retire(self, checkpoints: tuple[Checkpoint, ...]) -> None:
-        """Deletes what nothing keeps; the first is new and verified, so failing is no loss."""
-        kept = {c.path for c in self._keep(checkpoints)}
-        try:
-            retire(self._files, str(self.directory), [c for c in checkpoints if c.path not in kept])
-        except OSError as error:
-            logger.warning("actckpt: an old checkpoint could not be deleted: %s", error)
-
-    def _acquire(self) -> None:
-        """Makes the directory, and the right to write there, this run's.
-
-        Raises:
-            CheckpointError: somebody else has it.
-            CheckpointSaveError: it cannot be made or written.
-        """
-        if self._lock is not None and self._lock.held:
-            return
-        directory = str(self.directory)
-        try:
-            self._files.make_directories(directory)
-            self._lock = DirectoryLock(self._files, directory)
-        except OSError as error:
-            raise CheckpointSaveError(
-                f"{directory} cannot be written: {error}. Choose another directory, or remove the "
-                "cause"
-            ) from error
-        try:
-            clean(self._files, directory)
-        except OSError as error:
-            logger.warning("actckpt: leftovers in %s could not be deleted: %s", directory, error)
-
     # ---- finding
 
     def list(self) -> list[Checkpoint]:
-        """The checkpoints in the directory, newest first, without those of damaged manifests."""
-        return list(self.find().checkpoints)
+        """The checkpoints in the directory, newest first, without those of damaged manifests.
 
-    def find(self) -> Found:
-        """The checkpoints newest first, and what is named as one and cannot be used."""
-        found = discover(self._files, str(self.directory))
-        self._serial = max([self._serial, *(c.manifest.serial for c in found.checkpoints)])
-        return found
+        Waits for a save in the background, as everything does that reads the directory.
+        """
+        self._saver.wait()
+        return list(self._directory.find().checkpoints)
 
     def best(self, metric: str | None = None, mode: str = "min") -> Checkpoint | None:
         """The best checkpoint, the newer of equal ones; None if none has the metric.
@@ -256,11 +351,16 @@ class Checkpointer:
         Raises:
             ValueError: there is no metric to go by.
         """
-        if metric is None:
-            if self._keep.best is None:
-                raise ValueError("best() needs a metric, here or in keep_best")
-            metric, mode, _ = self._keep.best
-        return next(iter(ranked(self.list(), metric, mode)), None)
+        return next(iter(ranked(self.list(), *self._goal(metric, mode))), None)
+
+    def _goal(self, metric: str | None, mode: str) -> tuple[str, str]:
+        if mode not in ("min", "max"):
+            raise ValueError(f'mode must be "min" or "max"; found {mode!r}')
+        if metric is not None:
+            return metric, mode
+        if self._directory.keep.best is None:
+            raise ValueError("there is no metric to go by: give one here or in keep_best")
+        return self._directory.keep.best[:2]
 
     def pin(self, step: int, pinned: bool = True) -> None:
         """Keeps the newest checkpoint of a step whatever the retention says, or no longer.
@@ -268,58 +368,29 @@ class Checkpointer:
         Raises:
             CheckpointError: there is no checkpoint of that step, or somebody else writes here.
         """
-        name = self._of_step(step).path.name
-        self._acquire()
-        marker = f"{self.directory}/{PINNED}{name}"
-        try:
-            if pinned and self._files.status(marker) is None:
-                with self._files.writing(marker):
-                    pass
-            elif not pinned:
-                self._files.remove_tree(marker)
-            self._files.sync_directory(str(self.directory))
-        except OSError as error:
-            raise CheckpointSaveError(f"step {step} could not be pinned: {error}") from error
-
-    def _of_step(self, step: int) -> Checkpoint:
-        found = self.list()
-        for checkpoint in found:
-            if checkpoint.step == step:
-                return checkpoint
-        steps = ", ".join(str(c.step) for c in found) or "none"
-        raise CheckpointError(
-            f"{self.directory} has no usable checkpoint of step {step}; there are: {steps}"
-        )
+        self._saver.wait()
+        self._directory.pin(step, pinned)
 
     # ---- coming back
 
     def resume(self) -> Resumed | None:
         """The run put back to its newest checkpoint that verifies, and what was found on the way.
 
-        None in an empty directory, and nothing is changed then.
+        None in an empty directory, and nothing is changed then. A directory that cannot be written
+        is read, and a note says so; saving raises then.
 
         Raises:
             CheckpointError: there are checkpoints and none verifies, or somebody else writes here.
             CheckpointMismatchError: the checkpoint is of other objects; they are as before.
         """
-        self._acquire()
-        found = self.find()
-        if not found.checkpoints and not found.skipped:
-            return None
-        skipped: list[Skipped] = list(found.skipped)
-        for checkpoint in found.checkpoints:
-            try:
-                _, items = read_state(self._files, str(checkpoint.path))
-            except CheckpointFormatError as error:
-                logger.warning("actckpt: skipping %s: %s", checkpoint.path.name, error)
-                skipped.append(Skipped(checkpoint.path.name, str(error)))
-                continue
-            return self._put(checkpoint, items, tuple(skipped))
-        reasons = "\n".join(f"  {s.name}: {s.reason}" for s in skipped[:5])
-        raise CheckpointError(
-            f"{self.directory} has {len(skipped)} checkpoints and none can be used:\n{reasons}\n"
-            "Restore one from a copy, or start in another directory; nothing was changed"
-        )
+        self._saver.wait()
+        read_only = self._directory.acquire_unless_read_only()
+        chosen = choosing.newest(self._directory)
+        if read_only is None:
+            return None if chosen is None else self._put(chosen)
+        if chosen is None:
+            raise read_only
+        return self._put(chosen, note=str(read_only))
 
     def restore(self, step: int | None = None, *, only: Iterable[str] | None = None) -> Resumed:
         """The run put back to the newest checkpoint of a step, or the newest of all.
@@ -335,59 +406,47 @@ class Checkpointer:
             CheckpointError: there is no such checkpoint.
             CheckpointMismatchError: it is of other objects; they are as before.
         """
-        if step is None:
-            checkpoints = self.list()
-            if not checkpoints:
-                raise CheckpointError(f"{self.directory} has no usable checkpoint")
-            checkpoint = checkpoints[0]
-        else:
-            checkpoint = self._of_step(step)
-        _, items = read_state(self._files, str(checkpoint.path))
-        return self._put(checkpoint, items, (), None if only is None else frozenset(only))
+        self._saver.wait()
+        chosen = choosing.of_step(self._directory, step)
+        return self._put(chosen, None if only is None else frozenset(only))
 
-    def _put(
-        self,
-        checkpoint: Checkpoint,
-        items: dict[str, Any],
-        skipped: tuple[Skipped, ...],
-        only: frozenset[str] | None = None,
-    ) -> Resumed:
+    def _put(self, chosen: Chosen, only: frozenset[str] | None = None, note: str = "") -> Resumed:
+        checkpoint, items = chosen.checkpoint, chosen.items
         where = str(checkpoint.path)
         if only is None:
-            self._position.check(items["position"], self.loader, where)
+            self._progress.check(items, where)
         put = self._state.put(items, where, checkpoint.manifest.versions, only)
+        inexact = list(put.inexact)
         if only is None:
-            self._position.load_state_dict(items["position"])
-            self._step = items["progress"]["step"]
-            self._metrics = dict(items["progress"]["metrics"])
-            self._random = items["random"]
-            self._latest = checkpoint
-            self._accumulating = bool(items["gradients"])
-            self._cadence.saved()
-            put_random_states(self._random)
+            inexact += self._progress.inexact(items)
+            self._progress.put(items)
+            self._saved = checkpoint
+            self._cadence.restart()
         return Resumed(
             checkpoint=checkpoint,
             epoch=items["position"]["epoch"],
             batch=items["position"]["batch"],
-            skipped=skipped,
-            inexact=put.inexact,
+            skipped=chosen.skipped,
+            inexact=tuple(inexact),
             plan=put.plan,
-            notes=put.notes,
+            notes=(*put.notes, *([note] if note else [])),
         )
-
-    def _put_random(self) -> None:
-        """Puts back the random states of a checkpoint, the first time that it is asked."""
-        states, self._random = self._random, None
-        if states is not None:
-            put_random_states(states)
 
     # ---- the end
 
     def close(self) -> None:
-        """Lets others write into the directory; saves nothing."""
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        """Ends saves in the background, then lets others write into the directory.
+
+        Saves nothing itself. Ctrl-C while it waits leaves the save to end with the interpreter.
+
+        Raises:
+            CheckpointSaveError: a save in the background has failed, and that was not raised yet.
+        """
+        self._saver.wait()
+        if self._termination is not None:
+            self._termination.unwatch()
+        self._directory.release()
+        self._raise_failure()
 
     def __enter__(self) -> Self:
         return self
@@ -398,16 +457,15 @@ class Checkpointer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
-
-
-def _numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:
-    found = {}
-    for name, value in (metrics or {}).items():
         try:
-            found[str(name)] = float(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(
-                f"metric {name} must be a number, or a tensor of one; found {value!r:.80}"
-            ) from error
-    return found
+            self.close()
+        except CheckpointError as failure:
+            if error is None:
+                raise
+            error.add_note(f"Besides, a checkpoint was not saved: {failure}")
+
+
+def _guard(saver: weakref.ref[Saver], *_: Any) -> None:
+    found = saver()
+    if found is not None:
+        found.guard()

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from actckpt.errors import CheckpointMismatchError
 from actckpt.resuming.live_objects import Stateful
 from actckpt.resuming.random_states import gather_random_states, put_random_states
+from actckpt.resuming.seeded_samples import draws_by_seed, tell_epoch
 
 Loader = Iterable[Any]
 
@@ -73,6 +74,18 @@ class DataPosition:
                 "state_dict of its own, unlike this one. Nothing was changed"
             )
 
+    def inexact(self, state: dict[str, Any], loader: Loader | None) -> str:
+        """Why what is read after a saved position may be another than it would have been; or ""."""
+        workers = getattr(loader, "num_workers", 0)
+        # new workers at the beginning of an epoch are seeded from states that were saved
+        lasting = state["batch"] > 0 or state.get("between", {}).get("reused", False)
+        if not workers or not lasting or draws_by_seed(loader):
+            return ""
+        return (
+            f"the random states of {workers} loader workers were not saved: what the dataset draws "
+            "there, if anything, differs; wrap it in actckpt.SeededSamples"
+        )
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes a saved position; the loader is moved there when it is next read."""
         self.epoch, self.batch = state["epoch"], state["batch"]
@@ -86,12 +99,13 @@ class DataPosition:
             put_last: restores the random states, once nothing of the loader's draws any more.
         """
         pending, self._pending = self._pending, None
+        if self.batch and pending is None:  # a loop that was left early; this is another pass
+            self.epoch, self.batch = self.epoch + 1, 0
+        tell_epoch(loader, self.epoch)
         if pending is not None and self.batch:
             iterator = self._reopened(loader, pending)
             put_last()
         else:
-            if self.batch:  # a loop that was left early; this is another pass
-                self.epoch, self.batch = self.epoch + 1, 0
             iterator = self._begun(loader, pending or {}, put_last)
         for batch in iterator:
             self.batch += 1

@@ -23,7 +23,7 @@ from actckpt.resuming.live_objects import (
     put_state,
 )
 from actckpt.resuming.plans import gather_plans, put_plans
-from actckpt.resuming.random_states import gather_random_states, lost_random_states
+from actckpt.resuming.random_states import lost_random_states
 from actckpt.resuming.resumed import version_differences
 from actckpt.versions import versions
 
@@ -65,19 +65,18 @@ class RunState:
                     f"{name} must have state_dict and load_state_dict; found {type(item).__name__}"
                 )
         self._config = dict(config or {})
+        self._parameter_names = {name for name, _ in model.named_parameters()}
 
     def gather(
         self,
+        progress: Mapping[str, Any],
         *,
-        progress: dict[str, Any],
-        position: dict[str, Any],
-        random: dict[str, Any] | None,
         accumulating: bool,
     ) -> dict[str, Encoded]:
         """Every item, encoded; tensors are the objects' own.
 
         Args:
-            random: random states that are still to be put; None takes those of now.
+            progress: the items of `Progress`.
             accumulating: gradients are needed still; otherwise the next step begins without them.
 
         Raises:
@@ -89,12 +88,14 @@ class RunState:
         states["identities"] = self._identities()
         # the versions that modules keep in a state dict, for loading older ones
         states["model-versions"] = dict(getattr(states["model"], "_metadata", {}))
-        states["progress"] = progress
-        states["position"] = position
-        states["random"] = gather_random_states() if random is None else random
+        states.update(progress)
         states["plans"] = gather_plans(self._model)
         states["config"] = self._config
         return {name: encode(state, name) for name, state in states.items()}
+
+    def is_steady(self, item: str, name: str) -> bool:
+        """Whether only an optimizer step changes this tensor, as far as such a thing is known."""
+        return item in ("optimizer", "ema") or (item == "model" and name in self._parameter_names)
 
     def fingerprint(self) -> str:
         """Of the model's tensors."""

@@ -1,0 +1,166 @@
+"""The directory of one run: its checkpoints are found, written, pinned and retired here."""
+
+from __future__ import annotations
+
+import errno
+import logging
+
+from actckpt.checkpoint.commit import Snapshot, commit
+from actckpt.checkpoint.discovery import Checkpoint, Found, discover
+from actckpt.checkpoint.files import Files
+from actckpt.checkpoint.lock import DirectoryLock
+from actckpt.checkpoint.names import PINNED
+from actckpt.checkpoint.retention import Keep, clean, retire
+from actckpt.errors import CheckpointError, CheckpointSaveError
+
+logger = logging.getLogger("actckpt")
+
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class RunDirectory:
+    """Checkpoints of one run, and the right to write more of them.
+
+    Args:
+        path: absolute; made when it is first written.
+        keep: which checkpoints stay.
+        verify: what is read back before a save counts, as for `verify_files`.
+    """
+
+    def __init__(self, path: str, files: Files, keep: Keep, verify: str) -> None:
+        self.path = path
+        self.files = files
+        self.keep = keep
+        self._verify = verify
+        # the largest seen: one that cannot be read for a moment must not be taken for older
+        self._serial = 0
+        self._lock: DirectoryLock | None = None
+        self._warned = False
+
+    def find(self) -> Found:
+        """The checkpoints newest first, and what is named as one and cannot be used."""
+        found = discover(self.files, self.path)
+        self._serial = max([self._serial, *(c.manifest.serial for c in found.checkpoints)])
+        return found
+
+    def of_step(self, step: int | None) -> Checkpoint:
+        """The newest checkpoint of a step; None is the newest of all.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        found = self.find().checkpoints
+        for checkpoint in found:
+            if step is None or checkpoint.step == step:
+                return checkpoint
+        if step is None:
+            raise CheckpointError(f"{self.path} has no usable checkpoint")
+        steps = ", ".join(str(c.step) for c in found) or "none"
+        raise CheckpointError(
+            f"{self.path} has no usable checkpoint of step {step}; there are: {steps}"
+        )
+
+    def write(self, snapshot: Snapshot) -> Checkpoint:
+        """A durable, verified checkpoint; those that nothing keeps any more are gone then.
+
+        Raises:
+            CheckpointSaveError: none was made, and the earlier ones are as before.
+            CheckpointError: somebody else writes into this directory.
+        """
+        self.acquire()
+        found = self.find()
+        made = commit(self.files, self.path, snapshot, serial=self._serial + 1, verify=self._verify)
+        self._serial += 1
+        self._retire((made, *found.checkpoints))
+        return made
+
+    def _retire(self, checkpoints: tuple[Checkpoint, ...]) -> None:
+        """Deletes what nothing keeps; the first is new and verified, so failing is no loss."""
+        kept = {c.path for c in self.keep(checkpoints)}
+        doomed = [c for c in checkpoints if c.path not in kept]
+        if doomed:
+            self._warn_of_unreported(checkpoints)
+        try:
+            retire(self.files, self.path, doomed)
+        except OSError as error:
+            logger.warning("actckpt: an old checkpoint could not be deleted: %s", error)
+
+    def _warn_of_unreported(self, checkpoints: tuple[Checkpoint, ...]) -> None:
+        """Says once that nothing is kept for being best: no checkpoint says how good it is."""
+        if self.keep.best is None or self._warned:
+            return
+        metric = self.keep.best[0]
+        if any(metric in c.metrics for c in checkpoints):
+            return
+        self._warned = True
+        reported = ", ".join(sorted({name for c in checkpoints for name in c.metrics})) or "none"
+        logger.warning(
+            "actckpt: keep_best goes by %s, which no checkpoint in %s has (metrics there: %s); "
+            "older ones are deleted all the same. Report it with step(metrics=) or save(metrics=)",
+            metric,
+            self.path,
+            reported,
+        )
+
+    def pin(self, step: int, pinned: bool) -> None:
+        """Keeps the newest checkpoint of a step whatever the retention says, or no longer.
+
+        Raises:
+            CheckpointError: there is no checkpoint of that step, or somebody else writes here.
+        """
+        name = self.of_step(step).path.name
+        self.acquire()
+        marker = f"{self.path}/{PINNED}{name}"
+        try:
+            if pinned and self.files.status(marker) is None:
+                with self.files.writing(marker):
+                    pass
+            elif not pinned:
+                self.files.remove_tree(marker)
+            self.files.sync_directory(self.path)
+        except OSError as error:
+            raise CheckpointSaveError(f"step {step} could not be pinned: {error}") from error
+
+    def acquire(self) -> None:
+        """Makes the directory, and the right to write there, this run's.
+
+        Raises:
+            CheckpointError: somebody else has it.
+            CheckpointSaveError: it cannot be made or written.
+        """
+        if self._lock is not None and self._lock.held:
+            return
+        try:
+            self.files.make_directories(self.path)
+            self._lock = DirectoryLock(self.files, self.path)
+        except OSError as error:
+            raise CheckpointSaveError(
+                f"{self.path} cannot be written: {error}. Choose another directory, or remove the "
+                "cause"
+            ) from error
+        try:
+            clean(self.files, self.path)
+        except OSError as error:
+            logger.warning("actckpt: leftovers in %s could not be deleted: %s", self.path, error)
+
+    def acquire_unless_read_only(self) -> CheckpointSaveError | None:
+        """As `acquire`; returns the error where nobody can write into what exists.
+
+        Raises:
+            CheckpointError: somebody else has it.
+            CheckpointSaveError: something else is wrong.
+        """
+        try:
+            self.acquire()
+        except CheckpointSaveError as error:
+            cause = error.__cause__
+            if not isinstance(cause, OSError) or cause.errno not in _READ_ONLY:
+                raise
+            return error
+        return None
+
+    def release(self) -> None:
+        """Lets others write."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None

@@ -1,0 +1,103 @@
+"""How far a run has come: steps, metrics, place in the data, and random states still to be put."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch.distributed
+
+from actckpt.errors import CheckpointMismatchError
+from actckpt.resuming.data_position import DataPosition, Loader
+from actckpt.resuming.metrics import MetricHistory, numbers
+from actckpt.resuming.random_states import gather_random_states, put_random_states
+
+
+class Progress:
+    """What changes from step to step and belongs to no object of the user's."""
+
+    def __init__(self, loader: Loader | None) -> None:
+        self.loader = loader
+        self.position = DataPosition()
+        self.step = 0
+        self.metrics: dict[str, float] = {}
+        self.history = MetricHistory()
+        # whether a batch was handed out since the last optimizer step
+        self.accumulating = False
+        # put once nothing of the library draws any more
+        self._random: dict[str, Any] | None = None
+
+    def stepped(self, metrics: Mapping[str, Any] | None) -> None:
+        """An optimizer step was made."""
+        self.step += 1
+        self._random, self.accumulating = None, False
+        self.metrics = {}
+        self.report(numbers(metrics))
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Metrics of the state as it is now."""
+        self.metrics |= metrics
+        self.history.report(metrics)
+
+    def items(self) -> dict[str, Any]:
+        """The items of a checkpoint that are made of this."""
+        random = self._random
+        return {
+            "progress": {
+                "step": self.step,
+                "metrics": self.metrics,
+                "history": self.history.state_dict(),
+                "processes": processes(),
+            },
+            "position": self.position.state_dict(self.loader),
+            "random": gather_random_states() if random is None else random,
+        }
+
+    def check(self, items: Mapping[str, Any], where: str) -> None:
+        """Raises unless `put` can take these items.
+
+        Raises:
+            CheckpointMismatchError: the data is another, or there are fewer processes.
+        """
+        saved, here = items["progress"]["processes"], processes()
+        if saved > here:
+            raise CheckpointMismatchError(
+                f"{where} was saved by a run of {saved} processes, this is one of {here}: the "
+                "others' data and random states have no place. Start as many, or restore with "
+                'only=["model", "optimizer"]. Nothing was changed'
+            )
+        self.position.check(items["position"], self.loader, where)
+
+    def put(self, items: Mapping[str, Any]) -> None:
+        """Takes what `items` gave; the loader is moved to its place when it is next read."""
+        self.position.load_state_dict(items["position"])
+        self.step = items["progress"]["step"]
+        self.metrics = dict(items["progress"]["metrics"])
+        self.history.load_state_dict(items["progress"]["history"])
+        self.accumulating = bool(items["gradients"])
+        self._random = items["random"]
+        put_random_states(items["random"])
+
+    def inexact(self, items: Mapping[str, Any]) -> list[str]:
+        """Why the data that follows these items may be another than it would have been."""
+        found = []
+        saved, here = items["progress"]["processes"], processes()
+        if saved != here:
+            found.append(f"processes were {saved}, are {here}")
+        if reason := self.position.inexact(items["position"], self.loader):
+            found.append(reason)
+        return found
+
+    def put_random(self) -> None:
+        """Puts back the random states of a checkpoint, the first time that it is asked."""
+        states, self._random = self._random, None
+        if states is not None:
+            put_random_states(states)
+
+
+def processes() -> int:
+    """How many processes train together."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_world_size()
+    return 1

@@ -1,0 +1,167 @@
+"""Saves beside the training: one thread each, one after another, and what they failed with.
+
+The threads are no daemons: an interpreter that exits waits for a save, as `close` does. A process
+that is killed leaves a directory that nobody looks into, which the next writer removes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+from actckpt.checkpoint.commit import Snapshot
+from actckpt.checkpoint.discovery import Checkpoint
+from actckpt.resuming.directory import RunDirectory
+from actckpt.resuming.staging import Staging, StagingSet, Steady
+
+logger = logging.getLogger("actckpt")
+
+
+class Saving:
+    """A save under way; it begins when those before it have ended.
+
+    Args:
+        work: makes the checkpoint.
+        before: the save that was begun last.
+    """
+
+    def __init__(self, work: Callable[[], Checkpoint], before: Saving | None, tag: str) -> None:
+        self.tag = tag
+        self.checkpoint: Checkpoint | None = None
+        self.error: BaseException | None = None
+        self._work = work
+        self._before = before
+        self._thread = threading.Thread(target=self._run, name="actckpt-save")
+        # a join that Ctrl-C interrupts takes the thread for stopped, in Python 3.11 and 3.12
+        self._ended = threading.Event()
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        # one that Ctrl-C kept from starting has no thread
+        return self._thread.ident is not None and not self._ended.is_set()
+
+    def start(self) -> None:
+        """Begins."""
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Returns when it has ended, however it did."""
+        if self.running:
+            self._ended.wait()
+
+    def _run(self) -> None:
+        before, self._before = self._before, None
+        if before is not None:
+            before.wait()
+        try:
+            self.checkpoint = self._work()
+        except BaseException as error:
+            # raised to whoever asks; said at once, for nobody may
+            logger.error("actckpt: a checkpoint was not saved: %s", error)
+            self.error = error
+        finally:
+            self._ended.set()
+
+
+class Saver:
+    """Writes snapshots, at once or in the background.
+
+    Args:
+        sets, limit_bytes: as for `Staging`; so many saves may be under way.
+    """
+
+    def __init__(self, directory: RunDirectory, sets: int, limit_bytes: int | None) -> None:
+        self._directory = directory
+        self._shape = sets, limit_bytes
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        self._staging = Staging(*self._shape)
+        self._under_way: list[tuple[Saving, StagingSet]] = []
+        self._failures: list[BaseException] = []
+
+    @property
+    def staging_bytes(self) -> int:
+        """Memory that staging holds."""
+        return self._staging.size_bytes
+
+    def now(self, snapshot: Snapshot) -> Checkpoint:
+        """A durable checkpoint, of the live tensors themselves.
+
+        Raises:
+            CheckpointError: as `RunDirectory.write`.
+        """
+        self.wait()
+        return self._directory.write(snapshot)
+
+    def behind(self, snapshot: Snapshot, steady: Steady, durable: Callable[[], None]) -> Saving:
+        """A save that goes on while training does; waits where every staging set is in use.
+
+        Args:
+            durable: called, in another thread, once there is a checkpoint.
+
+        Raises:
+            CheckpointError: it could not begin.
+        """
+        self._forget_parent()
+        self._directory.acquire()
+        into = self._free_set()
+        staged = replace(snapshot, items=self._staging.copy(snapshot.items, into, steady))
+
+        def work() -> Checkpoint:
+            into.await_copies()
+            made = self._directory.write(staged)
+            durable()
+            return made
+
+        before = self._under_way[-1][0] if self._under_way else None
+        saving = Saving(work, before, snapshot.tag)
+        # known before it begins: Ctrl-C may come between any two lines
+        self._under_way.append((saving, into))
+        saving.start()
+        return saving
+
+    def _free_set(self) -> StagingSet:
+        if len(self._under_way) == len(self._staging.sets):
+            self._end_oldest()
+        used = [id(into) for _, into in self._under_way]
+        return next(s for s in self._staging.sets if id(s) not in used)
+
+    def _end_oldest(self) -> None:
+        saving, _ = self._under_way[0]
+        saving.wait()
+        del self._under_way[0]
+        if saving.error is not None:
+            self._failures.append(saving.error)
+
+    def wait(self) -> None:
+        """Returns when nothing is being written; raises nothing of it."""
+        self._forget_parent()
+        while self._under_way:
+            self._end_oldest()
+
+    def failure(self) -> BaseException | None:
+        """What the oldest save failed with that ended and was not asked for yet."""
+        self._forget_parent()
+        while self._under_way and not self._under_way[0][0].running:
+            self._end_oldest()
+        return self._failures.pop(0) if self._failures else None
+
+    @property
+    def copies_beside(self) -> bool:
+        """Whether `guard` has something to wait for."""
+        return self._staging.copies_beside
+
+    def guard(self) -> None:
+        """As `Staging.guard`."""
+        self._staging.guard()
+
+    def _forget_parent(self) -> None:
+        """In a forked child: the saves, and the memory that they read, are the parent's."""
+        if self._process != os.getpid():
+            self._begin()

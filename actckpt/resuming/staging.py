@@ -1,0 +1,153 @@
+"""Copies of a state that a writer can read while training goes on, in memory that is reused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from actckpt.checkpoint.encoding import Encoded
+from actckpt.errors import CheckpointSaveError
+
+# windows begin where any dtype may, and vector instructions like it
+_ALIGNMENT = 64
+
+# whether only an optimizer step changes the tensor of this item and name
+Steady = Callable[[str, str], bool]
+
+
+@dataclass(slots=True)
+class StagingSet:
+    """Room for one state; it is somebody's until they say that they have read it."""
+
+    buffer: torch.Tensor | None = None
+    events: list[torch.cuda.Event] = field(default_factory=list)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the memory that is held."""
+        return 0 if self.buffer is None else self.buffer.numel()
+
+    def await_copies(self) -> None:
+        """Returns once everything is here; on the CPU it already is."""
+        for event in self.events:
+            event.synchronize()
+
+
+class Staging:
+    """A few staging sets within a bound.
+
+    On CUDA the memory is pinned and copies do not stop the processor. What only an optimizer step
+    changes is copied on a stream beside the training's, which `guard` makes that step wait for;
+    everything else on the training's own stream, before whatever could change it.
+
+    Args:
+        sets: states that can be held at a time.
+        limit_bytes: of all sets together; None is no bound.
+    """
+
+    def __init__(self, sets: int, limit_bytes: int | None) -> None:
+        self.sets = [StagingSet() for _ in range(sets)]
+        self._limit_bytes = limit_bytes
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._beside: list[torch.cuda.Event] = []
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the memory that all sets hold."""
+        return sum(s.size_bytes for s in self.sets)
+
+    @property
+    def copies_beside(self) -> bool:
+        """Whether `guard` has something to wait for."""
+        return bool(self._beside)
+
+    def copy(
+        self, items: Mapping[str, Encoded], into: StagingSet, steady: Steady
+    ) -> dict[str, Encoded]:
+        """The same items with tensors in the memory of a set, once `StagingSet.await_copies` ends.
+
+        Raises:
+            CheckpointSaveError: they need more than the bound.
+        """
+        spans: dict[tuple[str, str], tuple[int, int]] = {}
+        end = 0
+        for item, encoded in items.items():
+            for name, tensor in encoded.tensors.items():
+                begin = -(-end // _ALIGNMENT) * _ALIGNMENT
+                end = begin + tensor.numel() * tensor.itemsize
+                spans[item, name] = begin, end
+        buffer = self._room(into, end, pinned=_any_on_cuda(items))
+        staged: dict[str, Encoded] = {}
+        beside: list[tuple[torch.Tensor, torch.Tensor]] = []
+        devices = set()
+        for item, encoded in items.items():
+            windows: dict[str, torch.Tensor] = {}
+            for name, tensor in encoded.tensors.items():
+                begin, end = spans[item, name]
+                window = windows[name] = _window(buffer[begin:end], tensor)
+                if not tensor.is_cuda:
+                    window.copy_(tensor)
+                    continue
+                devices.add(tensor.device)
+                if steady(item, name):
+                    beside.append((window, tensor))
+                else:
+                    window.copy_(tensor, non_blocking=True)
+            staged[item] = Encoded(encoded.tree, windows)
+        into.events = [torch.cuda.current_stream(d).record_event() for d in devices]
+        self._copy_beside(beside)
+        into.events += self._beside
+        return staged
+
+    def guard(self) -> None:
+        """Makes the CUDA work that is queued from now on wait for the copies beside it."""
+        events, self._beside = self._beside, []
+        for event in events:
+            # an event's device is that of the stream it was recorded on
+            event.wait(torch.cuda.current_stream(event.device))
+
+    def _room(self, into: StagingSet, size_bytes: int, *, pinned: bool) -> torch.Tensor:
+        held = into.buffer
+        if held is not None and held.numel() >= size_bytes:
+            return held
+        total = self.size_bytes - into.size_bytes + size_bytes
+        if self._limit_bytes is not None and total > self._limit_bytes:
+            raise CheckpointSaveError(
+                f"saving in the background needs {total / 1e9:.3f} GB of staging memory; "
+                f"staging_gb allows {self._limit_bytes / 1e9:.3f}. Raise it, or save with "
+                "background=False, which copies nothing"
+            )
+        into.buffer = None  # before the larger one exists
+        into.buffer = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned)
+        # its pages exist from now on: no save after this one waits for them
+        into.buffer.zero_()
+        return into.buffer
+
+    def _copy_beside(self, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        for device in {tensor.device for _, tensor in pairs}:
+            if device not in self._streams:
+                self._streams[device] = torch.cuda.Stream(device)
+            stream = self._streams[device]
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream):
+                for window, tensor in pairs:
+                    if tensor.device == device:
+                        window.copy_(tensor, non_blocking=True)
+                        # its memory must not be given away before it was read
+                        tensor.record_stream(stream)
+            self._beside.append(stream.record_event())
+
+
+def _any_on_cuda(items: Mapping[str, Encoded]) -> bool:
+    return any(t.is_cuda for encoded in items.values() for t in encoded.tensors.values())
+
+
+def _window(memory: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """A tensor in ``memory``, laid out as another one where that one has no gaps."""
+    flat = memory.view(like.dtype)
+    if like.is_contiguous():
+        return flat.view(like.shape)
+    # equal layouts are copied at the speed of memory
+    return flat.as_strided(like.shape, torch.empty_like(like, device="meta").stride())
