@@ -58,6 +58,16 @@ class Watched:
         return getattr(self._real, call.name)(*call.args)
 
 
+def before(act: Callable[[Call], None]) -> Around:
+    """Something happens, or is raised, before each call is made."""
+
+    def around(call: Call, make: Make) -> Any:
+        act(call)
+        return make(call)
+
+    return around
+
+
 def nested(outer: Around, inner: Around) -> Around:
     """One around the other; the inner sees only the calls that the outer makes."""
     return lambda call, make: outer(call, lambda made: inner(made, make))

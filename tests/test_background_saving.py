@@ -15,7 +15,7 @@ from torch import nn
 
 import actckpt
 from actckpt.checkpoint.files import Files
-from tests.system_calls import Watched
+from tests.system_calls import Call, Watched, before
 from tests.test_checkpointer import advance, names, objects
 
 
@@ -41,10 +41,10 @@ class Gate:
     def __init__(self) -> None:
         self.opened = threading.Event()
         self.reached = threading.Event()
-        self.files = Files(Watched(self._stop))
+        self.files = Files(Watched(before(self._stop)))
 
-    def _stop(self, number: int, name: str, args: tuple[Any, ...]) -> None:
-        if name == "mkdir" and ".saving" in args[0]:
+    def _stop(self, call: Call) -> None:
+        if call.name == "mkdir" and ".saving" in call.args[0]:
             self.reached.set()
             assert self.opened.wait(60)
 
@@ -170,23 +170,28 @@ def test_the_same_memory_from_save_to_save(tmp_path: Path) -> None:
 # failures
 
 
-def full(number: int, name: str, args: tuple[Any, ...]) -> None:
-    """What a disk without room says."""
-    if name == "write":
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+class Disk:
+    """What a disk with room, or without, says."""
+
+    full = False
+
+    def __call__(self, call: Call) -> None:
+        if self.full and call.name == "write":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def broken(directory: Path, **more: Any) -> tuple[actckpt.Checkpointer, dict[str, Any], Any]:
     """A run that saves after step 2, and cannot; nothing of that was raised yet."""
-    calls = Watched()
+    disk = Disk()
+    calls = Watched(before(disk))
     made = objects()
     run = actckpt.Checkpointer(directory, **made, every=4, files=Files(calls), **more)
     run.save()
     advance(run, made, 2)
-    calls._before = full
+    disk.full = True
     run.save(wait=False)
     run._saver._under_way[0][0].wait()
-    calls._before = None
+    disk.full = False
     return run, made, calls
 
 

@@ -143,16 +143,16 @@ def program(directory: Path, body: str) -> subprocess.Popen[str]:
     text = f"""
     import sys, time, torch, actckpt
     from actckpt.checkpoint.files import Files
-    from tests.system_calls import Watched
+    from tests.system_calls import Watched, before
 
-    def slow(number, name, args):
-        if name == "write":
+    def slow(call):
+        if call.name == "write":
             print("writing", flush=True)
             time.sleep(0.02)
 
     model = torch.nn.Linear(500, 500)
     run = actckpt.Checkpointer(
-        {str(directory)!r}, model=model, every=1, files=Files(Watched(slow)), keep_last=None
+        {str(directory)!r}, model=model, every=1, files=Files(Watched(before(slow))), keep_last=None
     )
     """
     code = textwrap.dedent(text) + textwrap.dedent(body)

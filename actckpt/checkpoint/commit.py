@@ -77,7 +77,7 @@ def commit(
             _abandon(files, temporary)
             raise
         files.sync_directory(directory)
-        if verify_files(files, final, "manifest") != manifest:
+        if verify_files(files, final, "manifest").to_bytes() != manifest.to_bytes():
             raise CheckpointFormatError(f"{final}/{MANIFEST} is not what was written")
     except CheckpointSaveError:
         raise
