@@ -495,6 +495,12 @@ def test_arguments(arguments: dict[str, Any], message: str, tmp_path: Path) -> N
     assert os.listdir(tmp_path) == []
 
 
+def test_the_loss_itself_is_a_metric(tmp_path: Path) -> None:
+    with actckpt.Checkpointer(tmp_path, **objects()) as run:
+        run.step(metrics={"loss": torch.tensor(1.5, requires_grad=True) * 2})
+        assert run.save().metrics == {"loss": 3.0}
+
+
 def test_metrics_are_numbers(tmp_path: Path) -> None:
     run = actckpt.Checkpointer(tmp_path, **objects())
     with pytest.raises(TypeError, match="metric loss must be a number"):

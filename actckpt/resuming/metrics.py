@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 
 def numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:
     """Metrics as plain floats.
@@ -17,7 +19,9 @@ def numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:
     found = {}
     for name, value in (metrics or {}).items():
         try:
-            found[str(name)] = float(value)
+            # the loss itself may be given: it is read, not differentiated
+            plain = value.detach() if isinstance(value, torch.Tensor) else value
+            found[str(name)] = float(plain)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
                 f"metric {name} must be a number, or a tensor of one; found {value!r:.80}"
