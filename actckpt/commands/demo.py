@@ -1,4 +1,4 @@
-"""``actckpt demo``: the same training without a budget and under two, side by side."""
+"""``actckpt demo``: a training without a budget, under two, and killed and resumed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ def add_parser(commands: Any) -> None:
         "demo",
         help="train a small GPT without a budget and under two, and compare",
         description="Train a byte-level GPT on the Python standard library's sources: without a "
-        "budget, under a loose one and under a tight one. Losses must be equal to the last bit and "
-        "measured peaks within the budgets; otherwise the exit status is 1.",
+        "budget, under a loose one and under a tight one, which is then trained once more, killed "
+        "in the middle and resumed. Losses must be equal to the last bit, peaks within the budgets, "
+        "and a damaged copy of a checkpoint be found out; otherwise the exit status is 1.",
     )
     parser.add_argument("--steps", type=positive_int, default=30, metavar="N")
     parser.add_argument("--seed", type=int, default=0)

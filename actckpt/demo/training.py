@@ -1,4 +1,4 @@
-"""The same training three times, step by step: without a budget, under a loose and a tight one."""
+"""The same training without a budget, under a loose and a tight one, and killed and resumed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import actckpt
 from actckpt.demo.figure import draw_demo
+from actckpt.demo.killed import BATCH_SIZE, LEARNING_RATE, Killed, kill_and_resume
 from actckpt.demo.model import GPT, GPTConfig, next_byte_loss
 from actckpt.demo.text import draw_batch, standard_library_text
 
-BATCH_SIZE = 16
-LEARNING_RATE = 1e-3
 LOOSE, TIGHT = 0.60, 0.36
 # the first steps fill caches and allocator
 WARM_UP_STEPS = 2
@@ -130,8 +129,14 @@ def run_demo(*, steps: int, seed: int, out: Path) -> int:
         arm.measure(batch)
     failures = _failures(arms)
     _print_table(console, arms)
+    tight = arms[-1]
+    assert tight.budget_gb is not None
+    killed = kill_and_resume(
+        out / "killed", tight.losses, budget_gb=tight.budget_gb, seed=seed, console=console
+    )
+    failures += killed.failures
 
-    results = _results(arms, config, steps=steps, seed=seed, failures=failures)
+    results = _results(arms, config, killed, steps=steps, seed=seed, failures=failures)
     results["seconds"] = round(time.perf_counter() - started, 1)
     out.mkdir(parents=True, exist_ok=True)
     (out / "demo.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -234,7 +239,13 @@ def _print_table(console: Console, arms: list[Arm]) -> None:
 
 
 def _results(
-    arms: list[Arm], config: GPTConfig, *, steps: int, seed: int, failures: list[str]
+    arms: list[Arm],
+    config: GPTConfig,
+    killed: Killed,
+    *,
+    steps: int,
+    seed: int,
+    failures: list[str],
 ) -> dict[str, Any]:
     found = actckpt.report(arms[1].model)
     return {
@@ -248,6 +259,7 @@ def _results(
         "versions": found.versions,
         "device": found.device,
         "failures": failures,
+        "killed": asdict(killed),
         "arms": [
             {
                 "name": arm.name,
