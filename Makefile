@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 
 help:
 	@echo "make setup    create $(VENV) with everything in it"
-	@echo "make demo     train a small GPT without a budget and under two (runs/demo)"
+	@echo "make demo     train a small GPT without a budget, under two, killed and resumed (runs/demo)"
 	@echo "make test     lint, types and tests"
 	@echo "make resume   every model killed and resumed under a tight plan (slow)"
 	@echo "make lint     ruff and mypy"

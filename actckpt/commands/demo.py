@@ -16,8 +16,8 @@ def add_parser(commands: Any) -> None:
         help="train a small GPT without a budget and under two, and compare",
         description="Train a byte-level GPT on the Python standard library's sources: without a "
         "budget, under a loose one and under a tight one, which is then trained once more, killed "
-        "in the middle and resumed. Losses must be equal to the last bit, peaks within the budgets, "
-        "and a damaged copy of a checkpoint be found out; otherwise the exit status is 1.",
+        "in the middle and resumed. Losses must be equal to the last bit, peaks within their "
+        "budgets, and a damaged copy of a checkpoint be found out; else the exit status is 1.",
     )
     parser.add_argument("--steps", type=positive_int, default=30, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
