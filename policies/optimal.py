@@ -1,4 +1,4 @@
-"""Near-optimal recomputation by operations: cuts of every segment, packed by an integer program."""
+"""Near-optimal recomputation by operations: column generation, and an integer program."""
 
 from __future__ import annotations
 
@@ -27,10 +27,15 @@ def optimal(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
     """The fastest plan of bursts, as priced, that stays within the budget.
 
     Per segment (a block, and what runs until the next one) minimum cuts give what to keep from the
-    forward pass on, and what to hold from the moment when backward gets there; an integer program
-    over all segments chooses among them, with the memory at every instant as its constraint.
+    forward pass on. A linear program over all segments, with the memory at every instant as its
+    constraint, says what a byte is worth when; small staged programs make the choices that are best
+    at those prices, until none is better; an integer program chooses among all of them.
     `actckpt.lower_bound` says how far from the optimum the result can be. Graphs of few results are
     solved by trying every plan.
+
+    References:
+        Gilmore and Gomory 1961, A linear programming approach to the cutting-stock problem (column
+        generation).
 
     Raises:
         BudgetError: none fits; ``smallest_bytes`` is the lowest peak found.
@@ -51,8 +56,8 @@ def optimal(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
     plan = packing.least_time(budget_bytes) if packing is not None else None
     if plan is not None:
         return dataclasses.replace(plan, policy="optimal")
-    # the budget has no part in it: the smallest for one is the smallest for every other
-    lowest = _lowered(alone, columns, 0)
+    # anew, so that the smallest for one budget is the smallest for every other
+    lowest = _lowered(Packing(pricer, alone.choices), Columns(pricer), 0)
     smallest = dataclasses.replace(lowest.least_memory() or untouched, policy="optimal")
     price = pricer.estimate(smallest)
     if price.peak_bytes <= budget_bytes:
