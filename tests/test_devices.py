@@ -179,6 +179,7 @@ LLAMA_8B = {
 }  # fmt: skip
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_eight_billion_parameters_are_planned_in_half_a_gigabyte(tmp_path: Path) -> None:
     saved = tmp_path / "plan.json"
     argv = [
@@ -187,11 +188,14 @@ def test_eight_billion_parameters_are_planned_in_half_a_gigabyte(tmp_path: Path)
         "--budget-gb", "70", "--save", str(saved),
     ]  # fmt: skip
     code = (
-        "import resource, sys\n"
+        "import sys, time\n"
+        "from pathlib import Path\n"
         "from actckpt.cli import main\n"
         f"assert main({argv!r}) == 0\n"
-        "usage = resource.getrusage(resource.RUSAGE_SELF)\n"
-        "print(usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime, file=sys.stderr)\n"
+        # of this program alone: getrusage's also knows the process that began it
+        "lines = Path('/proc/self/status').read_text().splitlines()\n"
+        "peak = next(int(line.split()[1]) for line in lines if line.startswith('VmHWM'))\n"
+        "print(peak * 1024, time.process_time(), file=sys.stderr)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
