@@ -9,8 +9,10 @@ import numpy as np
 from scipy.optimize import linprog
 from scipy.sparse import csr_array, hstack, vstack
 
-_ROUNDS = 20
+# an instant of each enters at a time
 _WINDOWS = 64
+# far more instants than programs end with: nothing may go on for ever
+_INSTANTS = 20 * _WINDOWS
 _SLIGHT = 1e-12
 
 
@@ -76,7 +78,10 @@ class Relaxation:
                 return None
             if not self._extended(result.x, budget_bytes):
                 break
-        return self._relaxed(result.fun * scale_s, scale_s, result.ineqlin.marginals, rows)
+        duals = scale_s * result.ineqlin.marginals
+        reduced = self.time_s - self._shadow(duals, rows)
+        prices = {at: price / self.unit for at, price in self._prices(duals, scale_s).items()}
+        return Relaxed(result.fun * scale_s, prices, reduced)
 
     def least_peak(self) -> Relaxed | None:
         """The smallest peak of fractional choices, None if the solver finds none."""
@@ -101,9 +106,8 @@ class Relaxation:
             peak = float(result.x[-1]) * self.unit
             if not self._extended(result.x[:n], peak * (1 + 1e-6)):
                 break
-        relaxed = self._relaxed(peak, 1.0, result.ineqlin.marginals, rows)
-        prices = {at: price * self.unit for at, price in relaxed.prices.items()}
-        return Relaxed(peak, prices, relaxed.reduced)
+        duals = result.ineqlin.marginals
+        return Relaxed(peak, self._prices(duals, 1.0), -self._shadow(duals, rows))
 
     def _rows(self) -> csr_array:
         at = np.array(self.instants, dtype=np.int64)
@@ -111,23 +115,23 @@ class Relaxation:
 
     def _extended(self, x: np.ndarray, most_bytes: float) -> bool:
         """Whether a solution is too high somewhere, which is then an instant of the program."""
-        if len(self.instants) >= _ROUNDS * _WINDOWS:
+        if len(self.instants) >= _INSTANTS:
             return False
         level = self.base + sum(x[j] * self.deltas[j] for j in np.nonzero(x)[0])
         fresh = binding(level, most_bytes, self.instants)
         self.instants.extend(fresh)
         return bool(fresh)
 
-    def _relaxed(self, value: float, scale: float, duals: np.ndarray, rows: csr_array) -> Relaxed:
+    def _shadow(self, duals: np.ndarray, rows: csr_array) -> np.ndarray:
+        """Of each column, what the rows that it takes part in make of it."""
         count = len(self.most)
-        cost = self.time_s if scale != 1.0 else 0 * self.time_s
-        reduced = cost - scale * (self.limits.T @ duals[:count] + rows.T @ duals[count:])
-        prices = {
-            at: float(-dual) * scale / self.unit
-            for at, dual in zip(self.instants, duals[count:], strict=True)
-            if -dual > _SLIGHT
-        }
-        return Relaxed(value, prices, reduced)
+        found: np.ndarray = self.limits.T @ duals[:count] + rows.T @ duals[count:]
+        return found
+
+    def _prices(self, duals: np.ndarray, scale: float) -> dict[int, float]:
+        """Instant -> its dual, of those that bind."""
+        levels = zip(self.instants, duals[len(self.most) :], strict=True)
+        return {at: float(-dual) for at, dual in levels if -dual > _SLIGHT * scale}
 
 
 def binding(levels: np.ndarray, most_bytes: float, known: Sequence[int]) -> list[int]:
