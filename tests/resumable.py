@@ -191,7 +191,7 @@ class Run:
     def digest(self) -> dict[str, str]:
         """A hash of every tensor and every other value of the run's state."""
         run = self.checkpointer
-        items = run._snapshot("").items
+        items = run._saves.snapshot("").items
         found = {"params": digest_of(dict(self.model.named_parameters()))}
         for item, encoded in items.items():
             if item == "plans":

@@ -135,7 +135,7 @@ def test_two_staging_sets_hold_two_saves(tmp_path: Path, gate: Gate) -> None:
 
 def test_staging_memory_is_counted_and_bounded(tmp_path: Path) -> None:
     made = objects()
-    with actckpt.Checkpointer(tmp_path, **made) as run:
+    with actckpt.Checkpointer(tmp_path, **made, every=None) as run:
         advance(run, made, 1)
         run.save()
         assert run.staging_bytes == 0  # nothing is copied for a save that is waited for

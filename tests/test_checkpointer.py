@@ -305,7 +305,7 @@ def test_an_object_that_fails_to_load_leaves_all_as_they_were(failing: str, tmp_
     bad = Failing()
     more: dict[str, Any] = {"extra": {"x": bad}} if failing == "extra" else {"scheduler": bad}
     made = objects()
-    with actckpt.Checkpointer(tmp_path, **made, **more) as run:
+    with actckpt.Checkpointer(tmp_path, **made, **more, every=None) as run:
         advance(run, made, 1)
         bad.value = 1
         run.save()

@@ -101,7 +101,8 @@ def test_a_read_only_directory_is_resumed_from(code: int, tmp_path: Path) -> Non
             raise OSError(code, os.strerror(code), call.args[0])
 
     again = objects(seed=1)
-    with actckpt.Checkpointer(tmp_path, **again, files=Files(Watched(before(refuse)))) as run:
+    files = Files(Watched(before(refuse)))
+    with actckpt.Checkpointer(tmp_path, **again, every=None, files=files) as run:
         resumed = run.resume()
         assert resumed is not None
         assert resumed.bit_exact

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
-import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, overload
@@ -14,7 +11,6 @@ from typing import Any, Literal, Self, overload
 import torch
 from torch import nn
 
-from actckpt.checkpoint.commit import Snapshot
 from actckpt.checkpoint.discovery import Checkpoint
 from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.retention import Keep, ranked
@@ -26,11 +22,11 @@ from actckpt.resuming.choosing import Chosen
 from actckpt.resuming.data_position import Loader
 from actckpt.resuming.directory import RunDirectory
 from actckpt.resuming.live_objects import Stateful
-from actckpt.resuming.metrics import numbers
 from actckpt.resuming.progress import Progress
 from actckpt.resuming.resumed import Resumed
 from actckpt.resuming.run_state import RunState
-from actckpt.resuming.saving import Saver, Saving
+from actckpt.resuming.saves import Saves
+from actckpt.resuming.saving import Saver
 from actckpt.resuming.termination import Termination
 
 
@@ -44,9 +40,9 @@ class Checkpointer:
         loader: whose position is saved, by `steps`.
         extra: further such objects, by name.
         config: plain data that is saved, and compared when the run is resumed.
-        every: a number of steps, a duration such as "10min", None: only `save` saves, or "auto":
-            the interval that loses the least time (see `Cadence`), by what a save is measured to
-            cost and by ``mtbf``; the first step of a process saves, to measure it.
+        every: "auto": the interval that loses the least time (see `Cadence`), by what a save is
+            measured to cost and by ``mtbf``, the first step of a process saving to measure it; or a
+            number of steps, or a duration such as "10min", or None: only `save` saves.
         mtbf: mean time between failures, a duration.
         keep_last: how many of the newest checkpoints stay; None keeps all.
         keep_best: (metric, "min" or "max", how many) that stay besides. A NaN is never best; where
@@ -80,7 +76,7 @@ class Checkpointer:
         loader: Loader | None = None,
         extra: Mapping[str, Stateful] | None = None,
         config: Mapping[str, Any] | None = None,
-        every: int | str | None = None,
+        every: int | str | None = "auto",
         mtbf: str = "24h",
         keep_last: int | None = 3,
         keep_best: tuple[str, str, int] | None = None,
@@ -112,7 +108,6 @@ class Checkpointer:
         self._saver = Saver(self._directory, staging_sets, limit_bytes)
         self._background = background
         self._termination = Termination(self) if on_sigterm == "save" else None
-        self._cadence = Cadence(every, mtbf)
         self._progress = Progress(loader)
         self._state = RunState(
             model,
@@ -125,9 +120,13 @@ class Checkpointer:
             },
             config,
         )
-        self._optimizer = optimizer if isinstance(optimizer, torch.optim.Optimizer) else None
-        # of the state as it is now
-        self._saved: Checkpoint | Saving | None = None
+        self._saves = Saves(
+            self._saver,
+            self._state,
+            self._progress,
+            Cadence(every, mtbf),
+            optimizer if isinstance(optimizer, torch.optim.Optimizer) else None,
+        )
 
     # ---- the loop
 
@@ -174,7 +173,8 @@ class Checkpointer:
             for batch in position.rest_of_epoch(progress.loader, progress.put_random):
                 if total_steps is not None and progress.step >= total_steps:
                     return
-                progress.accumulating, self._saved = True, None
+                progress.accumulating = True
+                self._saves.changed()
                 yield progress.step, batch
                 self._end_if_asked()
 
@@ -200,13 +200,13 @@ class Checkpointer:
         """
         self._watch()
         self._progress.stepped(metrics)
-        self._saved = None
-        due = self._cadence.due(self._progress.step)
+        self._saves.changed()
+        due = self._saves.due()
         if due and self._background:
             self.save(wait=False)
         elif due:
             self.save()
-        self._raise_failure()
+        self._saves.raise_failure()
         self._end_if_asked()
         return due
 
@@ -258,59 +258,15 @@ class Checkpointer:
                 was not made in the background.
             CheckpointError: somebody else writes into this directory.
         """
-        added = numbers(metrics)
-        saved = self._saved
-        if saved is None or saved.tag != tag or added:
-            self._progress.report(added)
-            self._saved = None
-            self._saved = self._begin_save(tag, wait)
-        if not wait:
-            return None
-        self._saver.wait()
-        self._raise_failure()
-        made = self._saved.checkpoint if isinstance(self._saved, Saving) else self._saved
-        assert made is not None, "a save that did not fail has made one"
-        return made
+        if wait:
+            return self._saves.make(tag, metrics)
+        self._saves.begin(tag, metrics)
+        return None
 
     @property
     def staging_bytes(self) -> int:
         """Memory that copies of the state take, from the first save in the background on."""
         return self._saver.staging_bytes
-
-    def _begin_save(self, tag: str, wait: bool) -> Checkpoint | Saving:
-        begin = time.monotonic()
-
-        def durable() -> None:
-            self._cadence.ended(time.monotonic() - begin)
-
-        saved: Checkpoint | Saving
-        try:
-            if wait:
-                saved = self._saver.now(self._snapshot(tag))
-                durable()
-            else:
-                saved = self._saver.behind(self._snapshot(tag), self._state.is_steady, durable)
-                self._guard_optimizer()
-        finally:
-            self._cadence.began(time.monotonic() - begin)
-        return saved
-
-    def _guard_optimizer(self) -> None:
-        """Lets the optimizer call `before_optimizer_step` itself, from when that does something."""
-        if self._saver.copies_beside and self._optimizer is not None:
-            self._optimizer.register_step_pre_hook(partial(_guard, weakref.ref(self._saver)))
-            self._optimizer = None
-
-    def _raise_failure(self) -> None:
-        """Raises what a save in the background failed with, once."""
-        error = self._saver.failure()
-        if error is None:
-            return
-        if isinstance(self._saved, Saving) and self._saved.error is not None:
-            self._saved = None  # asked again, this state is saved anew
-        elif isinstance(self._saved, Checkpoint):
-            error.add_note(f"This was an earlier save; {self._saved.path} is saved.")
-        raise error
 
     def _watch(self) -> None:
         if self._termination is not None:
@@ -320,17 +276,6 @@ class Checkpointer:
         if self._termination is not None and self._termination.asked:
             self.save()
             self._termination.end()
-
-    def _snapshot(self, tag: str) -> Snapshot:
-        progress = self._progress
-        return Snapshot(
-            step=progress.step,
-            items=self._state.gather(progress.items(), accumulating=progress.accumulating),
-            tag=tag,
-            metrics=dict(progress.metrics),
-            fingerprint=self._state.fingerprint(),
-            versions=self._state.versions(),
-        )
 
     # ---- finding
 
@@ -420,8 +365,7 @@ class Checkpointer:
         if only is None:
             inexact += self._progress.inexact(items)
             self._progress.put(items)
-            self._saved = checkpoint
-            self._cadence.restart()
+            self._saves.put_back(checkpoint)
         return Resumed(
             checkpoint=checkpoint,
             epoch=items["position"]["epoch"],
@@ -446,7 +390,7 @@ class Checkpointer:
         if self._termination is not None:
             self._termination.unwatch()
         self._directory.release()
-        self._raise_failure()
+        self._saves.raise_failure()
 
     def __enter__(self) -> Self:
         return self
@@ -463,9 +407,3 @@ class Checkpointer:
             if error is None:
                 raise
             error.add_note(f"Besides, a checkpoint was not saved: {failure}")
-
-
-def _guard(saver: weakref.ref[Saver], *_: Any) -> None:
-    found = saver()
-    if found is not None:
-        found.guard()

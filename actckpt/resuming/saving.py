@@ -55,15 +55,19 @@ class Saving:
 
     def _run(self) -> None:
         before, self._before = self._before, None
+        # it holds the run, which holds this: dropped, the run is to let go of its directory
+        work = self._work
+        del self._work
         if before is not None:
             before.wait()
         try:
-            self.checkpoint = self._work()
+            self.checkpoint = work()
         except BaseException as error:
             # raised to whoever asks; said at once, for nobody may
             logger.error("actckpt: a checkpoint was not saved: %s", error)
             self.error = error
         finally:
+            del work
             self._ended.set()
 
 

@@ -53,7 +53,7 @@ def _goes_on(directory: Path) -> list[str]:
     """Resumes as the next process would, bit for bit, saves, and looks at what is left lying."""
     wrong = []
     made = objects()
-    with actckpt.Checkpointer(directory, **made, keep_last=KEPT) as run:
+    with actckpt.Checkpointer(directory, **made, every=None, keep_last=KEPT) as run:
         newest = max((c.manifest.serial, c.step) for c in run.list())[1] if run.list() else 0
         run.resume()
         if run.step_count != newest:

@@ -81,7 +81,7 @@ def states() -> tuple[dict[str, Any], ...]:
 def prepare(directory: Path) -> None:
     """A run of `LAST` steps, with checkpoints to retire and what killed processes left lying."""
     made = objects()
-    with actckpt.Checkpointer(directory, **made, keep_last=KEPT) as run:
+    with actckpt.Checkpointer(directory, **made, every=None, keep_last=KEPT) as run:
         for step in range(1, LAST + 1):
             advance(run, made)
             run.save()
@@ -97,7 +97,7 @@ def prepare(directory: Path) -> None:
 def act(directory: Path, files: Files, say: Say, *, in_thread: bool = False) -> None:
     """The process: resumes, makes a step, saves; and says so at once."""
     made = objects()
-    run = actckpt.Checkpointer(directory, **made, keep_last=KEPT, files=files)
+    run = actckpt.Checkpointer(directory, **made, every=None, keep_last=KEPT, files=files)
     try:
         resumed = run.resume()
         say("resumed", 0 if resumed is None else resumed.step)

@@ -1,0 +1,134 @@
+"""When the state of a run is saved, what of it is saved already, and what saving failed with."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+
+from actckpt.checkpoint.commit import Snapshot
+from actckpt.checkpoint.discovery import Checkpoint
+from actckpt.resuming.cadence import Cadence
+from actckpt.resuming.metrics import numbers
+from actckpt.resuming.progress import Progress
+from actckpt.resuming.run_state import RunState
+from actckpt.resuming.saving import Saver, Saving
+
+
+class Saves:
+    """The saves of one run.
+
+    Args:
+        optimizer: whose next step waits for copies that a save still makes.
+    """
+
+    def __init__(
+        self,
+        saver: Saver,
+        state: RunState,
+        progress: Progress,
+        cadence: Cadence,
+        optimizer: torch.optim.Optimizer | None,
+    ) -> None:
+        self._saver = saver
+        self._state = state
+        self._progress = progress
+        self._cadence = cadence
+        self._optimizer = optimizer
+        # of the state as it is now
+        self._saved: Checkpoint | Saving | None = None
+
+    def changed(self) -> None:
+        """The state is no longer one that is saved."""
+        self._saved = None
+
+    def put_back(self, checkpoint: Checkpoint) -> None:
+        """The state is that of a checkpoint, and the next is due an interval from now."""
+        self._saved = checkpoint
+        self._cadence.restart()
+
+    def due(self) -> bool:
+        """Whether the state after this step is to be saved."""
+        return self._cadence.due(self._progress.step)
+
+    def make(self, tag: str, metrics: Mapping[str, Any] | None) -> Checkpoint:
+        """A durable checkpoint of the state as it is; that which there is, if it is saved already.
+
+        Raises:
+            CheckpointError: as `actckpt.Checkpointer.save`.
+        """
+        self._begin(tag, metrics, wait=True)
+        self._saver.wait()
+        self.raise_failure()
+        made = self._saved.checkpoint if isinstance(self._saved, Saving) else self._saved
+        assert made is not None, "a save that did not fail has made one"
+        return made
+
+    def begin(self, tag: str, metrics: Mapping[str, Any] | None) -> None:
+        """Begins what `make` makes; a thread writes.
+
+        Raises:
+            CheckpointError: it could not begin.
+        """
+        self._begin(tag, metrics, wait=False)
+
+    def _begin(self, tag: str, metrics: Mapping[str, Any] | None, wait: bool) -> None:
+        added = numbers(metrics)
+        if self._saved is not None and self._saved.tag == tag and not added:
+            return
+        self._progress.report(added)
+        self._saved = None
+        begin = time.monotonic()
+
+        def durable() -> None:
+            self._cadence.ended(time.monotonic() - begin)
+
+        try:
+            if wait:
+                self._saved = self._saver.now(self.snapshot(tag))
+                durable()
+            else:
+                snapshot = self.snapshot(tag)
+                self._saved = self._saver.behind(snapshot, self._state.is_steady, durable)
+                self._guard_optimizer()
+        finally:
+            self._cadence.began(time.monotonic() - begin)
+
+    def snapshot(self, tag: str = "") -> Snapshot:
+        """The state as it is, of the live tensors."""
+        progress = self._progress
+        return Snapshot(
+            step=progress.step,
+            items=self._state.gather(progress.items(), accumulating=progress.accumulating),
+            tag=tag,
+            metrics=dict(progress.metrics),
+            fingerprint=self._state.fingerprint(),
+            versions=self._state.versions(),
+        )
+
+    def _guard_optimizer(self) -> None:
+        """Lets the optimizer call `Saver.guard` itself, from when that does something."""
+        if self._saver.copies_beside and self._optimizer is not None:
+            self._optimizer.register_step_pre_hook(partial(_guard, weakref.ref(self._saver)))
+            self._optimizer = None
+
+    def raise_failure(self) -> None:
+        """Raises what a save in the background failed with, once."""
+        error = self._saver.failure()
+        if error is None:
+            return
+        if isinstance(self._saved, Saving) and self._saved.error is not None:
+            self._saved = None  # asked again, this state is saved anew
+        elif isinstance(self._saved, Checkpoint):
+            error.add_note(f"This was an earlier save; {self._saved.path} is saved.")
+        raise error
+
+
+def _guard(saver: weakref.ref[Saver], *_: Any) -> None:
+    found = saver()
+    if found is not None:
+        found.guard()
