@@ -88,6 +88,7 @@ class Grudging:
             self.interrupted += 1
             raise InterruptedError
         if call.name in ("write", "readinto"):
-            fd, data = call.args
-            call = Call(call.number, call.name, (fd, data[: 1000 if call.name == "write" else 777]))
+            fd, data, *offset = call.args
+            data = data[: 1000 if call.name == "write" else 777]
+            call = Call(call.number, call.name, (fd, data, *offset))
         return make(call)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from actckpt.checkpoint.files import CHECKSUM, Files
+from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.manifest import Chunk, FileEntry, TensorEntry
 from actckpt.checkpoint.names import MANIFEST
 from actckpt.checkpoint.tensor_file import write_tensors
@@ -47,13 +47,13 @@ def store(directory: Path, whole: torch.Tensor, boxes: Iterable[Box]) -> Path:
     for file, tensors in pieces.items():
         with Files().writing(f"{path}/{file}") as sink:
             write_tensors(sink, tensors)
-        files[file] = FileEntry(sink.written_bytes, f"{CHECKSUM}:{sink.checksum}")
+        files[file] = FileEntry(sink.written_bytes, sink.checksum)
     entry = TensorEntry(str(whole.dtype).removeprefix("torch."), tuple(whole.shape), tuple(chunks))
     # the file that it was in keeps the other tensor alone
     (path / "model.safetensors").unlink()
     with Files().writing(f"{path}/model.safetensors") as sink:
         write_tensors(sink, {"b": torch.zeros(7, dtype=torch.int8)})
-    files["model.safetensors"] = FileEntry(sink.written_bytes, f"{CHECKSUM}:{sink.checksum}")
+    files["model.safetensors"] = FileEntry(sink.written_bytes, sink.checksum)
     changed = dataclasses.replace(
         manifest, files=files, tensors={**manifest.tensors, "model/a": entry}
     )

@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from actckpt.checkpoint.commit import Snapshot, commit
+from actckpt.checkpoint.digest import Digest
 from actckpt.checkpoint.discovery import discover
 from actckpt.checkpoint.documents import sealed
 from actckpt.checkpoint.encoding import encode
-from actckpt.checkpoint.files import CHECKSUM, Files, checksum_of
+from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.verification import read_state, verify_files
 from actckpt.errors import CheckpointFormatError
 
@@ -161,12 +162,11 @@ def forge(checkpoint: Path, change: Callable[[dict[str, Any]], None]) -> None:
 def replace_file(checkpoint: Path, file: str, content: bytes) -> None:
     """A file of other content that the manifest vouches for."""
     (checkpoint / file).write_bytes(content)
+    digest = Digest()
+    digest.update(memoryview(content))
 
     def change(data: dict[str, Any]) -> None:
-        data["files"][file] = {
-            "size_bytes": len(content),
-            "checksum": f"{CHECKSUM}:{checksum_of(content)}",
-        }
+        data["files"][file] = {"size_bytes": len(content), "checksum": digest.checksum}
 
     forge(checkpoint, change)
 

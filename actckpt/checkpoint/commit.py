@@ -14,7 +14,7 @@ import torch
 from actckpt.checkpoint.discovery import Checkpoint
 from actckpt.checkpoint.dtypes import name_of
 from actckpt.checkpoint.encoding import Encoded
-from actckpt.checkpoint.files import CHECKSUM, Files, Sink
+from actckpt.checkpoint.files import Files, Sink
 from actckpt.checkpoint.manifest import Chunk, FileEntry, Manifest, TensorEntry
 from actckpt.checkpoint.names import MANIFEST, SAVING, STATE, step_name, unique
 from actckpt.checkpoint.tensor_file import write_tensors
@@ -131,7 +131,7 @@ def _write(files: Files, directory: str, snapshot: Snapshot, serial: int) -> Man
 
 
 def _entry(sink: Sink) -> FileEntry:
-    return FileEntry(sink.written_bytes, f"{CHECKSUM}:{sink.checksum}")
+    return FileEntry(sink.written_bytes, sink.checksum)
 
 
 def _tensor_entry(tensor: torch.Tensor, file: str, key: str) -> TensorEntry:

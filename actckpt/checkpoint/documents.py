@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from actckpt.checkpoint.files import CHECKSUM, checksum_of
+from actckpt.checkpoint.digest import CHECKSUM, checksum_of
 from actckpt.errors import CheckpointFormatError
 
-_SEAL = re.compile(rb',\n "checksum": "' + CHECKSUM.encode() + rb':([0-9a-f]{32})"\n}\n')
+_SEAL = re.compile(rb',\n "checksum": "(' + CHECKSUM.encode() + rb':[0-9a-f]{32})"\n}\n')
 _SEAL_BYTES = len(f',\n "checksum": "{CHECKSUM}:{"0" * 32}"\n}}\n')
 
 
@@ -23,7 +23,7 @@ def sealed(kind: str, version: int, fields: Mapping[str, Any]) -> bytes:
     head = {"format": f"actckpt.{kind}", "format_version": version}
     text = json.dumps({**head, **fields}, indent=1, allow_nan=False)
     body = text.removesuffix("\n}").encode("ascii")
-    return body + f',\n "checksum": "{CHECKSUM}:{checksum_of(body)}"\n}}\n'.encode("ascii")
+    return body + f',\n "checksum": "{checksum_of(body)}"\n}}\n'.encode("ascii")
 
 
 def unsealed(raw: bytes | bytearray, kind: str, version: int, where: str) -> dict[str, Any]:

@@ -6,23 +6,23 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import xxhash
 
+from actckpt.checkpoint.digest import BLOCK_BYTES, Digest
 from actckpt.checkpoint.system_calls import OperatingSystem, SystemCalls
 
 T = TypeVar("T")
 
 # hashed while it is in the cache, then written
 PIECE_BYTES = 1 << 20
-CHECKSUM = "xxh3-128"
-
-
-def checksum_of(data: bytes | memoryview) -> str:
-    """The checksum of these bytes, as `Sink` and `Source` compute it on the way."""
-    return str(xxhash.xxh3_128_hexdigest(data))
+# what is written goes on its way to the device while the rest is still being hashed
+WRITE_BACK_BYTES = 8 << 20
+# of a file that is read to be hashed; few, for training goes on beside
+READERS = min(4, os.cpu_count() or 1)
 
 
 class Sink:
@@ -31,13 +31,14 @@ class Sink:
     def __init__(self, calls: SystemCalls, fd: int) -> None:
         self._calls = calls
         self._fd = fd
-        self._digest = xxhash.xxh3_128()
+        self._digest = Digest()
+        self._under_way_bytes = 0
         self.written_bytes = 0
 
     @property
     def checksum(self) -> str:
         """Of everything written so far."""
-        return str(self._digest.hexdigest())
+        return self._digest.checksum
 
     def write(self, data: bytes | memoryview) -> None:
         """Writes all of ``data``."""
@@ -51,6 +52,9 @@ class Sink:
                 if written <= 0:
                     raise OSError("a write wrote nothing and reported no error")
                 piece = piece[written:]
+            if (fresh := self.written_bytes - self._under_way_bytes) >= WRITE_BACK_BYTES:
+                _again(self._calls.write_back, self._fd, self._under_way_bytes, fresh)
+                self._under_way_bytes = self.written_bytes
 
 
 class Source:
@@ -59,14 +63,14 @@ class Source:
     def __init__(self, calls: SystemCalls, fd: int, size_bytes: int) -> None:
         self._calls = calls
         self._fd = fd
-        self._digest = xxhash.xxh3_128()
+        self._digest = Digest()
         self.size_bytes = size_bytes
         self.read_bytes = 0
 
     @property
     def checksum(self) -> str:
         """Of everything read so far."""
-        return str(self._digest.hexdigest())
+        return self._digest.checksum
 
     def read_into(self, buffer: memoryview) -> None:
         """Fills ``buffer``.
@@ -77,14 +81,16 @@ class Source:
         view = buffer.cast("B")
         for start in range(0, len(view), PIECE_BYTES):
             piece = view[start : start + PIECE_BYTES]
-            left = piece
-            while left:
-                count = _again(self._calls.readinto, self._fd, left)
-                if count <= 0:
-                    raise EOFError(f"ends at byte {self.read_bytes + len(piece) - len(left)}")
-                left = left[count:]
+            self._read_at(self.read_bytes, piece)
             self._digest.update(piece)
             self.read_bytes += len(piece)
+
+    def _read_at(self, offset: int, left: memoryview) -> None:
+        while left:
+            count = _again(self._calls.readinto, self._fd, left, offset)
+            if count <= 0:
+                raise EOFError(f"ends at byte {offset}")
+            left, offset = left[count:], offset + count
 
     def read(self, count: int) -> bytearray:
         """The next ``count`` bytes.
@@ -99,10 +105,29 @@ class Source:
         return buffer
 
     def drain(self) -> None:
-        """Reads and hashes what is left."""
-        buffer = memoryview(bytearray(min(PIECE_BYTES, self.size_bytes - self.read_bytes)))
-        while (left := self.size_bytes - self.read_bytes) > 0:
-            self.read_into(buffer[:left])
+        """Reads and hashes what is left; of whole blocks several at once."""
+        self._pass(min(self._digest.missing_bytes, self.size_bytes - self.read_bytes))
+        blocks = range(self.read_bytes, self.size_bytes - BLOCK_BYTES + 1, BLOCK_BYTES)
+        if len(blocks) > 1:
+            with ThreadPoolExecutor(READERS, "actckpt-verify") as pool:
+                for digest in pool.map(self._block_at, blocks):
+                    self._digest.append(digest)
+                    self.read_bytes += BLOCK_BYTES
+        self._pass(self.size_bytes - self.read_bytes)
+
+    def _pass(self, count: int) -> None:
+        buffer = memoryview(bytearray(min(PIECE_BYTES, count)))
+        end = self.read_bytes + count
+        while self.read_bytes < end:
+            self.read_into(buffer[: end - self.read_bytes])
+
+    def _block_at(self, offset: int) -> bytes:
+        digest = xxhash.xxh3_128()
+        buffer = memoryview(bytearray(PIECE_BYTES))
+        for at in range(offset, offset + BLOCK_BYTES, PIECE_BYTES):
+            self._read_at(at, buffer)
+            digest.update(buffer)
+        return bytes(digest.digest())
 
 
 class Files:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
+from actckpt.checkpoint.digest import FILE_CHECKSUM
 from actckpt.checkpoint.documents import sealed, unsealed
 from actckpt.checkpoint.dtypes import BY_NAME
-from actckpt.checkpoint.files import CHECKSUM
 from actckpt.checkpoint.names import is_file_name
 from actckpt.checkpoint.tensor_file import MAX_DIMENSIONS, MAX_SIZE
 from actckpt.errors import CheckpointFormatError
@@ -24,7 +24,7 @@ V = TypeVar("V")
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """One file: its size, and ``xxh3-128:`` with the hash of its content."""
+    """One file: its size, and the `Digest` of its content."""
 
     size_bytes: int
     checksum: str
@@ -171,7 +171,7 @@ def _shape(x: Any) -> tuple[int, ...]:
 
 def _file(x: Any) -> FileEntry:
     checksum = _text(x["checksum"])
-    if not checksum.startswith(CHECKSUM + ":"):
+    if not checksum.startswith(FILE_CHECKSUM + ":"):
         raise ValueError(f"checksum {checksum!r:.80}")
     return FileEntry(_count(x["size_bytes"]), checksum)
 

@@ -13,7 +13,7 @@ import torch
 from actckpt.checkpoint.decoding import decode
 from actckpt.checkpoint.documents import parsed
 from actckpt.checkpoint.dtypes import BY_NAME, stored_as
-from actckpt.checkpoint.files import CHECKSUM, Files, Source
+from actckpt.checkpoint.files import Files, Source
 from actckpt.checkpoint.manifest import MAX_BYTES, Manifest, TensorEntry
 from actckpt.checkpoint.names import MANIFEST, STATE
 from actckpt.checkpoint.tensor_file import Slot, read_slots, read_tensors
@@ -193,7 +193,7 @@ def _checked(files: Files, directory: str, name: str, manifest: Manifest) -> Ite
             error = found
         source.drain()
         # what is damaged reads as nonsense: say the former
-        if f"{CHECKSUM}:{source.checksum}" != entry.checksum:
+        if source.checksum != entry.checksum:
             raise CheckpointFormatError(
                 f"{where} is damaged: its content has not the checksum in the manifest; "
                 "use another checkpoint, or restore this file from a copy"

@@ -78,8 +78,8 @@ class Short:
         if call.number != self.at or call.name not in ("write", "readinto"):
             return make(call)
         self.fired += 1
-        fd, data = call.args
-        return make(Call(call.number, call.name, (fd, data[: max(1, len(data) // 2)])))
+        fd, data, *offset = call.args
+        return make(Call(call.number, call.name, (fd, data[: max(1, len(data) // 2)], *offset)))
 
 
 @dataclass(slots=True)
