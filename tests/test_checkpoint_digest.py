@@ -29,7 +29,7 @@ def defined(content: bytes) -> str:
     """As the format says."""
     blocks = (content[at : at + BLOCK] for at in range(0, len(content), BLOCK))
     digests = b"".join(xxhash.xxh3_128_digest(block) for block in blocks)
-    return f"xxh3-128-of-16MiB:{xxhash.xxh3_128_hexdigest(digests)}"
+    return f"xxh3-128-of-4MiB:{xxhash.xxh3_128_hexdigest(digests)}"
 
 
 SIZES = (0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, 5 * BLOCK, 7 * BLOCK + 999)

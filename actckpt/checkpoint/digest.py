@@ -13,9 +13,9 @@ import xxhash
 
 # of a document
 CHECKSUM = "xxh3-128"
-# of a file: xxh3-128 of the xxh3-128 digests, 16 bytes each, of every 16 MiB
-FILE_CHECKSUM = "xxh3-128-of-16MiB"
-BLOCK_BYTES = 1 << 24
+# of a file: xxh3-128 of the xxh3-128 digests, 16 bytes each, of every 4 MiB
+FILE_CHECKSUM = "xxh3-128-of-4MiB"
+BLOCK_BYTES = 1 << 22
 
 
 def checksum_of(data: bytes | memoryview) -> str:
