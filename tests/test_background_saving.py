@@ -15,8 +15,8 @@ from torch import nn
 
 import actckpt
 from actckpt.checkpoint.files import Files
+from tests.small_run import advance, names, objects
 from tests.system_calls import Call, Watched, before
-from tests.test_checkpointer import advance, names, objects
 
 
 def every_layout() -> dict[str, torch.Tensor]:

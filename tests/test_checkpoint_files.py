@@ -9,9 +9,9 @@ from typing import Any
 
 import actckpt
 from actckpt.checkpoint.files import Files
+from tests.small_run import advance, objects, state
 from tests.system_calls import Call, Grudging, Make, Watched
 from tests.test_checkpoint_encoding import same
-from tests.test_checkpointer import advance, objects, state
 
 
 def test_interrupted_calls_and_small_pieces(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 import actckpt
 from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.verification import verify_files
-from tests.test_checkpointer import advance, names, objects
+from tests.small_run import advance, names, objects
 
 ROOT = Path(__file__).parent.parent
 

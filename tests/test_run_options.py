@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 import actckpt
 from actckpt.checkpoint.files import Files
+from tests.small_run import advance, names, objects, state
 from tests.system_calls import Call, Watched, before
 from tests.test_checkpoint_encoding import same
-from tests.test_checkpointer import advance, names, objects, state
 
 
 def test_auto_saves_at_the_first_step_and_then_by_its_cost(tmp_path: Path) -> None:
