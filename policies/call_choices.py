@@ -97,11 +97,7 @@ class Options:
         key = structure(self.graph, stage)
         whole = region(self.graph, stage)
         if key not in self._kept:
-            cuts = (
-                trade.kept
-                for capture in (False, True)
-                for trade in trades(self.graph, self.profile, s.first, s.last, capture=capture)
-            )
+            cuts = (trade.kept for trade in trades(self.graph, self.profile, s.first, s.last))
             found = dict.fromkeys([*cuts, *ranked(self.graph, self.profile, whole)])
             self._kept[key] = [frozenset(i - s.first for i in kept) for kept in found]
         yield whole

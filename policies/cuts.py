@@ -6,14 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linprog
-from scipy.sparse import csr_array
 
+from actckpt.policies.cut_program import CutProgram, Row
 from actckpt.policies.hull import lower_hull
 from actckpt.profile import Profile
 from actckpt.recomputation import Recomputation
-
-Row = tuple[list[tuple[int, float]], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,25 +55,16 @@ class _Problem:
         self.keep_of = {s: j for j, s in enumerate(self.storages)}
         self.again_of = {i: count + j for j, i in enumerate(self.ops)}
         costs = profile.costs
-        self.bytes = np.array([self.size[s] for s in self.storages], dtype=float)
-        self.time_s = np.array(
-            [costs[graph.ops[i].signature].time_s + profile.burst_op_s for i in self.ops]
-        )
-        # what is saved in any case costs nothing
-        self.bytes[[self.keep_of[s] for s in self.storages if s in possible.stays]] = 0.0
-        rows = [*self._made(), *self._ancestors(), *self._draws()]
-        self.most = np.array(
-            [float(s in possible.saves or possible.source(s) is not None) for s in self.storages]
-            + [float(possible.can_run(i)) for i in self.ops]
-        )
-        self.least = np.array([b for _, b in rows])
-        self.matrix = csr_array(
-            (
-                [v for row, _ in rows for _, v in row],
-                [c for row, _ in rows for c, _ in row],
-                np.cumsum([0, *(len(row) for row, _ in rows)]),
-            ),
-            shape=(len(rows), count + len(self.ops)),
+        stays = {s for s in self.storages if s in possible.stays}
+        self.program = CutProgram(
+            # what is saved in any case costs nothing
+            np.array([0 if s in stays else self.size[s] for s in self.storages], dtype=float),
+            np.array([costs[graph.ops[i].signature].time_s + profile.burst_op_s for i in self.ops]),
+            [
+                *(s in possible.saves or possible.source(s) is not None for s in self.storages),
+                *(possible.can_run(i) for i in self.ops),
+            ],
+            [*self._made(), *self._ancestors(), *self._draws()],
         )
 
     def _made(self) -> Iterator[Row]:
@@ -108,19 +96,7 @@ class _Problem:
 
     def solve(self, price: float) -> Cut | None:
         """The best choice when a kept byte costs ``price`` seconds."""
-        # of equal choices the one that keeps less
-        cost = np.concatenate([self.bytes * price + 1e-15 * self.bytes, self.time_s])
-        unit = float(cost.max()) or 1.0
-        result = linprog(
-            cost / unit,
-            A_ub=-self.matrix,
-            b_ub=-self.least,
-            bounds=np.stack([0 * self.most, self.most], axis=1),
-            method="highs",
-        )
-        if result.x is None:
+        found = self.program.best(price)
+        if found is None:
             return None
-        kept = result.x[: len(self.storages)] > 0.5
-        again = result.x[len(self.storages) :] > 0.5
-        chosen = frozenset(s for s, k in zip(self.storages, kept, strict=True) if k)
-        return Cut(chosen, int(self.bytes[kept].sum()), float(self.time_s[again].sum()))
+        return Cut(frozenset(self.storages[j] for j in found.kept), found.bytes, found.time_s)

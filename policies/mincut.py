@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from scipy.optimize import linprog
-from scipy.sparse import csr_array
 
 from actckpt.graph import Graph
+from actckpt.policies.cut_program import CutProgram, Row
 from actckpt.policies.hull import lower_hull
 from actckpt.policies.makers import Makers
 from actckpt.profile import Profile
@@ -25,7 +24,7 @@ class Trade:
     time_s: float
 
 
-def trades(graph: Graph, profile: Profile, first: int, last: int, *, capture: bool) -> list[Trade]:
+def trades(graph: Graph, profile: Profile, first: int, last: int) -> list[Trade]:
     """The lower convex hull of (bytes kept, seconds of recomputation), fewest bytes first.
 
     For a price per byte, keeping or recomputing each result is a minimum cut; here as a linear
@@ -34,10 +33,8 @@ def trades(graph: Graph, profile: Profile, first: int, last: int, *, capture: bo
 
     Args:
         first, last: operations ``[first, last)`` of the forward pass.
-        capture: also keep what autograd does not save; that takes a dispatch mode over the forward
-            pass, too.
     """
-    problem = _Problem(graph, profile, first, last, capture)
+    problem = _Problem(graph, profile, first, last)
     if not problem.needed:
         return []
     least, most = problem.keeping(()), problem.keeping(problem.needed)
@@ -49,9 +46,7 @@ def trades(graph: Graph, profile: Profile, first: int, last: int, *, capture: bo
 class _Problem:
     """Columns: keep each storage made in the span, run each operation of it again."""
 
-    def __init__(
-        self, graph: Graph, profile: Profile, first: int, last: int, capture: bool
-    ) -> None:
+    def __init__(self, graph: Graph, profile: Profile, first: int, last: int) -> None:
         self.graph = graph
         self.makers = Makers(graph, first, last)
         self.needed: dict[int, int] = {}  # storage -> operations before the last time it is saved
@@ -63,31 +58,23 @@ class _Problem:
         count = len(self.storages)
         self.keep_of = {s: j for j, s in enumerate(self.storages)}
         self.again_of = {i: count + j for j, i in enumerate(self.ops)}
-        self.bytes = np.array([graph.storages[s].bytes for s in self.storages], dtype=float)
         costs = profile.costs
         self.time_s = np.array([costs[graph.ops[i].signature].time_s for i in self.ops])
-        rows = [*self._recomputed(), *self._ancestors(), *self._draws()]
-        # keeping what autograd does not save takes a dispatch mode over the forward pass, too
-        self.most = np.array(
-            [float(s in self.needed) for s in self.storages] + [1.0] * len(self.ops)
-        )
-        self.least = np.array([b for _, b in rows])
-        self.matrix = csr_array(
-            (
-                [v for row, _ in rows for _, v in row],
-                [c for row, _ in rows for c, _ in row],
-                np.cumsum([0, *(len(row) for row, _ in rows)]),
-            ),
-            shape=(len(rows), count + len(self.ops)),
+        self.program = CutProgram(
+            np.array([graph.storages[s].bytes for s in self.storages], dtype=float),
+            self.time_s,
+            # keeping what autograd does not save takes a dispatch mode over the forward pass, too
+            [*(s in self.needed for s in self.storages), *(True for _ in self.ops)],
+            [*self._recomputed(), *self._ancestors(), *self._draws()],
         )
 
-    def _recomputed(self) -> Iterator[tuple[list[tuple[int, float]], float]]:
+    def _recomputed(self) -> Iterator[Row]:
         for sid, at in self.needed.items():
             for index in self.makers.of[sid]:
                 if index < at:
                     yield [(self.keep_of[sid], 1.0), (self.again_of[index], 1.0)], 1.0
 
-    def _ancestors(self) -> Iterator[tuple[list[tuple[int, float]], float]]:
+    def _ancestors(self) -> Iterator[Row]:
         for index in self.ops:
             for sid in self.makers.inputs(index):
                 for maker in self.makers.of[sid]:
@@ -101,7 +88,7 @@ class _Problem:
                             0.0,
                         )
 
-    def _draws(self) -> Iterator[tuple[list[tuple[int, float]], float]]:
+    def _draws(self) -> Iterator[Row]:
         """A random operation that runs again needs the ones before it to do so."""
         random = [i for i in self.ops if self.graph.ops[i].random]
         for earlier, later in pairwise(random):
@@ -118,25 +105,11 @@ class _Problem:
 
     def solve(self, price: float) -> Trade | None:
         """The best choice when a kept byte costs ``price`` seconds."""
-        # of equal choices the one that keeps less
-        weights = self.bytes * price + 1e-15 * self.bytes
-        cost = np.concatenate([weights, self.time_s])
-        unit = float(cost.max()) or 1.0
-        result = linprog(
-            cost / unit,
-            A_ub=-self.matrix,
-            b_ub=-self.least,
-            bounds=np.stack([0 * self.most, self.most], axis=1),
-            method="highs",
-        )
-        if result.x is None:
+        found = self.program.best(price)
+        if found is None:
             return None
-        kept = result.x[: len(self.storages)] > 0.5
-        again = result.x[len(self.storages) :] > 0.5
-        chosen = {self._last_maker(s) for s, k in zip(self.storages, kept, strict=True) if k}
-        return Trade(
-            frozenset(chosen), int(self.bytes[kept].sum()), float(self.time_s[again].sum())
-        )
+        kept = frozenset(self._last_maker(self.storages[j]) for j in found.kept)
+        return Trade(kept, found.bytes, found.time_s)
 
     def _last_maker(self, sid: int) -> int:
         """The operation after which a storage is as it is saved."""

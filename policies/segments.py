@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from actckpt.graph import Graph
 from actckpt.policies.blocks import blocks, opened, saved_bytes
+from actckpt.policies.structure import numbering
 from actckpt.recomputation import Recomputation
 
 # a block of more than this share of all saved bytes is cut at the calls inside it
@@ -53,12 +54,7 @@ def segment_structure(possible: Recomputation, segment: Segment) -> Hashable:
     """
     graph = possible.graph
     first, last = segment
-    numbers: dict[int, int] = {}
-
-    def number(sid: int) -> tuple[int, bool]:
-        resident = sid < 0 or graph.storages[sid].born < 0
-        return numbers.setdefault(sid, len(numbers)), resident
-
+    number = numbering(graph)
     ops = tuple(
         (
             op.signature,

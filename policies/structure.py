@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from itertools import takewhile
 
 from actckpt.graph import Graph
 
 
-def structure(graph: Graph, stage: int) -> Hashable:
-    """A key that two stages share if they run the same operations on tensors of the same shapes.
+def numbering(graph: Graph) -> Callable[[int], tuple[int, bool]]:
+    """Names for storages that equal blocks share: the order in which they are first asked for.
 
-    Storages are numbered in the order of their appearance; those from before the stage count by
-    whether they are resident. The calls inside are part of the key, their names are not.
+    With it whether a storage is resident, as those from before the forward pass are.
     """
-    s = graph.stages[stage]
     numbers: dict[int, int] = {}
 
     def number(sid: int) -> tuple[int, bool]:
         resident = sid < 0 or graph.storages[sid].born < 0
         return numbers.setdefault(sid, len(numbers)), resident
 
+    return number
+
+
+def structure(graph: Graph, stage: int) -> Hashable:
+    """A key that two stages share if they run the same operations on tensors of the same shapes.
+
+    The calls inside are part of the key, their names are not.
+    """
+    s = graph.stages[stage]
+    number = numbering(graph)
     ops = tuple(
         (
             op.signature,

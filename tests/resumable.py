@@ -147,6 +147,7 @@ class Run:
             loader=self.loader,
             extra={"tally": self.tally},
             config={"case": job.case},
+            every=None,
             keep_last=None,
         )
 
