@@ -54,7 +54,8 @@ class Checkpointer:
         keep_every: checkpoints whose step is a multiple of this stay besides.
         background: saves that are due stop training only while the state is copied in memory; a
             thread writes. What one failed with is raised once, by the next `step`, `save` or
-            `close`. False writes at once, and copies nothing.
+            `close`, with what others failed with as notes. False writes at once, and copies
+            nothing.
         staging_sets: copies of the state that may exist; with 2, one more save can begin while one
             is being written. A save that finds none free waits.
         staging_gb: bound of their memory, 10^9 bytes; None is no bound.
@@ -302,14 +303,17 @@ class Checkpointer:
             self._optimizer = None
 
     def _raise_failure(self) -> None:
-        """Raises what a save in the background failed with, once."""
-        error = self._saver.failure()
-        if error is None:
+        """Raises what saves in the background failed with, once; the others as its notes."""
+        failures = self._saver.failures()
+        if not failures:
             return
+        error, *others = failures
         if isinstance(self._saved, Saving) and self._saved.error is not None:
             self._saved = None  # asked again, this state is saved anew
         elif isinstance(self._saved, Checkpoint):
             error.add_note(f"This was an earlier save; {self._saved.path} is saved.")
+        for other in others:
+            error.add_note(f"Nor was another: {other}")
         raise error
 
     def _watch(self) -> None:
@@ -463,6 +467,8 @@ class Checkpointer:
             if error is None:
                 raise
             error.add_note(f"Besides, a checkpoint was not saved: {failure}")
+            for note in getattr(failure, "__notes__", ()):
+                error.add_note(note)
 
 
 def _guard(saver: weakref.ref[Saver], *_: Any) -> None:
