@@ -19,13 +19,13 @@ from tests.faults.erring import inject
 from tests.faults.kinds import Fails, errors
 from tests.faults.mutants import MUTANTS
 from tests.faults.recording import Recording, apply
-from tests.faults.scene import Scene
+from tests.faults.scene import Scene, scenes
 from tests.faults.survivors import FIXED
 from tests.faults.tally import Tally
 from tests.system_calls import NAMES, Watched
 
 ROOT = Path(__file__).parent.parent
-SCENES = ("next", "first", "thread")
+SCENES = ("next", "first", "thread", "due", "two at a time", "asked for", "pins")
 SCANS = ("killed", "errors", "power lost", "killed, then power lost")
 
 
@@ -77,7 +77,8 @@ def test_a_kill_that_does_not_happen_is_seen(books: Any) -> None:
 
 
 def test_there_are_errors_of_every_kind_of_call() -> None:
-    names = Scene("first", None).calls()
+    with scenes() as (_, first, *_):
+        names, _ = first.calls()
     assert {*names, "unlink", "rmdir", "rename"} == set(NAMES)
     failing = [fault for fault in errors(names) if isinstance(fault, Fails)]
     assert {f.code for f in failing} == {5, 28, 30, 24, 4}

@@ -50,7 +50,8 @@ class Checkpointer:
         keep_every: checkpoints whose step is a multiple of this stay besides.
         background: saves that are due stop training only while the state is copied in memory; a
             thread writes. What one failed with is raised once, by the next `step`, `save` or
-            `close`. False writes at once, and copies nothing.
+            `close`, with what others failed with as notes. False writes at once, and copies
+            nothing.
         staging_sets: copies of the state that may exist; with 2, one more save can begin while one
             is being written. A save that finds none free waits.
         staging_gb: bound of their memory, 10^9 bytes; None is no bound.
@@ -206,7 +207,7 @@ class Checkpointer:
             self.save(wait=False)
         elif due:
             self.save()
-        self._saves.raise_failure()
+        self._saves.raise_failures()
         self._end_if_asked()
         return due
 
@@ -390,7 +391,7 @@ class Checkpointer:
         if self._termination is not None:
             self._termination.unwatch()
         self._directory.release()
-        self._saves.raise_failure()
+        self._saves.raise_failures()
 
     def __enter__(self) -> Self:
         return self
@@ -407,3 +408,5 @@ class Checkpointer:
             if error is None:
                 raise
             error.add_note(f"Besides, a checkpoint was not saved: {failure}")
+            for note in getattr(failure, "__notes__", ()):
+                error.add_note(note)

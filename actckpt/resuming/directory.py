@@ -68,7 +68,13 @@ class RunDirectory:
             CheckpointError: somebody else writes into this directory.
         """
         self.acquire()
-        found = self.find()
+        try:
+            found = self.find()
+        except CheckpointError as error:
+            raise CheckpointSaveError(
+                f"step {snapshot.step} could not be saved: {error}. Earlier checkpoints are as "
+                "before; remove the cause and save again"
+            ) from error
         made = commit(self.files, self.path, snapshot, serial=self._serial + 1, verify=self._verify)
         self._serial += 1
         self._retire((made, *found.checkpoints))

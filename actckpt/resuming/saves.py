@@ -63,7 +63,7 @@ class Saves:
         """
         self._begin(tag, metrics, wait=True)
         self._saver.wait()
-        self.raise_failure()
+        self.raise_failures()
         made = self._saved.checkpoint if isinstance(self._saved, Saving) else self._saved
         assert made is not None, "a save that did not fail has made one"
         return made
@@ -116,15 +116,18 @@ class Saves:
             self._optimizer.register_step_pre_hook(partial(_guard, weakref.ref(self._saver)))
             self._optimizer = None
 
-    def raise_failure(self) -> None:
-        """Raises what a save in the background failed with, once."""
-        error = self._saver.failure()
-        if error is None:
+    def raise_failures(self) -> None:
+        """Raises what saves in the background failed with, once; the others as its notes."""
+        failures = self._saver.failures()
+        if not failures:
             return
+        error, *others = failures
         if isinstance(self._saved, Saving) and self._saved.error is not None:
             self._saved = None  # asked again, this state is saved anew
         elif isinstance(self._saved, Checkpoint):
             error.add_note(f"This was an earlier save; {self._saved.path} is saved.")
+        for other in others:
+            error.add_note(f"Nor was another: {other}")
         raise error
 
 

@@ -149,12 +149,13 @@ class Saver:
         while self._under_way:
             self._end_oldest()
 
-    def failure(self) -> BaseException | None:
-        """What the oldest save failed with that ended and was not asked for yet."""
+    def failures(self) -> list[BaseException]:
+        """What saves failed with that ended and were not asked for yet, oldest first."""
         self._forget_parent()
         while self._under_way and not self._under_way[0][0].running:
             self._end_oldest()
-        return self._failures.pop(0) if self._failures else None
+        failures, self._failures = self._failures, []
+        return failures
 
     @property
     def copies_beside(self) -> bool:

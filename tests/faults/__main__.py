@@ -41,7 +41,8 @@ def main() -> int:
                 for violation in tally.violations[:20]:
                     print("   ", violation)
         for name, mutant in MUTANTS.items():
-            mutants[name] = caught(starts[0], mutant)
+            (scene,) = (s for s in starts if s.name == mutant.scene)
+            mutants[name] = caught(scene, mutant)
             print(f"mutant {name}: {mutants[name] or 'GOT AWAY'}  {_now_s():6.1f} s", flush=True)
         beyond = Tally("a kill after the last call")
         kill_at(starts[1], [10_000], beyond)

@@ -11,7 +11,7 @@ from typing import Any
 from actckpt.checkpoint.files import Files
 from tests.faults.judge import violations
 from tests.faults.kinds import Kills
-from tests.faults.scenario import Acted, act
+from tests.faults.saying import Acted
 from tests.faults.scene import RUN, Scene
 from tests.faults.tally import Tally
 from tests.system_calls import Watched
@@ -22,7 +22,7 @@ def kill_at(scene: Scene, calls: Iterable[int], tally: Tally) -> None:
     for at in calls:
         with scene.place() as place:
             fired, acted = _killed(scene, place / RUN, at)
-            wrong = violations(place / RUN, acted, scene.allowed)
+            wrong = violations(place / RUN, acted, scene.known)
         tally.add(f"killed before call {at}", fired, wrong)
 
 
@@ -35,9 +35,9 @@ def _killed(scene: Scene, directory: Path, at: int) -> tuple[bool, Acted]:
             files = Files(Watched(Kills(at, writing)))
 
             def say(word: str, what: Any) -> None:
-                os.write(writing, f"{word} {what}\n".encode())
+                os.write(writing, f"{word} {what!r}\n".encode())
 
-            act(directory, files, say, in_thread=scene.in_thread)
+            scene.act(directory, files, say)
         finally:
             os._exit(1)
     os.close(writing)
@@ -47,6 +47,8 @@ def _killed(scene: Scene, directory: Path, at: int) -> tuple[bool, Acted]:
     acted = Acted()
     for line in lines:
         word, _, what = line.partition(" ")
-        if word in ("resumed", "claimed"):
+        if word in ("errors", "refused"):
+            acted.say(word, RuntimeError(what))  # nothing may fail before it is killed
+        elif word != "fired":
             acted.say(word, int(what))
     return "fired" in lines and os.waitstatus_to_exitcode(status) == -signal.SIGKILL, acted

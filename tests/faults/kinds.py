@@ -19,6 +19,7 @@ CHANGING = ("write", "fsync", "mkdir", "rename", "unlink", "rmdir")
 class Fault(Protocol):
     """Around system calls, for `Watched`; counts how often it fired."""
 
+    at: int
     fired: int
 
     def __call__(self, call: Call, make: Make) -> Any: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from actckpt.checkpoint.files import Files
 from tests.faults.disk import Disk
 from tests.faults.judge import violations
 from tests.faults.recording import Recording, apply, out_of_order
-from tests.faults.scenario import Acted, act
+from tests.faults.saying import Acted
 from tests.faults.scene import RUN, Scene
 from tests.faults.survivors import FIXED, at_random, write_out
 from tests.faults.tally import Tally
@@ -49,30 +49,29 @@ def lose_power(scene: Scene, parts: int, tally: Tally) -> None:
     with scene.place() as place:
         disk, again, recording = Disk(place), Disk(place), Recording()
         files = Files(Watched(recording))
-        act(place / RUN, files, recording.say, in_thread=scene.in_thread)
-    _crashes("undisturbed", disk, recording, 0, scene.allowed, parts, tally)
+        scene.act(place / RUN, files, recording.say)
+    _crashes("undisturbed", disk, recording, 0, scene.known, parts, tally)
     tally.broken("undisturbed", out_of_order(again, recording.events))
 
 
 def lose_power_later(scene: Scene, calls: Iterable[int], parts: int, tally: Tally) -> None:
     """A process is killed before each of these calls; power is lost in the one that follows."""
-    allowed = (*scene.allowed, scene.allowed[1] + 1)
     for at in calls:
         with scene.place() as place:
             disk, recording, ends = Disk(place), Recording(), Ends(at)
             files = Files(Watched(nested(ends, recording)))
             with suppress(Ended):
-                act(place / RUN, files, recording.say, in_thread=scene.in_thread)
+                scene.act(place / RUN, files, recording.say)
             start = len(recording.events)
-            act(place / RUN, Files(Watched(recording)), recording.say)
+            scene.act(place / RUN, Files(Watched(recording)), recording.say)
         tally.broken(f"killed before call {at}", [] if ends.fired else ["was not"])
-        _crashes(f"killed before call {at}", disk, recording, start, allowed, parts, tally)
+        _crashes(f"killed before call {at}", disk, recording, start, scene.known, parts, tally)
 
 
-def survives(disk: Disk, recording: Recording, allowed: Collection[int]) -> list[str]:
+def survives(disk: Disk, recording: Recording, known: tuple[int, ...]) -> list[str]:
     """What is wrong with what is left if power is lost once the process has ended."""
     apply(disk, recording.events)
-    return _judged(FIXED[0].left(disk.root), recording.acted(), allowed)
+    return _judged(FIXED[0].left(disk.root), recording.acted(), known)
 
 
 def _crashes(
@@ -80,7 +79,7 @@ def _crashes(
     disk: Disk,
     recording: Recording,
     start: int,
-    allowed: Collection[int],
+    known: tuple[int, ...],
     parts: int,
     tally: Tally,
 ) -> None:
@@ -94,14 +93,14 @@ def _crashes(
         for survivors in (*FIXED, *(at_random(1000 * instant + n) for n in range(parts))):
             left = survivors.left(disk.root)
             # much of what survives is the same from one instant to the next
-            key = acted.claimed, frozenset(left.items())
+            key = acted.expects, frozenset(left.items())
             if key not in judged:
-                judged[key] = _judged(left, acted, allowed)
+                judged[key] = _judged(left, acted, known)
             lost = f"{name}, power lost after event {instant} ({survivors.name})"
             tally.add(lost, 1, judged[key])
 
 
-def _judged(left: dict[str, bytes | None], acted: Acted, allowed: Collection[int]) -> list[str]:
+def _judged(left: dict[str, bytes | None], acted: Acted, known: tuple[int, ...]) -> list[str]:
     with tempfile.TemporaryDirectory(prefix="actckpt-faults-") as made:
         write_out(left, Path(made))
-        return violations(Path(made) / RUN, acted, allowed)
+        return violations(Path(made) / RUN, acted, known)

@@ -10,7 +10,7 @@ from typing import Any
 from actckpt.checkpoint.names import MANIFEST
 from tests.faults.disk import Disk, File, Folder
 from tests.faults.kinds import CHANGING
-from tests.faults.scenario import Acted
+from tests.faults.saying import PROMISES, Acted
 from tests.system_calls import Call, Make
 
 
@@ -32,7 +32,7 @@ class Said:
 
 @dataclass(slots=True)
 class Recording:
-    """Around system calls, for `Watched`; also listens, as `act` wants it."""
+    """Around system calls, for `Watched`; also listens, as an `Act` wants it."""
 
     events: list[Done | Said] = field(default_factory=list)
 
@@ -61,7 +61,7 @@ class Recording:
         found = [0]
         for count, event in enumerate(self.events, 1):
             if isinstance(event, Said):
-                changes = event.word == "claimed"
+                changes = event.word in PROMISES
             else:
                 name, args = event.call.name, event.call.args
                 changes = name in CHANGING or (name == "open" and bool(args[1] & os.O_CREAT))

@@ -10,7 +10,8 @@ import pytest
 
 from tests.faults.erring import inject
 from tests.faults.killing import kill_at
-from tests.faults.kinds import CHANGING, Fails, Fault, Short, errors
+from tests.faults.kinds import CHANGING, Fails, Fault, errors
+from tests.faults.mutants import Mutant
 from tests.faults.power_loss import lose_power, lose_power_later
 from tests.faults.scene import Scene
 from tests.faults.tally import Caught, Tally
@@ -21,35 +22,36 @@ class Extent:
     """Of which faults one in how many is injected.
 
     Args:
-        thread: besides, where only the thread is another.
+        more: besides, beyond the first scenes, which are gone through most closely.
         parts: random survivals of each loss of power.
     """
 
     kills: int
     errors: int
     later: int
-    thread: int
+    more: int
     parts: int
 
 
-WHOLE = Extent(kills=1, errors=1, later=1, thread=1, parts=8)
+WHOLE = Extent(kills=1, errors=1, later=1, more=1, parts=8)
 # no number of calls is a multiple of these: every kind of error meets other calls
-BOUNDED = Extent(kills=5, errors=37, later=83, thread=7, parts=1)
+BOUNDED = Extent(kills=5, errors=37, later=83, more=13, parts=1)
 
 Scan = Callable[[Tally], None]
 
 
 def scans(scene: Scene, extent: Extent) -> Iterator[tuple[str, Scan]]:
     """The names of the faults of a scene, and what injects them."""
-    names = scene.calls()
-    more = extent.thread if scene.in_thread else 1
+    names, resumed = scene.calls()
+    more = extent.more if scene.resumes_as_others else 1
+    first = resumed if scene.resumes_as_others else 0
     # between two changes of the disk, every kill leaves the same
     after = {at + 1 for at, name in enumerate(names[:-1]) if name in (*CHANGING, "open")}
-    calls = sorted({*range(0, len(names), extent.kills), *after})[::more]
-    faults = _part(list(errors(names)), extent.errors, more)
+    calls = _from(first, {*range(0, len(names), extent.kills), *after})[::more]
+    faults = _part([f for f in errors(names) if f.at >= first], extent.errors, more)
     # always where a directory or a name is new, and its parent does not yet know for good
     new = {at + 1 for at, name in enumerate(names) if name in ("mkdir", "rename")}
-    later = sorted({*range(extent.later // 2, len(names), extent.later), *new})[::more]
+    later = _from(first, {*range(extent.later // 2, len(names), extent.later), *new})[::more]
     rest = min(extent.parts, 2)
     yield "killed", lambda tally: kill_at(scene, calls, tally)
     yield "errors", lambda tally: inject(scene, faults, tally)
@@ -65,24 +67,25 @@ def run(scene: Scene, extent: Extent) -> Iterator[Tally]:
         yield tally
 
 
-def caught(scene: Scene, mutant: Callable[[pytest.MonkeyPatch], None]) -> str:
+def caught(scene: Scene, mutant: Mutant) -> str:
     """The first violation that a mutant is caught with, "" if it gets away."""
     with pytest.MonkeyPatch.context() as patch:
-        mutant(patch)
-        names = scene.calls()
-        # few, and where they do most harm
-        faults = [
-            f
-            for f in errors(names)
-            if names[f.at] in CHANGING and (isinstance(f, Short) or not _other(f))
-        ]
+        mutant.breaks(patch)
+        names, resumed = scene.calls()
+        # few, where they do most harm, and all of a call before the next one's
+        faults = [f for f in errors(names) if f.at >= resumed and _harms(f, names)]
+        faults.sort(key=lambda f: f.at)
         try:
             lose_power(scene, 0, Tally("power lost", one_is_enough=True))
-            kill_at(scene, range(0, len(names), 15), Tally("killed", one_is_enough=True))
+            kill_at(scene, range(resumed, len(names), 15), Tally("killed", one_is_enough=True))
             inject(scene, faults, Tally("errors", one_is_enough=True))
         except Caught as found:
             return str(found)
     return ""
+
+
+def _from(first: int, calls: set[int]) -> list[int]:
+    return sorted(at for at in calls if at >= first)
 
 
 def _part(faults: list[Fault], one_in: int, more: int) -> list[Fault]:
@@ -90,6 +93,11 @@ def _part(faults: list[Fault], one_in: int, more: int) -> list[Fault]:
     return [f for f in faults if not _other(f)][::more] + [f for f in faults if _other(f)][
         :: one_in * more
     ]
+
+
+def _harms(fault: Fault, names: list[str]) -> bool:
+    plain = not isinstance(fault, Fails) or (fault.code == errno.EIO and not fault.late)
+    return plain and names[fault.at] in CHANGING
 
 
 def _other(fault: Fault) -> bool:

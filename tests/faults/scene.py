@@ -1,4 +1,4 @@
-"""The same start again and again: a sound run, or nothing at all."""
+"""The same start again and again: a sound run, or nothing at all; and what a process does there."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
+from actckpt.checkpoint import files
 from actckpt.checkpoint.files import Files
-from tests.faults.scenario import LAST, Acted, act, prepare
+from tests.faults import acts
+from tests.faults.acts import Act
+from tests.faults.saying import Acted
+from tests.faults.scenario import LAST, prepare
 from tests.system_calls import Call, Make, Watched
 
 RUN = "run"
@@ -18,22 +24,22 @@ RUN = "run"
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Where a process begins.
+    """Where a process begins, and what it does.
 
     Args:
         sound: the directory that it finds, None for none.
-        in_thread: it saves in another thread.
+        resumes_as_others: what it does before it has resumed, another scene's process does too.
     """
 
     name: str
     sound: Path | None
-    in_thread: bool = False
+    act: Act = acts.AT_ONCE
+    resumes_as_others: bool = False
 
     @property
-    def allowed(self) -> tuple[int, int]:
-        """Steps of the previous and the new checkpoint, 0 for none."""
-        before = 0 if self.sound is None else LAST
-        return before, before + 1
+    def known(self) -> tuple[int, ...]:
+        """Steps of the checkpoints that are there before."""
+        return () if self.sound is None else tuple(range(1, LAST + 1))
 
     @contextmanager
     def place(self) -> Iterator[Path]:
@@ -43,29 +49,47 @@ class Scene:
                 shutil.copytree(self.sound, Path(made) / RUN)
             yield Path(made)
 
-    def calls(self) -> list[str]:
-        """The names of the calls of an undisturbed process, in order."""
+    def calls(self) -> tuple[list[str], int]:
+        """The names of the calls of an undisturbed process, in order; how many it resumes with."""
         names: list[str] = []
+        resumed: list[int] = []
+        acted = Acted()
 
         def note(call: Call, make: Make) -> object:
             names.append(call.name)
             return make(call)
 
-        acted = Acted()
+        def say(word: str, what: object) -> None:
+            acted.say(word, what)
+            if word == "resumed":
+                resumed.append(len(names))
+
         with self.place() as place:
-            act(place / RUN, Files(Watched(note)), acted.say, in_thread=self.in_thread)
-        assert acted.claimed == self.allowed[1], acted
-        return names
+            self.act(place / RUN, Files(Watched(note)), say)
+        assert acted.claimed, acted
+        return names, resumed[0]
 
 
 @contextmanager
 def scenes() -> Iterator[tuple[Scene, ...]]:
-    """Every start there is."""
-    with tempfile.TemporaryDirectory(prefix="actckpt-faults-") as made:
+    """Every start there is, and everything that is done from the first."""
+    with (
+        tempfile.TemporaryDirectory(prefix="actckpt-faults-") as made,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        # the states are small, and every kind of call is to fail
+        patch.setattr(files, "WRITE_BACK_BYTES", 512)
         sound = Path(made) / RUN
         prepare(sound)
+        others = {
+            "thread": acts.IN_A_THREAD,
+            "due": acts.DUE,
+            "two at a time": acts.TWO_AT_A_TIME,
+            "asked for": acts.ASKED_FOR,
+            "pins": acts.PINS,
+        }
         yield (
             Scene("next", sound),
             Scene("first", None),
-            Scene("thread", sound, in_thread=True),
+            *(Scene(name, sound, act, resumes_as_others=True) for name, act in others.items()),
         )
