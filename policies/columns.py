@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 
 from actckpt.plan import Plan
 from actckpt.policies.burst_choices import Way, moved, priced
@@ -16,12 +16,15 @@ _STAGES = 5
 # so many segments in a row are also solved as one, or more of few operations; of a long chain only
 # those near its end
 _LONGEST = 3
+_PAIR = 2
 _SHORT = 60
 _MANY = 32
 # the most columns of one program
 _WIDTH = 6_000
 # squared columns of all programs solved, after which only single segments are
 _WORK = 80_000_000
+# a linear program's mixture of choices is no plan; what is best nearby may replace it
+_NEARBY = (0.9, 1.1)
 
 
 class Columns:
@@ -43,16 +46,32 @@ class Columns:
         Args:
             prices: instant -> seconds that a byte costs there.
         """
+        return self._fresh([prices], self._spans(), known)
+
+    def near(self, prices: Mapping[int, float], known: Sequence[Choice]) -> list[Choice]:
+        """The same at prices a little lower and higher, of single segments and pairs."""
+        scaled = [{at: price * s for at, price in prices.items()} for s in _NEARBY]
+        pairs = (span for span in self._spans(rationed=False) if span[1] <= _PAIR)
+        return self._fresh(scaled, pairs, known)
+
+    def _fresh(
+        self,
+        several: Sequence[Mapping[int, float]],
+        spans: Iterable[tuple[Segment, int]],
+        known: Sequence[Choice],
+    ) -> list[Choice]:
         parts = {choice.parts for choice in known}
-        ways = dict.fromkeys(self._best(span, length, prices) for span, length in self._spans())
+        ways = dict.fromkeys(
+            self._best(span, length, prices) for span, length in spans for prices in several
+        )
         found = (self._priced(way) for way in ways if way and way not in parts)
         return [choice for choice in found if choice is not None]
 
-    def _spans(self) -> Iterator[tuple[Segment, int]]:
+    def _spans(self, rationed: bool = True) -> Iterator[tuple[Segment, int]]:
         """Segments, and some in a row as one, with how many they are."""
         parts = self.segments
         for length in range(1, len(parts) + 1):
-            if length > 1 and self._work > _WORK:
+            if rationed and length > 1 and self._work > _WORK:
                 return
             begin = 0 if length == 1 or len(parts) <= _MANY else len(parts) - length - _LONGEST
             for start in range(max(0, begin), len(parts) - length + 1):

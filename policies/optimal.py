@@ -19,6 +19,8 @@ _ROUNDS = 8
 # rounds that together gain less of a step's time, or of its peak, are the last
 _PATIENCE = 2
 _GAIN = 1e-3
+# a plan that takes so much more of a step's time than the linear program is not the last word
+_FAR = 0.05
 # steps that the whole peak costs where nothing fits yet: memory alone counts
 _DEAR = 3.0
 
@@ -54,25 +56,35 @@ def optimal(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
     alone = Packing(pricer, burst_choices(profile, pricer))
     packing = _grown(alone, columns, budget_bytes)
     plan = packing.least_time(budget_bytes) if packing is not None else None
-    if plan is not None:
+    if packing is not None and plan is not None and not _far(packing, plan, budget_bytes):
         return dataclasses.replace(plan, policy="optimal")
     # anew, so that the smallest for one budget is the smallest for every other
     lowest = _lowered(Packing(pricer, alone.choices), Columns(pricer), 0)
-    smallest = dataclasses.replace(lowest.least_memory() or untouched, policy="optimal")
-    price = pricer.estimate(smallest)
-    if price.peak_bytes <= budget_bytes:
+    smallest = lowest.least_memory() or untouched
+    smallest_bytes = pricer.estimate(smallest).peak_bytes
+    found = [] if plan is None else [plan]
+    if smallest_bytes <= budget_bytes:
         known = {choice.parts for choice in lowest.choices}
         fresh = [c for c in (packing or alone).choices if c.parts not in known]
-        plan = lowest.joined_by(fresh).least_time(budget_bytes)
-        if plan is not None and pricer.estimate(plan).time_s < price.time_s:
-            return dataclasses.replace(plan, policy="optimal")
-        return smallest
+        faster = lowest.joined_by(fresh).least_time(budget_bytes)
+        found += [smallest] if faster is None else [smallest, faster]
+    if found:
+        fastest = min(found, key=lambda p: pricer.estimate(p).time_s)
+        return dataclasses.replace(fastest, policy="optimal")
     raise BudgetError(
-        f"no plan within {budget_bytes} bytes: the smallest peak found is {price.peak_bytes}",
+        f"no plan within {budget_bytes} bytes: the smallest peak found is {smallest_bytes}",
         budget_bytes=budget_bytes,
-        smallest_bytes=price.peak_bytes,
-        smallest_plan=smallest,
+        smallest_bytes=smallest_bytes,
+        smallest_plan=dataclasses.replace(smallest, policy="optimal"),
     )
+
+
+def _far(packing: Packing, plan: Plan, budget_bytes: int) -> bool:
+    """Whether a plan is so far from the linear program that other choices may well be better."""
+    relaxed = packing.relaxation().least_time(budget_bytes)
+    pricer = packing.pricer
+    whole_s, time_s = (pricer.estimate(p).time_s for p in (Plan(""), plan))
+    return relaxed is not None and time_s - whole_s - relaxed.value > _FAR * whole_s
 
 
 def _grown(packing: Packing, columns: Columns, budget_bytes: int) -> Packing | None:
@@ -81,18 +93,19 @@ def _grown(packing: Packing, columns: Columns, budget_bytes: int) -> Packing | N
     if packing.relaxation().least_time(budget_bytes) is None:
         within = _lowered(packing, columns, budget_bytes)
     reached_s = [math.inf] * _PATIENCE
+    relaxed = within.relaxation().least_time(budget_bytes)
     for _ in range(_ROUNDS):
-        relaxed = within.relaxation().least_time(budget_bytes)
-        if relaxed is None:
-            return None
-        if relaxed.value > reached_s[-_PATIENCE] - _GAIN * columns.base.time_s:
+        if relaxed is None or relaxed.value > reached_s[-_PATIENCE] - _GAIN * columns.base.time_s:
             break
         reached_s.append(relaxed.value)
         fresh = columns.at(relaxed.prices, within.choices)
         if not fresh:
             break
         within = within.joined_by(fresh)
-    return within
+        relaxed = within.relaxation().least_time(budget_bytes)
+    if relaxed is None:
+        return None
+    return within.joined_by(columns.near(relaxed.prices, within.choices))
 
 
 def _lowered(packing: Packing, columns: Columns, enough_bytes: int) -> Packing:

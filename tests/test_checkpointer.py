@@ -108,6 +108,7 @@ def test_only_some_items(tmp_path: Path) -> None:
         ({"scheduler": 3}, "scheduler must have state_dict"),
         ({"extra": {"a/b": nn.Linear(1, 1)}}, "cannot be the name of a file"),
         ({"model": 3}, "model must be"),
+        ({"loader": 5}, "loader must be a DataLoader, or another iterable"),
     ],
 )
 def test_arguments(arguments: dict[str, Any], message: str, tmp_path: Path) -> None:

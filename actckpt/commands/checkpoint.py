@@ -14,6 +14,7 @@ from actckpt.checkpoint.names import MANIFEST
 from actckpt.checkpoint.verification import verify_files
 from actckpt.commands import checkpoint_diff, checkpoint_export, checkpoint_prune
 from actckpt.errors import CheckpointFormatError
+from actckpt.reporting.units import format_bytes
 
 
 def add_parser(commands: Any) -> None:
@@ -105,7 +106,7 @@ def _line(checkpoint: Checkpoint) -> str:
     parts = [
         checkpoint.path.name,
         _time(checkpoint.manifest),
-        f"{checkpoint.size_bytes / 1e9:.3f} GB",
+        format_bytes(checkpoint.size_bytes),
         "pinned" if checkpoint.pinned else "",
         checkpoint.tag,
         metrics,

@@ -12,6 +12,7 @@ from actckpt.checkpoint.lock import DirectoryLock
 from actckpt.checkpoint.retention import Keep, clean, retire
 from actckpt.checkpoint.verification import verify_files
 from actckpt.errors import CheckpointError
+from actckpt.reporting.units import format_bytes
 
 
 def add_parser(commands: Any) -> None:
@@ -88,4 +89,4 @@ def _prune(files: Files, directory: str, keep: Keep, *, dry: bool) -> None:
     for checkpoint in found.checkpoints:
         print(f"{checkpoint.path.name}  {'stays' if checkpoint.path in kept else verb}")
     freed = sum(c.size_bytes for c in doomed)
-    print(f"{len(doomed)} of {len(found.checkpoints)} {verb}, {freed / 1e9:.3f} GB")
+    print(f"{len(doomed)} of {len(found.checkpoints)} {verb}, {format_bytes(freed)}")

@@ -166,7 +166,7 @@ class Checkpointer:
         progress, position = self._progress, self._progress.position
         if loader is not None:
             position.check(None, loader, str(self.directory))
-            progress.loader = loader
+            progress.read_from(loader)
         if progress.loader is None:
             raise TypeError("steps() needs a loader, here or in the constructor")
         self._watch()

@@ -17,7 +17,7 @@ class Progress:
     """What changes from step to step and belongs to no object of the user's."""
 
     def __init__(self, loader: Loader | None) -> None:
-        self.loader = loader
+        self.read_from(loader)
         self.position = DataPosition()
         self.step = 0
         self.metrics: dict[str, float] = {}
@@ -26,6 +26,19 @@ class Progress:
         self.accumulating = False
         # put once nothing of the library draws any more
         self._random: dict[str, Any] | None = None
+
+    def read_from(self, loader: Loader | None) -> None:
+        """The data comes from there.
+
+        Raises:
+            TypeError: nothing can.
+        """
+        if loader is not None and not hasattr(loader, "__iter__"):
+            raise TypeError(
+                "loader must be a DataLoader, or another iterable of batches; "
+                f"found {type(loader).__name__}"
+            )
+        self.loader = loader
 
     def stepped(self, metrics: Mapping[str, Any] | None) -> None:
         """An optimizer step was made."""
