@@ -84,7 +84,9 @@ def _far(packing: Packing, plan: Plan, budget_bytes: int) -> bool:
     relaxed = packing.relaxation().least_time(budget_bytes)
     pricer = packing.pricer
     whole_s, time_s = (pricer.estimate(p).time_s for p in (Plan(""), plan))
-    return relaxed is not None and time_s - whole_s - relaxed.value > _FAR * whole_s
+    # that the forward is followed is no choice's cost
+    least_s = whole_s + pricer.following_s + (relaxed.value if relaxed is not None else 0.0)
+    return time_s - least_s > _FAR * whole_s
 
 
 def _grown(packing: Packing, columns: Columns, budget_bytes: int) -> Packing | None:

@@ -66,6 +66,18 @@ def test_a_state_is_saved_once(tmp_path: Path) -> None:
         assert [c.tag for c in run.list()] == ["final", ""]
 
 
+def test_metrics_of_a_save_belong_to_the_state(tmp_path: Path) -> None:
+    made = objects()
+    with actckpt.Checkpointer(tmp_path, **made, every=None) as run:
+        advance(run, made, 1, loss=2.0)
+        assert run.save(metrics={"val_loss": 0.5}).metrics == {"loss": 2.0, "val_loss": 0.5}
+        # known to belong to it only afterwards
+        assert run.save(metrics={"accuracy": 0.25}).metrics == run.list()[0].metrics
+        assert run.list()[0].metrics == {"loss": 2.0, "val_loss": 0.5, "accuracy": 0.25}
+        advance(run, made, 1)
+        assert run.save().metrics == {}
+
+
 def test_a_run_taken_back_goes_on_from_there(tmp_path: Path) -> None:
     made = objects()
     with actckpt.Checkpointer(tmp_path, **made, every=1) as run:
