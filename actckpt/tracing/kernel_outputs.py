@@ -27,6 +27,40 @@ _WORKSPACE = 3
 _FLOAT32_STATISTICS = {op for op in _NORMS if op is not aten.native_group_norm.default}
 
 
+def fake_outputs(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, accelerated: bool = False
+) -> Any:
+    """What ``func`` returns on fake tensors, where there must be a kernel, as real ones do.
+
+    Args:
+        accelerated: the fake CPU tensors stand for an accelerator's.
+    """
+    if func is aten._grouped_mm.default:
+        # the fake kernel takes bfloat16 only, and does not align its rows
+        return _grouped_product(*args, **kwargs)
+    return corrected(func, args, kwargs, func(*args, **kwargs), accelerated=accelerated)
+
+
+def _grouped_product(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    offs: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """What groups of rows, of columns, or of what is summed over make of two matrices."""
+    size = [a.shape[-2], b.shape[-1]]
+    if a.dim() == b.dim():
+        groups = a.shape[0] if a.dim() == 3 else 0 if offs is None else offs.shape[0]
+        size.insert(0, groups)
+    dtype = out_dtype or a.dtype
+    # rows begin at multiples of 16 bytes
+    aligned = 16 // dtype.itemsize
+    row = -(-size[-1] // aligned) * aligned
+    strides = (size[-2] * row, row, 1)[-len(size) :]
+    return torch.empty_strided(size, strides, dtype=dtype, device=a.device)
+
+
 def corrected(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, *, accelerated: bool = False
 ) -> Any:
