@@ -116,5 +116,5 @@ def test_a_file_that_becomes_shorter_is_no_endless_read(tmp_path: Path) -> None:
             with open(path, "r+b") as file:
                 file.truncate(4 * BLOCK + 7)
 
-    with pytest.raises(EOFError, match=f"ends at byte {4 * BLOCK + 7}"):
+    with pytest.raises(EOFError, match=r"ends before byte \d+"):
         drained(path, over=Files(Watched(before(cut))))

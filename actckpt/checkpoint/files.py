@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -89,7 +89,7 @@ class Source:
         while left:
             count = _again(self._calls.readinto, self._fd, left, offset)
             if count <= 0:
-                raise EOFError(f"ends at byte {offset}")
+                raise EOFError(f"ends before byte {offset + len(left)}")
             left, offset = left[count:], offset + count
 
     def read(self, count: int) -> bytearray:
@@ -109,10 +109,14 @@ class Source:
         self._pass(min(self._digest.missing_bytes, self.size_bytes - self.read_bytes))
         blocks = range(self.read_bytes, self.size_bytes - BLOCK_BYTES + 1, BLOCK_BYTES)
         if len(blocks) > 1:
+            digests = [b""] * len(blocks)
             with ThreadPoolExecutor(READERS, "actckpt-verify") as pool:
-                for digest in pool.map(self._block_at, blocks):
-                    self._digest.append(digest)
-                    self.read_bytes += BLOCK_BYTES
+                shares = [blocks[k::READERS] for k in range(READERS)]
+                for k, found in enumerate(pool.map(self._blocks_at, shares)):
+                    digests[k::READERS] = found
+            for digest in digests:
+                self._digest.append(digest)
+                self.read_bytes += BLOCK_BYTES
         self._pass(self.size_bytes - self.read_bytes)
 
     def _pass(self, count: int) -> None:
@@ -121,13 +125,17 @@ class Source:
         while self.read_bytes < end:
             self.read_into(buffer[: end - self.read_bytes])
 
-    def _block_at(self, offset: int) -> bytes:
-        digest = xxhash.xxh3_128()
+    def _blocks_at(self, offsets: Iterable[int]) -> list[bytes]:
+        """The digests of some blocks."""
         buffer = memoryview(bytearray(PIECE_BYTES))
-        for at in range(offset, offset + BLOCK_BYTES, PIECE_BYTES):
-            self._read_at(at, buffer)
-            digest.update(buffer)
-        return bytes(digest.digest())
+        found = []
+        for offset in offsets:
+            digest = xxhash.xxh3_128()
+            for at in range(offset, offset + BLOCK_BYTES, PIECE_BYTES):
+                self._read_at(at, buffer)
+                digest.update(buffer)
+            found.append(bytes(digest.digest()))
+        return found
 
 
 class Files:

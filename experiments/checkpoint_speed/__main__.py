@@ -73,7 +73,6 @@ def ratios_of(rows: list[Row], slower: dict[str, float]) -> dict[str, float]:
         "stall / memcpy, tensor by tensor": stall_s("actckpt")
         / stall_s("memcpy, tensor by tensor"),
         "stall / memcpy, in one piece": stall_s("actckpt") / stall_s("memcpy, in one piece"),
-        "stall / DCP async_save, thread": stall_s("actckpt") / stall_s("DCP async_save, thread"),
         "durable / dd": durable_s("actckpt") / durable_s("dd conv=fsync"),
         "durable / dd again": durable_s("actckpt") / durable_s("dd conv=fsync again"),
         "durable, background=False / dd": at_once / durable_s("dd conv=fsync"),
@@ -92,15 +91,19 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--folder", type=Path, default=None, help="on the disk to be measured")
+    parser.add_argument("--alone", action="store_true", help="no peers, whose threads stay")
     parser.add_argument("--threads", type=int, default=None, help="torch's own by default")
     options = parser.parse_args()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
         folder = Path(place)
-        process_group(folder)
         subject = Subject(folder, options.mib)
-        writing = rows_of(measured(subject, {**subject.arms(), **peers(subject)}, options.rounds))
+        arms = subject.arms()
+        if not options.alone:
+            process_group(folder)
+            arms |= peers(subject)
+        writing = rows_of(measured(subject, arms, options.rounds))
         back = rows_of(reading(subject, options.rounds))
         slower = slowdown(subject, options.rounds)
         versions = subject.runs["behind"].save().manifest.versions
@@ -116,7 +119,7 @@ def main() -> None:
         staging=f"{staging_bytes / MIB:.0f} MiB",
         time="wall; median and quartiles; reading is from the page cache",
     )
-    name = f"checkpoint_speed_{options.mib}"
+    name = f"checkpoint_speed_{options.mib}{'_alone' if options.alone else ''}"
     write_json_lines(name, about, [*writing, *back, {"ratios": ratios}])
     draw(name, writing)
     write_markdown(
