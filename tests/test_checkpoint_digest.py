@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 import xxhash
 
 from actckpt.checkpoint import digest, files
+from actckpt.checkpoint.at_once import at_once
 from actckpt.checkpoint.files import Files
 from tests.system_calls import Call, Grudging, Watched, before
 
@@ -118,3 +123,34 @@ def test_a_file_that_becomes_shorter_is_no_endless_read(tmp_path: Path) -> None:
 
     with pytest.raises(EOFError, match=r"ends before byte \d+"):
         drained(path, over=Files(Watched(before(cut))))
+
+
+def test_shares_that_no_thread_can_take_are_done_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def work(share: int) -> int:
+        if share < 0:
+            raise ValueError(f"share {share}")
+        return share * 10
+
+    assert at_once(work, [1, 2, 3]) == [10, 20, 30]
+    with pytest.raises(ValueError, match="share -2"):
+        at_once(work, [1, -2, 3, -4])
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert at_once(work, [1, 2, 3]) == [10, 20, 30]
+
+
+def test_a_large_save_is_read_back_while_the_interpreter_exits(tmp_path: Path) -> None:
+    code = (
+        "import sys, torch, actckpt\n"
+        "model = torch.nn.Linear(2048, 2048)\n"
+        "actckpt.Checkpointer(sys.argv[1], model=model).save(wait=False)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert os.listdir(tmp_path / "step-00000000") != []
+    assert "not saved" not in done.stderr

@@ -6,12 +6,12 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import xxhash
 
+from actckpt.checkpoint.at_once import at_once
 from actckpt.checkpoint.digest import BLOCK_BYTES, Digest
 from actckpt.checkpoint.system_calls import OperatingSystem, SystemCalls
 
@@ -110,10 +110,9 @@ class Source:
         blocks = range(self.read_bytes, self.size_bytes - BLOCK_BYTES + 1, BLOCK_BYTES)
         if len(blocks) > 1:
             digests = [b""] * len(blocks)
-            with ThreadPoolExecutor(READERS, "actckpt-verify") as pool:
-                shares = [blocks[k::READERS] for k in range(READERS)]
-                for k, found in enumerate(pool.map(self._blocks_at, shares)):
-                    digests[k::READERS] = found
+            shares = [blocks[k::READERS] for k in range(READERS)]
+            for k, found in enumerate(at_once(self._blocks_at, shares)):
+                digests[k::READERS] = found
             for digest in digests:
                 self._digest.append(digest)
                 self.read_bytes += BLOCK_BYTES
