@@ -69,7 +69,8 @@ class CheckpointFormatError(CheckpointError, ValueError):
 class CheckpointSaveError(CheckpointError):
     """A checkpoint could not be written, or the state holds what no checkpoint can; none was made.
 
-    Earlier checkpoints are as before.
+    Earlier checkpoints are as before. Where it was the very last call that failed, which makes the
+    new name durable, a sound checkpoint is there that a loss of power may take away.
     """
 
 

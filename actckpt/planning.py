@@ -24,6 +24,7 @@ from actckpt.profiler.build import build_profile
 from actckpt.rewriting.program import Program, compile_plan
 from actckpt.tracing.step import Step
 from actckpt.tracing.tracer import trace_step
+from actckpt.units import format_gigabytes
 
 logger = logging.getLogger("actckpt")
 
@@ -262,7 +263,7 @@ class _Search:
         assert budget is not None
         needed = math.ceil(self.peak_bytes(smallest) / AIM) + 1
         split = ", ".join(
-            f"{name} {size / 1e9:.3f}"
+            f"{name} {format_gigabytes(size)}"
             for name, size in sorted(smallest.dry.categories.items(), key=lambda x: -x[1])
             if size
         )
@@ -271,13 +272,13 @@ class _Search:
         verdict = (
             f"No recomputation plan can fit: {why}"
             if budget < excluded
-            else f"What no plan of any policy can go below is {excluded / 1e9:.3f} GB"
+            else f"What no plan of any policy can go below is {format_gigabytes(excluded)} GB"
         )
         return BudgetError(
-            f"budget {budget / 1e9:.3f} GB is below the {needed / 1e9:.3f} GB that the {what} "
-            f"needs under the smallest plan of policy {self.request.policy_name!r} "
+            f"budget {format_gigabytes(budget)} GB is below the {format_gigabytes(needed)} GB that "
+            f"the {what} needs under the smallest plan of policy {self.request.policy_name!r} "
             f"(GB at its peak: {split}; reached {_where(self.graph, smallest.price)}). "
-            f"Raise budget_gb to {math.ceil(needed / 1e6) / 1e3:.3f}, or make the batch smaller. "
+            f"Raise budget_gb to {format_gigabytes(needed, up=True)}, or make the batch smaller. "
             f"{verdict}",
             budget_bytes=budget,
             smallest_bytes=needed,

@@ -148,11 +148,49 @@ def test_staging_memory_is_counted_and_bounded(tmp_path: Path) -> None:
         assert saved_bytes / 2 < run.staging_bytes < saved_bytes + 64 * tensors
     made = objects()
     run = actckpt.Checkpointer(tmp_path / "b", **made, every=1, staging_gb=1e-7)
-    with pytest.raises(actckpt.CheckpointSaveError, match=r"staging_gb allows 0\.000.*background="):
+    with pytest.raises(
+        actckpt.CheckpointSaveError, match=r"staging_gb allows 0\.000000100\. .*background="
+    ):
         advance(run, made, 1)
     assert run.step_count == 1
     assert run.save().step == 1
     run.close()
+
+
+def test_a_state_larger_than_the_memory_is_refused_and_the_next_is_saved(tmp_path: Path) -> None:
+    made = objects()
+    made["extra"] = {"layouts": (layouts := Layouts())}
+    run = actckpt.Checkpointer(tmp_path, **made, every=None)
+    run.save(tag="before")
+    small = layouts.tensors["bool"]
+    layouts.tensors["bool"] = torch.zeros(1).expand(1 << 46)
+    with pytest.raises(
+        actckpt.CheckpointSaveError, match=r"281474\.\d+ GB .*cannot be had.*background="
+    ):
+        run.save(tag="large", wait=False)
+    layouts.tensors["bool"] = small
+    run.save(tag="after", wait=False)
+    run.close()
+    assert [c.tag for c in run.list()] == ["after", "before"]
+
+
+def test_without_a_thread_to_be_had_nothing_is_saved_and_the_next_save_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    made = objects()
+    with actckpt.Checkpointer(tmp_path, **made, every=1) as run:
+        advance(run, made, 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", none_left)
+            with pytest.raises(actckpt.CheckpointSaveError, match=r"thread.*background=False"):
+                advance(run, made, 1)
+        assert names(run) == ["step-00000001"]
+        assert run.save(wait=False) is None
+        advance(run, made, 1)
+        assert names(run) == ["step-00000003", "step-00000002", "step-00000001"]
 
 
 def test_the_same_memory_from_save_to_save(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import torch
 from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.manifest import Chunk, FileEntry, TensorEntry
 from actckpt.checkpoint.names import MANIFEST
+from actckpt.checkpoint.reading import read_state
 from actckpt.checkpoint.tensor_file import write_tensors
-from actckpt.checkpoint.verification import read_manifest, read_state
+from actckpt.checkpoint.verification import read_manifest
 from actckpt.errors import CheckpointFormatError
 from tests.test_checkpoint_corruption import make
 from tests.test_checkpoint_encoding import same

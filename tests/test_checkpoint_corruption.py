@@ -21,7 +21,8 @@ from actckpt.checkpoint.discovery import discover
 from actckpt.checkpoint.documents import sealed
 from actckpt.checkpoint.encoding import encode
 from actckpt.checkpoint.files import Files
-from actckpt.checkpoint.verification import read_state, verify_files
+from actckpt.checkpoint.reading import read_state
+from actckpt.checkpoint.verification import verify_files
 from actckpt.errors import CheckpointFormatError
 
 FILES = ("manifest.json", "state.json", "model.safetensors", "optimizer.safetensors")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from actckpt.checkpoint.commit import Snapshot, commit
 from actckpt.checkpoint.encoding import encode
 from actckpt.checkpoint.files import Files
-from actckpt.checkpoint.verification import read_state
+from actckpt.checkpoint.reading import read_state
 from actckpt.errors import CheckpointFormatError
 from tests.test_checkpoint_corruption import MODEL, WHOLE, assert_seen, forge, make, replace_file
 from tests.test_checkpoint_encoding import same, states

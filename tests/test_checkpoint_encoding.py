@@ -23,7 +23,7 @@ from actckpt.checkpoint.commit import Snapshot, commit
 from actckpt.checkpoint.dtypes import BY_NAME, CODES
 from actckpt.checkpoint.encoding import encode
 from actckpt.checkpoint.files import Files
-from actckpt.checkpoint.verification import read_state
+from actckpt.checkpoint.reading import read_state
 from actckpt.errors import CheckpointSaveError
 
 

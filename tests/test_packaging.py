@@ -64,6 +64,7 @@ ERRORS = {
 # module or package -> what it may import; every arrow points down this list or sideways to itself
 MAY_IMPORT: dict[str, set[str]] = {}
 MAY_IMPORT["errors"] = set()
+MAY_IMPORT["units"] = set()
 MAY_IMPORT["versions"] = set()
 MAY_IMPORT["graph"] = {"errors"}
 MAY_IMPORT["profile"] = {"errors"}
@@ -90,17 +91,18 @@ MAY_IMPORT["planning"] = {
     "dry_run",
     "plan_key",
     "policies",
+    "units",
     *MAY_IMPORT["dry_run"],
     *MAY_IMPORT["policies"],
 }
 MAY_IMPORT["reporting"] = {"planning", "versions", *MAY_IMPORT["planning"]}
-MAY_IMPORT["measuring"] = {"graph", "profiler", "reporting", "tracing"}
+MAY_IMPORT["measuring"] = {"graph", "profiler", "reporting", "tracing", "units"}
 MAY_IMPORT["batch_search"] = set()
 MAY_IMPORT["batch_key"] = {"rewriting"}
 MAY_IMPORT["session"] = {"batch_key", "plan_key", "reporting", *MAY_IMPORT["reporting"]}
 # what lies on disk knows nothing of a live run
-MAY_IMPORT["checkpoint"] = {"errors"}
-MAY_IMPORT["resuming"] = {"checkpoint", "errors", "session", "versions"}
+MAY_IMPORT["checkpoint"] = {"errors", "units"}
+MAY_IMPORT["resuming"] = {"checkpoint", "errors", "session", "units", "versions"}
 LIBRARY = set(MAY_IMPORT)
 MAY_IMPORT["api"] = LIBRARY
 MAY_IMPORT["targets"] = {"errors"}

@@ -14,7 +14,7 @@ from actckpt.errors import ReportError
 from actckpt.plan import Plan, Region, SavedOp
 from actckpt.reporting.measurement import Measurement
 from actckpt.reporting.report import Arm, Figures, OpRow, RegionRow, Report, Timeline
-from actckpt.reporting.units import format_bytes, format_percent, format_seconds
+from actckpt.units import format_bytes, format_gigabytes, format_percent, format_seconds
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
@@ -248,6 +248,23 @@ def test_bytes_as_text(count: int, text: str) -> None:
 )
 def test_seconds_as_text(duration_s: float, text: str) -> None:
     assert format_seconds(duration_s) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text", "rounded_up"),
+    [
+        (0, "0.000000000", "0.000000000"),
+        (999, "0.000000999", "0.000000999"),
+        (412_345, "0.000412", "0.000413"),
+        (99_949_999, "0.0999", "0.1000"),
+        (123_456_789, "0.123", "0.124"),
+        (16_000_000_000, "16.000", "16.000"),
+        (3_412_000_001, "3.412", "3.413"),
+    ],
+)
+def test_gigabytes_as_text(count: int, text: str, rounded_up: str) -> None:
+    assert format_gigabytes(count) == text
+    assert format_gigabytes(count, up=True) == rounded_up
 
 
 def test_percent_as_text() -> None:

@@ -20,6 +20,7 @@ from actckpt.checkpoint.names import MANIFEST, SAVING, STATE, step_name, unique
 from actckpt.checkpoint.tensor_file import write_tensors
 from actckpt.checkpoint.verification import STATE_VERSION, verify_files
 from actckpt.errors import CheckpointError, CheckpointFormatError, CheckpointSaveError
+from actckpt.units import format_gigabytes
 
 logger = logging.getLogger("actckpt")
 
@@ -145,8 +146,9 @@ def _check_space(files: Files, directory: str, snapshot: Snapshot) -> None:
     free = files.free_bytes(directory)
     if free < needed:
         raise CheckpointSaveError(
-            f"step {snapshot.step} needs {needed / 1e9:.3f} GB in {directory}; "
-            f"{free / 1e9:.3f} GB are free. Free some, or keep fewer checkpoints (keep_last)"
+            f"step {snapshot.step} needs {format_gigabytes(needed)} GB in {directory}; "
+            f"{format_gigabytes(free)} GB are free. Free some, or keep fewer checkpoints "
+            "(keep_last)"
         )
 
 

@@ -6,9 +6,23 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from actckpt.checkpoint.decoding import decode
 from actckpt.checkpoint.discovery import Checkpoint, checkpoint_at
+from actckpt.checkpoint.dtypes import BY_NAME
 from actckpt.checkpoint.files import Files
-from actckpt.checkpoint.verification import read_state
+from actckpt.checkpoint.manifest import Manifest, TensorEntry
+from actckpt.checkpoint.names import STATE
+from actckpt.checkpoint.tensor_file import read_tensors
+from actckpt.checkpoint.verification import (
+    as_written,
+    checked,
+    checked_slots,
+    missing,
+    read_manifest,
+    state_trees,
+)
 from actckpt.errors import CheckpointFormatError
 
 
@@ -34,3 +48,70 @@ def read_checkpoint(
             # of a run whose newest was retired in the meantime, there is a newer one
             if found.path == Path(checkpoint) or files.status(str(found.path)) is not None:
                 raise
+
+
+def read_state(files: Files, directory: str) -> tuple[Manifest, dict[str, Any]]:
+    """The manifest and the items of a checkpoint, every byte verified on the way.
+
+    Tensors are on the CPU, in memory of their own.
+
+    Raises:
+        CheckpointFormatError: as `verify_files`.
+    """
+    manifest = read_manifest(files, directory)
+    trees: dict[str, Any] | None = None
+    pieces: dict[tuple[str, str], torch.Tensor] = {}
+    for name in manifest.files:
+        where = f"{directory}/{name}"
+        with checked(files, directory, name, manifest) as source:
+            if name == STATE:
+                trees = state_trees(source, where)
+            else:
+                slots = checked_slots(source, name, manifest, where)
+                found = read_tensors(source, slots)
+                pieces.update({(name, key): tensor for key, tensor in found.items()})
+    if trees is None:
+        raise missing(f"{directory}/{STATE}", None)
+    with as_written():
+        return manifest, _decoded(manifest, trees, pieces, directory)
+
+
+def _decoded(
+    manifest: Manifest,
+    trees: dict[str, Any],
+    pieces: dict[tuple[str, str], torch.Tensor],
+    directory: str,
+) -> dict[str, Any]:
+    """The items of which all files are sound."""
+    by_item: dict[str, dict[str, torch.Tensor]] = {item: {} for item in trees}
+    for name, entry in manifest.tensors.items():
+        item, _, key = name.partition("/")
+        if item not in by_item:
+            raise CheckpointFormatError(f"{directory}/{STATE} has no item for tensor {name}")
+        by_item[item][key] = _assembled(entry, pieces, f"{directory}: {name}")
+    where = f"{directory}/{STATE}"
+    return {item: decode(tree, by_item[item], where) for item, tree in trees.items()}
+
+
+def _assembled(
+    entry: TensorEntry, pieces: dict[tuple[str, str], torch.Tensor], where: str
+) -> torch.Tensor:
+    """A tensor from its chunks."""
+    dtype = BY_NAME[entry.dtype]
+    chunks = [(c, _as(pieces[c.file, c.name], dtype, c.shape)) for c in entry.chunks]
+    if len(chunks) == 1 and chunks[0][0].shape == entry.shape:
+        return chunks[0][1]
+    whole = torch.empty(entry.shape, dtype=dtype)
+    covered = torch.zeros(entry.shape, dtype=torch.bool)
+    for chunk, piece in chunks:
+        box = tuple(slice(o, o + n) for o, n in zip(chunk.offset, chunk.shape, strict=True))
+        whole[box] = piece
+        covered[box] = True
+    # as many elements as the tensor has (the manifest's own check), each once
+    if not covered.all():
+        raise CheckpointFormatError(f"{where} has chunks that overlap")
+    return whole
+
+
+def _as(stored: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    return stored if stored.dtype == dtype else stored.view(dtype).reshape(shape)

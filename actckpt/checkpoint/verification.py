@@ -1,4 +1,4 @@
-"""Whether a checkpoint's files are what its manifest says, and what is in them."""
+"""Whether a checkpoint's files are what its manifest says."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
-from actckpt.checkpoint.decoding import decode
 from actckpt.checkpoint.documents import parsed
 from actckpt.checkpoint.dtypes import BY_NAME, stored_as
 from actckpt.checkpoint.files import Files, Source
-from actckpt.checkpoint.manifest import MAX_BYTES, Manifest, TensorEntry
+from actckpt.checkpoint.manifest import MAX_BYTES, Manifest
 from actckpt.checkpoint.names import MANIFEST, STATE
-from actckpt.checkpoint.tensor_file import Slot, read_slots, read_tensors
+from actckpt.checkpoint.tensor_file import Slot, read_slots
 from actckpt.errors import CheckpointError, CheckpointFormatError
 
 LEVELS = ("full", "manifest")
@@ -54,86 +51,19 @@ def verify_files(files: Files, directory: str, level: str = "full") -> Manifest:
     for name, entry in manifest.files.items():
         where = f"{directory}/{name}"
         if level == "full":
-            with _checked(files, directory, name, manifest) as source:
+            with checked(files, directory, name, manifest) as source:
                 if name == STATE:
-                    _state_trees(source, where)
+                    state_trees(source, where)
                 else:
-                    _checked_slots(source, name, manifest, where)
+                    checked_slots(source, name, manifest, where)
         else:
             _check_size(where, _regular_size(files, where), entry.size_bytes)
     return manifest
 
 
-def read_state(files: Files, directory: str) -> tuple[Manifest, dict[str, Any]]:
-    """The manifest and the items of a checkpoint, every byte verified on the way.
-
-    Tensors are on the CPU, in memory of their own.
-
-    Raises:
-        CheckpointFormatError: as `verify_files`.
-    """
-    manifest = read_manifest(files, directory)
-    trees: dict[str, Any] | None = None
-    pieces: dict[tuple[str, str], torch.Tensor] = {}
-    for name in manifest.files:
-        where = f"{directory}/{name}"
-        with _checked(files, directory, name, manifest) as source:
-            if name == STATE:
-                trees = _state_trees(source, where)
-            else:
-                slots = _checked_slots(source, name, manifest, where)
-                found = read_tensors(source, slots)
-                pieces.update({(name, key): tensor for key, tensor in found.items()})
-    if trees is None:
-        raise _missing(f"{directory}/{STATE}", None)
-    with _as_written():
-        return manifest, _decoded(manifest, trees, pieces, directory)
-
-
-def _decoded(
-    manifest: Manifest,
-    trees: dict[str, Any],
-    pieces: dict[tuple[str, str], torch.Tensor],
-    directory: str,
-) -> dict[str, Any]:
-    """The items of which all files are sound."""
-    by_item: dict[str, dict[str, torch.Tensor]] = {item: {} for item in trees}
-    for name, entry in manifest.tensors.items():
-        item, _, key = name.partition("/")
-        if item not in by_item:
-            raise CheckpointFormatError(f"{directory}/{STATE} has no item for tensor {name}")
-        by_item[item][key] = _assembled(entry, pieces, f"{directory}: {name}")
-    where = f"{directory}/{STATE}"
-    return {item: decode(tree, by_item[item], where) for item, tree in trees.items()}
-
-
-def _assembled(
-    entry: TensorEntry, pieces: dict[tuple[str, str], torch.Tensor], where: str
-) -> torch.Tensor:
-    """A tensor from its chunks."""
-    dtype = BY_NAME[entry.dtype]
-    chunks = [(c, _as(pieces[c.file, c.name], dtype, c.shape)) for c in entry.chunks]
-    if len(chunks) == 1 and chunks[0][0].shape == entry.shape:
-        return chunks[0][1]
-    whole = torch.empty(entry.shape, dtype=dtype)
-    covered = torch.zeros(entry.shape, dtype=torch.bool)
-    for chunk, piece in chunks:
-        box = tuple(slice(o, o + n) for o, n in zip(chunk.offset, chunk.shape, strict=True))
-        whole[box] = piece
-        covered[box] = True
-    # as many elements as the tensor has (the manifest's own check), each once
-    if not covered.all():
-        raise CheckpointFormatError(f"{where} has chunks that overlap")
-    return whole
-
-
-def _as(stored: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-    return stored if stored.dtype == dtype else stored.view(dtype).reshape(shape)
-
-
-def _checked_slots(source: Source, file: str, manifest: Manifest, where: str) -> list[Slot]:
+def checked_slots(source: Source, file: str, manifest: Manifest, where: str) -> list[Slot]:
     """The header of a file, which must describe the tensors that the manifest has there."""
-    with _as_written():
+    with as_written():
         slots = read_slots(source, where)
     expected = {}
     for tensor in manifest.tensors.values():
@@ -150,8 +80,9 @@ def _checked_slots(source: Source, file: str, manifest: Manifest, where: str) ->
     return slots
 
 
-def _state_trees(source: Source, where: str) -> dict[str, Any]:
-    with _as_written():
+def state_trees(source: Source, where: str) -> dict[str, Any]:
+    """What the items of a checkpoint are but for their tensors, by name, from its state file."""
+    with as_written():
         data = parsed(source.read(source.size_bytes), where)
         if not isinstance(data, dict) or data.get("format") != "actckpt.state":
             raise CheckpointFormatError(f"{where} is no actckpt.state document")
@@ -160,7 +91,7 @@ def _state_trees(source: Source, where: str) -> dict[str, Any]:
             f"{where} has format version {data.get('format_version')}; this actckpt reads version "
             f"{STATE_VERSION}: use the actckpt that wrote it"
         )
-    with _as_written():
+    with as_written():
         items = data.get("items")
         if not isinstance(items, dict):
             raise CheckpointFormatError(f"{where} has no items")
@@ -168,7 +99,7 @@ def _state_trees(source: Source, where: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _as_written() -> Iterator[None]:
+def as_written() -> Iterator[None]:
     """Says what to do about nonsense, which no damage has made where the checksums are right."""
     try:
         yield
@@ -179,7 +110,7 @@ def _as_written() -> Iterator[None]:
 
 
 @contextmanager
-def _checked(files: Files, directory: str, name: str, manifest: Manifest) -> Iterator[Source]:
+def checked(files: Files, directory: str, name: str, manifest: Manifest) -> Iterator[Source]:
     """A file of a checkpoint; once the block has read what it wants, the whole file is checked."""
     where = f"{directory}/{name}"
     entry = manifest.files[name]
@@ -208,7 +139,7 @@ def _regular_size(files: Files, where: str) -> int:
     except OSError as error:
         raise _unreadable(where, error) from error
     if status is None or not stat.S_ISREG(status.st_mode):
-        raise _missing(where, None)
+        raise missing(where, None)
     return status.st_size
 
 
@@ -225,12 +156,13 @@ def _opened(files: Files, where: str) -> Iterator[Source]:
 
 def _unreadable(where: str, error: OSError) -> CheckpointError:
     if error.errno in _THE_FILES_FAULT:
-        return _missing(where, error)
+        return missing(where, error)
     # says nothing about the file, so nobody may pass over the checkpoint for it
     return CheckpointError(f"{where} cannot be read now: {error}. Try again")
 
 
-def _missing(where: str, error: OSError | None) -> CheckpointFormatError:
+def missing(where: str, error: OSError | None) -> CheckpointFormatError:
+    """That a file which must be there is not, or is no regular file."""
     reason = "there is no such regular file" if error is None else str(error)
     return CheckpointFormatError(
         f"{where} cannot be read: {reason}. Use another checkpoint, or restore this file from a "

@@ -14,7 +14,7 @@ from actckpt.checkpoint.names import MANIFEST
 from actckpt.checkpoint.verification import verify_files
 from actckpt.commands import checkpoint_diff, checkpoint_export, checkpoint_prune
 from actckpt.errors import CheckpointFormatError
-from actckpt.reporting.units import format_bytes
+from actckpt.units import format_bytes
 
 
 def add_parser(commands: Any) -> None:

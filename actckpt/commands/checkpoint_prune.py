@@ -12,7 +12,7 @@ from actckpt.checkpoint.lock import DirectoryLock
 from actckpt.checkpoint.retention import Keep, clean, retire
 from actckpt.checkpoint.verification import verify_files
 from actckpt.errors import CheckpointError
-from actckpt.reporting.units import format_bytes
+from actckpt.units import format_bytes
 
 
 def add_parser(commands: Any) -> None:

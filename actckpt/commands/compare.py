@@ -25,7 +25,7 @@ from actckpt.profiler.devices import find_device
 from actckpt.reporting.figure import INK, MUTED, bare_axes, blank_figure
 from actckpt.reporting.measurement import Measurement
 from actckpt.reporting.strict_json import document, dumps
-from actckpt.reporting.units import format_bytes, format_percent, format_seconds
+from actckpt.units import format_bytes, format_percent, format_seconds
 from actckpt.versions import versions
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from actckpt.errors import ReportError
 from actckpt.graph import Category
-from actckpt.reporting.units import format_bytes, format_percent, format_seconds
+from actckpt.units import format_bytes, format_percent, format_seconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from typing import Any
 from actckpt.errors import ReportError
 from actckpt.reporting.strict_json import document, fields_of
 from actckpt.reporting.table import align
-from actckpt.reporting.units import format_bytes, format_seconds
+from actckpt.units import format_bytes, format_seconds
 
 FORMAT_VERSION = 1
 

@@ -7,7 +7,7 @@ from itertools import groupby
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from actckpt.reporting.units import format_bytes, format_percent, format_seconds
+from actckpt.units import format_bytes, format_percent, format_seconds
 
 if TYPE_CHECKING:
     from actckpt.reporting.report import RegionRow, Report, Timeline

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from actckpt.checkpoint.discovery import Checkpoint, Skipped
-from actckpt.checkpoint.verification import read_state
+from actckpt.checkpoint.reading import read_state
 from actckpt.errors import CheckpointError, CheckpointFormatError
 from actckpt.resuming.directory import RunDirectory
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from actckpt.checkpoint.commit import Snapshot
 from actckpt.checkpoint.discovery import Checkpoint
+from actckpt.errors import CheckpointSaveError
 from actckpt.resuming.directory import RunDirectory
 from actckpt.resuming.staging import Staging, StagingSet, Steady
 
@@ -41,12 +42,22 @@ class Saving:
     @property
     def running(self) -> bool:
         """Whether it has not ended."""
-        # one that Ctrl-C kept from starting has no thread
+        # one that did not start, or that Ctrl-C kept from it, has no thread
         return self._thread.ident is not None and not self._ended.is_set()
 
     def start(self) -> None:
-        """Begins."""
-        self._thread.start()
+        """Begins.
+
+        Raises:
+            CheckpointSaveError: there can be no further thread.
+        """
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise CheckpointSaveError(
+                f"saving in the background needs a thread, which cannot be had: {error}. Save with "
+                "background=False, which needs none"
+            ) from error
 
     def wait(self) -> None:
         """Returns when it has ended, however it did."""

@@ -9,6 +9,7 @@ import torch
 
 from actckpt.checkpoint.encoding import Encoded
 from actckpt.errors import CheckpointSaveError
+from actckpt.units import format_gigabytes
 
 # windows begin where any dtype may, and vector instructions like it
 _ALIGNMENT = 64
@@ -69,7 +70,7 @@ class Staging:
         """The same items with tensors in the memory of a set, once `StagingSet.await_copies` ends.
 
         Raises:
-            CheckpointSaveError: they need more than the bound.
+            CheckpointSaveError: they need more than the bound, or than there is.
         """
         spans: dict[tuple[str, str], tuple[int, int]] = {}
         end = 0
@@ -115,15 +116,23 @@ class Staging:
         total = self.size_bytes - into.size_bytes + size_bytes
         if self._limit_bytes is not None and total > self._limit_bytes:
             raise CheckpointSaveError(
-                f"saving in the background needs {total / 1e9:.3f} GB of staging memory; "
-                f"staging_gb allows {self._limit_bytes / 1e9:.3f}. Raise it, or save with "
-                "background=False, which copies nothing"
+                f"saving in the background needs {format_gigabytes(total)} GB of staging "
+                f"memory; staging_gb allows {format_gigabytes(self._limit_bytes)}. Raise it, or "
+                "save with background=False, which copies nothing"
             )
         into.buffer = None  # before the larger one exists
-        into.buffer = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned)
-        # its pages exist from now on: no save after this one waits for them
-        into.buffer.zero_()
-        return into.buffer
+        try:
+            buffer = torch.empty(size_bytes, dtype=torch.uint8, pin_memory=pinned)
+            # its pages exist from now on: no save after this one waits for them
+            buffer.zero_()
+        except RuntimeError as error:  # torch has no class for it on the CPU
+            raise CheckpointSaveError(
+                f"saving in the background needs {format_gigabytes(size_bytes)} GB of staging "
+                f"memory, which cannot be had: {error}. Save with background=False, which copies "
+                "nothing"
+            ) from error
+        into.buffer = buffer
+        return buffer
 
     def _copy_beside(self, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         for device in {tensor.device for _, tensor in pairs}:

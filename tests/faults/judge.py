@@ -10,7 +10,7 @@ import actckpt
 from actckpt.checkpoint.discovery import Checkpoint, discover
 from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.names import DELETING, PINNED, SAVING
-from actckpt.checkpoint.verification import read_state
+from actckpt.checkpoint.reading import read_state
 from tests.faults.saying import Acted
 from tests.faults.scenario import KEPT, advance, objects, saved_state, state, states
 from tests.test_checkpoint_encoding import same

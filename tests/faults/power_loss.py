@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from actckpt.checkpoint.files import Files
 from tests.faults.disk import Disk
 from tests.faults.judge import violations
+from tests.faults.place import empty_place
 from tests.faults.recording import Recording, apply, out_of_order
 from tests.faults.saying import Acted
 from tests.faults.scene import RUN, Scene
@@ -101,6 +100,6 @@ def _crashes(
 
 
 def _judged(left: dict[str, bytes | None], acted: Acted, known: tuple[int, ...]) -> list[str]:
-    with tempfile.TemporaryDirectory(prefix="actckpt-faults-") as made:
-        write_out(left, Path(made))
-        return violations(Path(made) / RUN, acted, known)
+    with empty_place() as place:
+        write_out(left, place)
+        return violations(place / RUN, acted, known)

@@ -33,8 +33,7 @@ class Extent:
     parts: int
 
 
-# a loss of power after a kill at every call would take hours, and adds little to either alone
-WHOLE = Extent(kills=1, errors=1, later=7, more=1, parts=8)
+WHOLE = Extent(kills=1, errors=1, later=1, more=1, parts=8)
 # no number of calls is a multiple of these: every kind of error meets other calls
 BOUNDED = Extent(kills=5, errors=37, later=83, more=13, parts=1)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from actckpt.checkpoint import files
 from actckpt.checkpoint.files import Files
 from tests.faults import acts
 from tests.faults.acts import Act
+from tests.faults.place import empty_place
 from tests.faults.saying import Acted
 from tests.faults.scenario import LAST, prepare
 from tests.system_calls import Call, Make, Watched
@@ -44,10 +44,10 @@ class Scene:
     @contextmanager
     def place(self) -> Iterator[Path]:
         """An empty directory with the run in it, as ``RUN``; deleted afterwards."""
-        with tempfile.TemporaryDirectory(prefix="actckpt-faults-") as made:
+        with empty_place() as place:
             if self.sound is not None:
-                shutil.copytree(self.sound, Path(made) / RUN)
-            yield Path(made)
+                shutil.copytree(self.sound, place / RUN)
+            yield place
 
     def calls(self) -> tuple[list[str], int]:
         """The names of the calls of an undisturbed process, in order; how many it resumes with."""
@@ -74,12 +74,12 @@ class Scene:
 def scenes() -> Iterator[tuple[Scene, ...]]:
     """Every start there is, and everything that is done from the first."""
     with (
-        tempfile.TemporaryDirectory(prefix="actckpt-faults-") as made,
+        empty_place() as place,
         pytest.MonkeyPatch.context() as patch,
     ):
         # the states are small, and every kind of call is to fail
         patch.setattr(files, "WRITE_BACK_BYTES", 512)
-        sound = Path(made) / RUN
+        sound = place / RUN
         prepare(sound)
         others = {
             "thread": acts.IN_A_THREAD,

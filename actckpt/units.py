@@ -8,6 +8,18 @@ def format_bytes(count: int | float) -> str:
     return _scaled(float(count), (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)), "B")
 
 
+def format_gigabytes(count: int, *, up: bool = False) -> str:
+    """``count`` bytes as a number of GB: to the MB, and to three digits where that says less.
+
+    Args:
+        up: rounded up, for what has to be enough.
+    """
+    digits = min(max(3, 12 - len(str(abs(count)))), 9)
+    unit = 10 ** (9 - digits)
+    rounded = -(-count // unit) if up else round(count / unit)
+    return f"{rounded * unit / 1e9:.{digits}f}"
+
+
 def format_seconds(duration_s: float) -> str:
     """``duration_s`` as min, s, ms or µs, such as ``12.5 ms``."""
     if abs(duration_s) >= 600:
