@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +15,12 @@ import torch
 from actckpt.errors import PlanError
 from actckpt.graph import Graph
 from actckpt.profile import Cost, Profile
-from actckpt.profiler.arguments import UnrunnableError, input_bytes
+from actckpt.profiler.arguments import input_bytes
 from actckpt.profiler.devices import DEVICES, find_device
 from actckpt.profiler.roofline import Machine, calibrate, estimate, machine_of, output_bytes
 from actckpt.profiler.store import CostStore, cache_folder
-from actckpt.profiler.timing import Place, alone, time_op, workspaces
+from actckpt.profiler.timing import Place, alone, time_ops, workspaces
 
-_LOG = logging.getLogger(__name__)
 _LARGEST_BYTES = 2 * 10**9
 _CHUNK = 64
 _SUSPECT = 8.0
@@ -77,10 +75,12 @@ def build_profile(
             missing = []
         with _bar(len(missing), progress) as advance:
             for start in range(0, len(missing), _CHUNK):
-                fresh = _measure(missing[start : start + _CHUNK], machine, here, place, advance)
+                part = missing[start : start + _CHUNK]
+                fresh = _measure(part, machine, here, place)
                 # estimates are made anew: what cannot be measured today may be tomorrow
                 store.put({s: c for s, c in fresh.items() if c.source == "measured"})
                 known.update(fresh)
+                advance(len(part))
             calmer = _again({s: known[s] for s in missing}, machine, here, place)
             store.put(calmer)
             known.update(calmer)
@@ -133,25 +133,12 @@ def environment(device: torch.device) -> str:
 
 
 def _measure(
-    signatures: list[str],
-    machine: Machine,
-    device: torch.device,
-    place: Place,
-    advance: Callable[[], None],
+    signatures: list[str], machine: Machine, device: torch.device, place: Place
 ) -> dict[str, Cost]:
-    times: dict[str, float] = {}
-    costs: dict[str, Cost] = {}
-    for signature in signatures:
-        try:
-            size = input_bytes(signature) + output_bytes(signature)
-            if size > _LARGEST_BYTES:
-                raise UnrunnableError(f"{size / 1e9:.1f} GB of inputs and outputs")
-            times[signature] = time_op(signature, device, place)
-        except UnrunnableError as reason:
-            _LOG.debug("estimated, not measured: %s (%s)", signature[:120], reason)
-            costs[signature] = estimate(signature, machine)
-        advance()
+    fitting = [s for s in signatures if input_bytes(s) + output_bytes(s) <= _LARGEST_BYTES]
+    times = time_ops(fitting, device, place)
     scratch = workspaces(list(times), device, place)
+    costs = {s: estimate(s, machine) for s in signatures if s not in times}
     for (signature, seconds), bytes_ in zip(times.items(), scratch, strict=True):
         costs[signature] = Cost(seconds, bytes_, "measured")
     return costs
@@ -174,13 +161,12 @@ def _again(
     better: dict[str, Cost] = {}
     deadline = time.perf_counter() + _AGAIN_S
     for _ in range(_ROUNDS):
-        for signature, cost in slow.items():
-            if time.perf_counter() > deadline:
-                return better
-            with suppress(UnrunnableError):
-                seconds = time_op(signature, device, place)
-                if seconds < better.get(signature, cost).time_s:
-                    better[signature] = replace(cost, time_s=seconds)
+        if not slow or time.perf_counter() > deadline:
+            break
+        for signature, seconds in time_ops(list(slow), device, place).items():
+            cost = slow[signature]
+            if seconds < better.get(signature, cost).time_s:
+                better[signature] = replace(cost, time_s=seconds)
     return better
 
 
@@ -227,15 +213,15 @@ def _table_machine(target: str) -> Machine | None:
 
 
 @contextmanager
-def _bar(total: int, progress: bool | None) -> Iterator[Callable[[], None]]:
+def _bar(total: int, progress: bool | None) -> Iterator[Callable[[int], None]]:
     if progress is None:
         progress = sys.stderr.isatty()
     if not progress or not total:
-        yield lambda: None
+        yield lambda _: None
         return
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("measuring operations", total=total)
-        yield lambda: bar.advance(task)
+        yield lambda count: bar.advance(task, count)

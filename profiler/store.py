@@ -16,7 +16,7 @@ from actckpt.profile import Cost
 from actckpt.profiler.roofline import Machine
 
 _LOG = logging.getLogger(__name__)
-_FILE = "costs-1.sqlite"  # the number changes with the meaning of a row
+_FILE = "costs-2.sqlite"  # the number changes with the meaning of a row
 _TABLES = """
 CREATE TABLE IF NOT EXISTS costs (
     environment TEXT, signature TEXT, time_s REAL, workspace_bytes INTEGER, source TEXT,

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from actckpt.profiler.arguments import UnrunnableError, rebuild
+from actckpt.profiler.arguments import input_bytes, rebuild
 from actckpt.profiler.meter import AllocatorMeter
 from actckpt.signature import overload
 
-_ENOUGH_S = 5e-3
-_ENOUGH_NOISY_S = 50e-3
+_LOG = logging.getLogger(__name__)
+
+# operands that exist at a time; a larger one alone
+_OPERANDS_BYTES = 256 * 2**20
+# what is gone through before each turn: more than what one core's caches hold
+_EVICTED_BYTES = 64 * 2**20
+_FEWEST_TURNS = 4
+_TURNS = 8
+_ENOUGH_S = 20e-3
+# where the slowest turn took so many times the fastest, there are more
 _NOISY = 3.0
-_MOST_RUNS = 50
-_MOST_RUNS_IN_PLACE = 8
+_MOST_TURNS = 24
+_ENOUGH_NOISY_S = 100e-3
+# once is enough
 _SLOW_S = 1.0
 
 Place = Callable[[torch.device], torch.device]
@@ -38,43 +49,78 @@ def alone(device: torch.device) -> Iterator[None]:
         yield
 
 
-def time_op(signature: str, device: torch.device, place: Place) -> float:
-    """Seconds of the operation alone, see `time_call`.
+def time_ops(signatures: Sequence[str], device: torch.device, place: Place) -> dict[str, float]:
+    """Seconds of each operation as a step finds it; those that cannot be run are left out.
 
-    Runs for 5 ms, and at least three times (once where a single run takes over a second).
+    They take turns, each on operands of its own: a step, too, comes to an operation when its
+    operands have left the caches, and what it wrote last time has been overwritten. Run over and
+    over on the same data, operations that move data take half the time that they take in a step.
 
-    Raises:
-        UnrunnableError: it cannot be made, or it raised; the message says what.
+    The lower quartile of a few turns, because a busy machine only ever adds time, and adds a lot:
+    with one core taken by another process, OpenMP's barriers wait for whole scheduler ticks.
     """
-    try:
-        op, args, kwargs = rebuild(signature, place, fill=not is_view(signature))
-        return time_call(
-            lambda: op(*args, **kwargs),
-            device,
-            most=_MOST_RUNS_IN_PLACE if op._schema.is_mutable else _MOST_RUNS,
-        )
-    except Exception as error:  # whatever a kernel objects to in made-up arguments
-        raise UnrunnableError(f"{type(error).__name__}: {error}") from error
+    evicted = torch.zeros(_EVICTED_BYTES, dtype=torch.uint8, device=device)
+    found: dict[str, float] = {}
+    for group in _groups(signatures):
+        found.update(_take_turns(group, device, place, evicted))
+    return found
 
 
-def time_call(call: Callable[[], Any], device: torch.device, *, most: int = _MOST_RUNS) -> float:
-    """Lower quartile of the seconds that ``call`` takes, after one warm-up, at most ``most`` runs.
+def _groups(signatures: Sequence[str]) -> Iterator[list[str]]:
+    """Operations whose operands may all exist at a time."""
+    group: list[str] = []
+    size = 0
+    # of one kind one after the other: their code stays in the caches, as it does in a step
+    for signature in sorted(signatures):
+        more = input_bytes(signature)
+        if group and size + more > _OPERANDS_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(signature)
+        size += more
+    if group:
+        yield group
 
-    The lower quartile, because a busy machine only ever adds time, and adds a lot: with one core
-    taken by another process, OpenMP's barriers wait for whole scheduler ticks. Ten times as long
-    is spent where the slowest run took three times the fastest.
-    """
-    clock = _cuda_clock(device) if device.type == "cuda" else _cpu_clock
-    warm = clock(call)
-    if warm > _SLOW_S:
-        return clock(call)
-    times: list[float] = []
-    while len(times) < most:
-        noisy = len(times) >= 3 and max(times) > _NOISY * min(times)
-        if len(times) >= 3 and sum(times) >= (_ENOUGH_NOISY_S if noisy else _ENOUGH_S):
+
+def _take_turns(
+    group: Sequence[str], device: torch.device, place: Place, evicted: torch.Tensor
+) -> dict[str, float]:
+    clock = _clock(device)
+    calls: dict[str, Callable[[], Any]] = {}
+    times: dict[str, list[float]] = {}
+
+    def run(signature: str) -> float | None:
+        try:
+            if signature not in calls:
+                op, args, kwargs = rebuild(signature, place, fill=not is_view(signature))
+                calls[signature] = partial(op, *args, **kwargs)
+            return clock(calls[signature])
+        except Exception as error:  # whatever a kernel objects to in made-up arguments
+            _LOG.debug("estimated, not measured: %s (%s)", signature[:120], error)
+            return None
+
+    for signature in group:
+        warm = run(signature)
+        if warm is not None:
+            times[signature] = [warm] if warm > _SLOW_S else []
+        if warm is None or warm > _SLOW_S:
+            calls.pop(signature, None)  # its operands are not needed again
+    for _ in range(_MOST_TURNS):
+        waiting = [s for s in calls if not _enough(times[s])]
+        if not waiting:
             break
-        times.append(clock(call))
-    return sorted(times)[len(times) // 4]
+        evicted.add_(1)  # also where the operations are few or small
+        for signature in waiting:
+            seconds = run(signature)
+            if seconds is not None:
+                times[signature].append(seconds)
+    return {s: sorted(found)[len(found) // 4] for s, found in times.items() if found}
+
+
+def _enough(times: list[float]) -> bool:
+    noisy = bool(times) and max(times) > _NOISY * min(times)
+    turns, seconds = (_MOST_TURNS, _ENOUGH_NOISY_S) if noisy else (_TURNS, _ENOUGH_S)
+    return len(times) >= turns or (len(times) >= _FEWEST_TURNS and sum(times) >= seconds)
 
 
 def workspaces(signatures: Sequence[str], device: torch.device, place: Place) -> list[int]:
@@ -103,13 +149,18 @@ def dispatch_seconds(device: torch.device) -> float:
     """What a dispatch mode that only calls on adds to one operation, in seconds."""
     x = torch.ones(8, device=device)
 
+    clock = _clock(device)
+
     def many() -> None:
         for _ in range(100):
             x.add_(0)
 
-    plain = time_call(many, device)
+    def best() -> float:
+        return min(clock(many) for _ in range(8))
+
+    plain = best()
     with _Through():  # type: ignore[no-untyped-call]
-        through = time_call(many, device)
+        through = best()
     return max(0.0, (through - plain) / 100)
 
 
@@ -126,6 +177,11 @@ def is_view(signature: str) -> bool:
 class _Through(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **(kwargs or {}))
+
+
+def _clock(device: torch.device) -> Callable[[Callable[[], Any]], float]:
+    """What runs a call and returns its seconds."""
+    return _cuda_clock(device) if device.type == "cuda" else _cpu_clock
 
 
 def _cpu_clock(call: Callable[[], Any]) -> float:

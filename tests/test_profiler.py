@@ -167,7 +167,7 @@ def test_second_time_comes_from_the_cache(cache: Path, monkeypatch: pytest.Monke
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("measured again")
 
-    for name in ("time_op", "workspaces", "calibrate", "estimate"):
+    for name in ("time_ops", "workspaces", "calibrate", "estimate"):
         monkeypatch.setattr(build, name, refuse)
     assert build_profile(graph, cache_dir=cache) == first
 
