@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,20 +13,32 @@ from actckpt.rewriting.schedule import CallProgram
 from actckpt.signature import described
 from actckpt.tracing.calls import GETTER, QUESTIONS, leaves, name_of
 
-TENSOR = object()
 _COMPARED = (
     bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout,
     torch.memory_format, type(Ellipsis),
 )  # fmt: skip
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Wired:
+    """Stands for a tensor argument; its wire, -1 for one of unknown origin."""
+
+    wire: int
+
+
+@dataclass(frozen=True, slots=True)
 class Learned:
-    """A call as a run was seen to make it: the function and its arguments, tensors left out."""
+    """A call as a run was seen to make it, with `Wired` in place of its tensors.
+
+    Args:
+        alone: it returns one tensor, and shows none to pin: nothing is to be done beside it.
+    """
 
     func: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    call: CallProgram
+    alone: bool
 
 
 class Following(TorchFunctionMode):
@@ -64,26 +76,26 @@ class Following(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.left or func in QUESTIONS or (type(func) is GETTER and func.__name__ == "__get__"):
             return func(*args, **kwargs)
-        position = self.position
-        given: list[torch.Tensor] = []
-        reason = self._difference(position, func, args, kwargs, given)
-        if reason:
-            self.stop(reason)
+        position, wires = self.position, self.wires
+        known = self.learned[position] if position < len(self.learned) else None
+        if known is None:
+            known = self._learn(position, func, args, kwargs)
+        if known is None or not _is_same(known, func, args, kwargs, wires):
+            self.stop(self._difference(known, func, args, kwargs))
             return func(*args, **kwargs)
         self.position = position + 1
-        call = self.calls[position]
-        if call.draws or call.captures:
-            self.before(position, call, given)
-        out = func(*args, **kwargs)
-        wires, wire = self.wires, call.wire
-        if type(out) is torch.Tensor:
-            wires[id(out)] = wire
-            made = [out]
+        call = known.call
+        if known.alone:
+            out = func(*args, **kwargs)
+            if type(out) is torch.Tensor:
+                wires[id(out)] = call.wire
+                return out
         else:
-            made = list(leaves(out))
-            for t in made:
-                wires[id(t)] = wire
-                wire += 1
+            self.before(position, call, list(leaves((args, kwargs))))
+            out = func(*args, **kwargs)
+        made = list(leaves(out))
+        for wire, t in enumerate(made, call.wire):
+            wires[id(t)] = wire
         if len(made) != call.results:
             self.stop(f"{name_of(func)} returned {len(made)} tensors, not {call.results}")
         elif call.captures:
@@ -101,73 +113,89 @@ class Following(TorchFunctionMode):
         if self.position < len(self.calls):
             self.stop("it ended earlier")
 
-    def _difference(
-        self, position: int, func: Any, args: Any, kwargs: Any, given: list[torch.Tensor]
-    ) -> str:
-        """Why a call is not the traced one; "" if it is. Its tensors are appended to ``given``."""
+    def _learn(self, position: int, func: Any, args: Any, kwargs: Any) -> Learned | None:
+        """The call at a position as it is made now, if that is what the trace wrote."""
         if position >= len(self.calls):
+            return None
+        call = self.calls[position]
+        if described(name_of(func), args, kwargs) != call.text:
+            return None
+        sources = iter(call.sources)
+        given, named = _template(args, sources), _template(kwargs, sources)
+        alone = call.results == 1 and not (call.draws or call.captures)
+        self.learned[position] = found = Learned(func, given, named, call, alone)
+        return found
+
+    def _difference(self, known: Learned | None, func: Any, args: Any, kwargs: Any) -> str:
+        """Why a call is not the traced one."""
+        if self.position >= len(self.calls):
             return f"it calls {name_of(func)} after its traced end"
-        call, known = self.calls[position], self.learned[position]
         if known is None:
-            if described(name_of(func), args, kwargs) != call.text:
-                return f"it calls {name_of(func)} with other arguments, or instead of another"
-            known = self.learned[position] = Learned(func, _template(args), _template(kwargs))
+            return f"it calls {name_of(func)} with other arguments, or instead of another"
         if known.func is not func:
             return f"it calls {name_of(func)} instead of {name_of(known.func)}"
-        same = len(known.args) == len(args)
-        for e, f in zip(known.args, args, strict=False):
-            # what most arguments are, without a call: this runs for every call of every step
-            if e is TENSOR and isinstance(f, torch.Tensor):
-                given.append(f)
-            elif e is not f:
-                same = same and _same(e, f, given)
-        if not same or ((kwargs or known.kwargs) and not _same(known.kwargs, kwargs, given)):
-            return f"an argument of {name_of(func)} has another value"
-        wires = self.wires
-        for t, wire in zip(given, call.sources, strict=True):
-            if wire >= 0 and wires.get(id(t)) != wire:
-                return f"{name_of(func)} is given another tensor"
-        return ""
+        given = list(leaves((args, kwargs)))
+        sources = known.call.sources
+        if len(given) == len(sources) and any(
+            wire >= 0 and self.wires.get(id(t)) != wire
+            for t, wire in zip(given, sources, strict=True)
+        ):
+            return f"{name_of(func)} is given another tensor"
+        return f"an argument of {name_of(func)} has another value"
 
 
-def _template(x: Any) -> Any:
+def _template(x: Any, sources: Iterator[int]) -> Any:
     """``x`` with a mark in place of each tensor."""
     if isinstance(x, torch.Tensor):
-        return TENSOR
+        return Wired(next(sources))
     if isinstance(x, list):
-        return [_template(i) for i in x]
+        return [_template(i, sources) for i in x]
     if isinstance(x, tuple):
-        return tuple(_template(i) for i in x)
+        return tuple(_template(i, sources) for i in x)
     if type(x) is dict:
-        return {key: _template(value) for key, value in x.items()}
+        return {key: _template(value, sources) for key, value in x.items()}
     if isinstance(x, slice):
-        return slice(_template(x.start), _template(x.stop), _template(x.step))
+        return slice(*(_template(i, sources) for i in (x.start, x.stop, x.step)))
     return x
 
 
-def _same(expected: Any, found: Any, given: list[torch.Tensor]) -> bool:
-    """Whether an argument is as it was; its tensors are appended to ``given``."""
-    if expected is TENSOR:
-        if isinstance(found, torch.Tensor):
-            given.append(found)
-            return True
+def _is_same(known: Learned, func: Any, args: Any, kwargs: Any, wires: dict[int, int]) -> bool:
+    """Whether a call is the one that is known, on the same tensors."""
+    if known.func is not func or len(known.args) != len(args):
         return False
+    for e, f in zip(known.args, args, strict=True):
+        # what most arguments are, without a call: this runs for every call of every step, on
+        # objects that have left the caches since the last one
+        if e is f:
+            continue
+        if type(e) is Wired:
+            if not isinstance(f, torch.Tensor) or (e.wire >= 0 and wires.get(id(f)) != e.wire):
+                return False
+        elif not _same(e, f, wires):
+            return False
+    return not (kwargs or known.kwargs) or _same(known.kwargs, kwargs, wires)
+
+
+def _same(expected: Any, found: Any, wires: dict[int, int]) -> bool:
+    """Whether an argument is as it was, its tensors included."""
     kind = type(expected)
+    if kind is Wired:
+        wire = expected.wire
+        return isinstance(found, torch.Tensor) and (wire < 0 or wires.get(id(found)) == wire)
     if kind is tuple or kind is list:
         if not isinstance(found, kind) or len(expected) != len(found):
             return False
-        return all(e is f or _same(e, f, given) for e, f in zip(expected, found, strict=True))
+        return all(e is f or _same(e, f, wires) for e, f in zip(expected, found, strict=True))
     if kind is not type(found):
         return False
     if kind is dict:
         return expected.keys() == found.keys() and all(
-            _same(e, found[key], given) for key, e in expected.items()
+            _same(e, found[key], wires) for key, e in expected.items()
         )
     if kind is slice:
-        return (
-            _same(expected.start, found.start, given)
-            and _same(expected.stop, found.stop, given)
-            and _same(expected.step, found.step, given)
+        return all(
+            _same(getattr(expected, end), getattr(found, end), wires)
+            for end in ("start", "stop", "step")
         )
     if isinstance(expected, _COMPARED):
         return bool(expected == found)
