@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +16,10 @@ from torch import nn
 import actckpt
 from experiments.peers.arms import PEERS
 from experiments.peers.checkpointing import NotApplicable
-from experiments.peers.meter import measured_peak
 from experiments.peers.models import SEED, built
 from experiments.peers.ours import Plan, Planner
 from experiments.peers.subject import Subject
+from experiments.peers.trial import Arm, Reference, tried
 from experiments.timing import interleaved, ratio
 
 Row = dict[str, Any]
@@ -44,25 +43,6 @@ class Case:
     peaks_only: bool = False
 
 
-@dataclass(slots=True)
-class Arm:
-    """A way to run the step, and what its first step and its meter said."""
-
-    run: Callable[[], None]
-    gradients: float | None = 0.0
-    buffers: float | None = 0.0
-    peak_bytes: int = 0
-    whole_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """Gradients and buffers of the untouched model after its first step."""
-
-    gradients: tuple[torch.Tensor | None, ...]
-    buffers: tuple[torch.Tensor, ...]
-
-
 def rows_of(case: Case) -> tuple[dict[str, str], list[Row]]:
     """The versions, and a row for every peer of the case."""
     torch.set_num_threads(1)
@@ -72,7 +52,7 @@ def rows_of(case: Case) -> tuple[dict[str, str], list[Row]]:
     first: Reference | None = None
     for name in (UNTOUCHED, AGAIN):
         model = copy.deepcopy(subject.model)
-        arm, seen = _tried(subject, model, model, first)
+        arm, seen = tried(subject, model, model, first)
         arms[name], first = arm, first or seen
     assert first is not None
     status: dict[str, str] = {}
@@ -88,7 +68,7 @@ def rows_of(case: Case) -> tuple[dict[str, str], list[Row]]:
 
     def peak_of(plan: Plan) -> int:
         if plan.name not in arms:
-            arms[plan.name], _ = _tried(subject, plan.model, plan.model, first)
+            arms[plan.name], _ = tried(subject, plan.model, plan.model, first)
         return arms[plan.name].peak_bytes
 
     at_peak: dict[str, Plan | str] = {}
@@ -167,7 +147,7 @@ def _attempt(
     """Adds the peer's arm; says what came of it."""
     try:
         runs = PEERS[name].prepare(subject, model)
-        arms[name], _ = _tried(subject, model, runs, first)
+        arms[name], _ = tried(subject, model, runs, first)
     except NotApplicable as reason:
         return f"not run: {reason}"
     except Exception as error:  # whatever a peer raises is a result
@@ -185,51 +165,6 @@ def _planned(plan: Callable[..., Plan], *arguments: Any) -> Plan | str:
 
 def _failed(error: BaseException) -> str:
     return f"failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
-def _tried(
-    subject: Subject, model: nn.Module, runs: nn.Module, first: Reference | None
-) -> tuple[Arm, Reference]:
-    """The arm after its first step, which is compared, and a later one, which is metered.
-
-    Args:
-        model: holds the parameters and buffers.
-        runs: what is called.
-    """
-    parameters, buffers = tuple(model.parameters()), tuple(model.buffers())
-    arm = Arm(subject.step(runs))
-    torch.manual_seed(SEED)
-    arm.run()
-    seen = Reference(
-        tuple(None if p.grad is None else p.grad.clone() for p in parameters),
-        tuple(b.clone() for b in buffers),
-    )
-    if first is not None:
-        arm.gradients = _compared(seen.gradients, first.gradients)
-        arm.buffers = _compared(seen.buffers, first.buffers)
-    torch.manual_seed(SEED)
-    arm.run()
-    peak = measured_peak(arm.run, parameters)
-    arm.peak_bytes, arm.whole_bytes = peak.activation_bytes, peak.whole_bytes
-    return arm, seen
-
-
-def _compared(
-    found: Sequence[torch.Tensor | None], expected: Sequence[torch.Tensor | None]
-) -> float | None:
-    """The largest difference over the largest value of its tensor; 0 only where every bit is equal,
-    None where one has a tensor that the other lacks."""
-    worst = 0.0
-    for a, b in zip(found, expected, strict=True):
-        if a is None or b is None:
-            if a is not b:
-                return None
-        elif not torch.equal(a, b):
-            scale = b.double().abs().max().item() or 1.0
-            difference = (a.double() - b.double()).abs().max().item() / scale
-            # a NaN, or equal numbers of other bits
-            worst = max(worst, difference if math.isfinite(difference) else 1.0, 1e-30)
-    return worst
 
 
 def _versions(planner: Planner) -> dict[str, str]:
