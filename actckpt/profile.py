@@ -39,10 +39,10 @@ class Profile:
     costs: tuple[Cost, ...]
     dispatch_s: float = 20e-6
     region_s: float = 100e-6
-    save_s: float = 3e-6
-    follow_s: float = 7e-6
-    burst_s: float = 20e-6
-    burst_op_s: float = 2e-6
+    save_s: float = 6e-6
+    follow_s: float = 15e-6
+    burst_s: float = 40e-6
+    burst_op_s: float = 8e-6
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data; `Profile.from_json` reads it back equal."""
