@@ -40,13 +40,23 @@ class Columns:
         self._work = 0
         self._choices: dict[Way, Choice | None] = {}
 
-    def at(self, prices: Mapping[int, float], known: Sequence[Choice]) -> list[Choice]:
+    def at(
+        self,
+        prices: Mapping[int, float],
+        known: Sequence[Choice],
+        within: Segment | None = None,
+    ) -> list[Choice]:
         """The best way of every segment, and of segments in a row, without those known already.
 
         Args:
             prices: instant -> seconds that a byte costs there.
+            within: operations; only of segments among them, however much work that is.
         """
-        return self._fresh([prices], self._spans(), known)
+        if within is None:
+            return self._fresh([prices], self._spans(), known)
+        first, last = within
+        spans = (s for s in self._spans(rationed=False) if first <= s[0][0] and s[0][1] <= last)
+        return self._fresh([prices], spans, known)
 
     def near(self, prices: Mapping[int, float], known: Sequence[Choice]) -> list[Choice]:
         """The same at prices a little lower and higher, of single segments and pairs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from actckpt.errors import BudgetError, PlanError
 from actckpt.graph import Graph
@@ -11,7 +12,8 @@ from actckpt.plan import Plan
 from actckpt.policies.burst_choices import burst_choices
 from actckpt.policies.columns import Columns
 from actckpt.policies.exhaustive import MOST_RESULTS, exhaustive
-from actckpt.policies.packing import Packing
+from actckpt.policies.neighbourhood import improved
+from actckpt.policies.packing import Choice, Packing, plan_of
 from actckpt.pricing.simulate import Pricer
 from actckpt.profile import Profile
 
@@ -55,38 +57,48 @@ def optimal(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
     columns = Columns(pricer)
     alone = Packing(pricer, burst_choices(profile, pricer))
     packing = _grown(alone, columns, budget_bytes)
-    plan = packing.least_time(budget_bytes) if packing is not None else None
-    if packing is not None and plan is not None and not _far(packing, plan, budget_bytes):
-        return dataclasses.replace(plan, policy="optimal")
+    picked = packing.fastest(budget_bytes) if packing is not None else None
+    if packing is not None and picked is not None:
+        picked = _nearer(packing, columns, picked, budget_bytes)
+        if not _is_far(packing, picked, budget_bytes):
+            return dataclasses.replace(plan_of(picked), policy="optimal")
     # anew, so that the smallest for one budget is the smallest for every other
-    lowest = _lowered(Packing(pricer, alone.choices), Columns(pricer), 0)
-    smallest = lowest.least_memory() or untouched
-    smallest_bytes = pricer.estimate(smallest).peak_bytes
-    found = [] if plan is None else [plan]
+    again = Columns(pricer)
+    lowest = _lowered(Packing(pricer, alone.choices), again, 0)
+    smallest = lowest.smallest() or []
+    smallest_bytes = lowest.estimate(smallest).peak_bytes
+    found = [] if picked is None else [picked]
     if smallest_bytes <= budget_bytes:
         known = {choice.parts for choice in lowest.choices}
         fresh = [c for c in (packing or alone).choices if c.parts not in known]
-        faster = lowest.joined_by(fresh).least_time(budget_bytes)
-        found += [smallest] if faster is None else [smallest, faster]
+        both = lowest.joined_by(fresh)
+        start = both.fastest(budget_bytes) or smallest
+        found.append(_nearer(both, again, start, budget_bytes))
     if found:
-        fastest = min(found, key=lambda p: pricer.estimate(p).time_s)
-        return dataclasses.replace(fastest, policy="optimal")
+        best = min(found, key=lambda choices: lowest.estimate(choices).time_s)
+        return dataclasses.replace(plan_of(best), policy="optimal")
     raise BudgetError(
         f"no plan within {budget_bytes} bytes: the smallest peak found is {smallest_bytes}",
         budget_bytes=budget_bytes,
         smallest_bytes=smallest_bytes,
-        smallest_plan=dataclasses.replace(smallest, policy="optimal"),
+        smallest_plan=dataclasses.replace(plan_of(smallest), policy="optimal"),
     )
 
 
-def _far(packing: Packing, plan: Plan, budget_bytes: int) -> bool:
-    """Whether a plan is so far from the linear program that other choices may well be better."""
+def _nearer(
+    packing: Packing, columns: Columns, picked: list[Choice], budget_bytes: int
+) -> list[Choice]:
+    """Choices that fit, made better where they are far from the linear program."""
+    if not _is_far(packing, picked, budget_bytes):
+        return picked
+    return improved(packing, columns, picked, budget_bytes)
+
+
+def _is_far(packing: Packing, picked: Sequence[Choice], budget_bytes: int) -> bool:
+    """Whether choices are so far from the linear program that others may well be better."""
     relaxed = packing.relaxation().least_time(budget_bytes)
-    pricer = packing.pricer
-    whole_s, time_s = (pricer.estimate(p).time_s for p in (Plan(""), plan))
-    # that the forward is followed is no choice's cost
-    least_s = whole_s + pricer.following_s + (relaxed.value if relaxed is not None else 0.0)
-    return time_s - least_s > _FAR * whole_s
+    least_s = relaxed.value if relaxed is not None else 0.0
+    return sum(c.time_s for c in picked) - least_s > _FAR * packing.untouched_s
 
 
 def _grown(packing: Packing, columns: Columns, budget_bytes: int) -> Packing | None:

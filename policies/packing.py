@@ -52,8 +52,9 @@ class Choice:
     holds: tuple[Hold, ...] = ()
 
 
-def plan_of(parts: Sequence[Region | Burst]) -> Plan:
-    """The plan of these regions or bursts."""
+def plan_of(picked: Sequence[Choice]) -> Plan:
+    """The plan of these choices, without a policy's name."""
+    parts = [part for choice in picked for part in choice.parts]
     return Plan(
         "",
         tuple(p for p in parts if isinstance(p, Region)),
@@ -72,15 +73,22 @@ class Packing:
 
     Args:
         instants: those to begin with.
+        settled: so many of the first choices are chosen; none of them excludes another.
     """
 
     def __init__(
-        self, pricer: Pricer, choices: Sequence[Choice], instants: Sequence[int] = ()
+        self,
+        pricer: Pricer,
+        choices: Sequence[Choice],
+        instants: Sequence[int] = (),
+        settled: int = 0,
     ) -> None:
         self.pricer = pricer
+        self.settled = settled
         self.instants = list(instants)
         self.choices = list(choices)
         base = pricer.estimate(Plan(""))
+        self.untouched_s = base.time_s
         self.base = base.timeline
         dropped = frozenset(s for c in self.choices for s in c.takes)
         held = joined([c.holds for c in self.choices], dropped)
@@ -142,30 +150,45 @@ class Packing:
         return np.array([c.time_s for c in self.choices] + [0.0] * len(self.held))
 
     @cached_property
+    def _least(self) -> np.ndarray:
+        """What each column is at least."""
+        least = np.zeros(len(self._time_s))
+        least[: self.settled] = 1.0
+        return least
+
+    @cached_property
     def _columns(self) -> tuple[np.ndarray, ...]:
         """Bytes that each column adds at each instant."""
         return (*self.deltas, *self.hold_deltas)
 
     def joined_by(self, choices: Sequence[Choice]) -> Packing:
         """A packing of these choices, too."""
-        return Packing(self.pricer, [*self.choices, *choices], self.instants)
+        return Packing(self.pricer, [*self.choices, *choices], self.instants, self.settled)
 
     def relaxation(self) -> Relaxation:
         """The linear program over the same columns; its instants are this one's, too."""
         limits, most = self._limits
-        return Relaxation(limits, most, self._time_s, self.base, self._columns, self.instants)
+        return Relaxation(
+            limits, most, self._time_s, self.base, self._columns, self.instants, self._least
+        )
 
     def estimate(self, picked: Sequence[Choice]) -> Estimate:
         """The price of some choices together."""
-        return self.pricer.estimate(plan_of([p for c in picked for p in c.parts]))
+        return self.pricer.estimate(plan_of(picked))
 
     def least_time(self, budget_bytes: int) -> Plan | None:
-        """The fastest choice that fits, or None if none was found.
+        """The plan of the fastest choices that fit, or None if none were found."""
+        picked = self.fastest(budget_bytes)
+        return None if picked is None else plan_of(picked)
+
+    def fastest(self, budget_bytes: int) -> list[Choice] | None:
+        """The fastest choices that fit, or None if none were found.
 
         What a solution turns out to need less than the sum of its parts says (regions that hold the
         same storage) is credited to the next try.
         """
-        best, best_s = None, math.inf
+        best: list[Choice] | None = None
+        best_s = math.inf
         credit = np.zeros(len(self.base), dtype=np.int64)
         for _ in range(_TRIES):
             found = self._solve(budget_bytes, credit)
@@ -174,7 +197,7 @@ class Packing:
             picked, price = found
             if price.time_s >= best_s:
                 break
-            best, best_s = plan_of([p for c in picked for p in c.parts]), price.time_s
+            best, best_s = picked, price.time_s
             said = self.levels(picked)
             credit = np.maximum(0, said - price.timeline)
             # where there is room in any case more of it changes nothing
@@ -190,11 +213,17 @@ class Packing:
         return total
 
     def least_memory(self) -> Plan | None:
-        """A choice of nearly the smallest peak, or None if nothing was found."""
+        """The plan of choices of nearly the smallest peak, or None if none were found."""
+        picked = self.smallest()
+        return None if picked is None else plan_of(picked)
+
+    def smallest(self) -> list[Choice] | None:
+        """Choices of nearly the smallest peak, or None if none were found."""
         relaxed = self.relaxation().least_peak() if self.choices else None
         if relaxed is None:
             return None
-        best, best_bytes = None, 0
+        best: list[Choice] | None = None
+        best_bytes = 0
         short = np.zeros(len(self.base), dtype=np.int64)
         for _ in range(_ROUNDS):
             picked = self._program(relaxed.reduced, None, -short, _CLOSE)
@@ -202,7 +231,7 @@ class Packing:
                 break
             price = self.estimate(picked)
             if best is None or price.peak_bytes < best_bytes:
-                best, best_bytes = plan_of([p for c in picked for p in c.parts]), price.peak_bytes
+                best, best_bytes = picked, price.peak_bytes
             said = self.levels(picked) + short
             most = int(said[np.array(self.instants)].max()) * (1 + _CLOSE)
             fresh = binding(price.timeline, most, self.instants)
@@ -253,7 +282,8 @@ class Packing:
         # whole numbers of small units: the solver's tolerances then decide nothing
         unit = max(1, int(self.base.max()) >> 20)
         at = np.array(self.instants, dtype=np.int64)
-        likely = np.sort(np.lexsort((np.arange(n), reduced[:n]))[:_COLUMNS])
+        open_to = np.lexsort((np.arange(n - self.settled), reduced[self.settled : n]))[:_COLUMNS]
+        likely = np.append(np.arange(self.settled), self.settled + np.sort(open_to))
         columns = np.append(likely, np.arange(n, width))
         deltas = np.ceil(np.array([self._columns[j][at] for j in columns], dtype=float).T / unit)
         time_s = self._time_s[columns] / max(float(np.abs(self._time_s).max()), 1e-12)
@@ -275,7 +305,9 @@ class Packing:
                 vstack([limits, rows]), -np.inf, np.concatenate([most, room])
             ),
             integrality=np.append(columns < n, np.zeros(len(cost) - len(columns))),
-            bounds=Bounds(0.0, upper),
+            bounds=Bounds(
+                np.append(self._least[columns], np.zeros(len(cost) - len(columns))), upper
+            ),
             options={
                 "node_limit": max(30, _NODES // len(columns)),
                 "mip_rel_gap": gap,

@@ -40,6 +40,7 @@ class Relaxation:
         base: bytes at each instant without any.
         deltas: bytes that each column adds at each instant.
         instants: to begin with; those that bind are added.
+        least: what each column is at least.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Relaxation:
         base: np.ndarray,
         deltas: Sequence[np.ndarray],
         instants: list[int],
+        least: np.ndarray,
     ) -> None:
         self.limits = limits
         self.most = most
@@ -57,6 +59,7 @@ class Relaxation:
         self.base = base
         self.deltas = deltas
         self.instants = instants
+        self.least = least
         self.unit = max(1.0, float(base.max(initial=0)))
         if not instants and len(base):
             instants.append(int(np.argmax(base)))
@@ -71,7 +74,7 @@ class Relaxation:
                 self.time_s / scale_s,
                 A_ub=vstack([self.limits, rows]),
                 b_ub=np.concatenate([self.most, room]),
-                bounds=(0.0, None),
+                bounds=np.column_stack((self.least, np.full(len(self.least), np.inf))),
                 method="highs",
             )
             if result.x is None:
@@ -86,7 +89,7 @@ class Relaxation:
     def least_peak(self) -> Relaxed | None:
         """The smallest peak of fractional choices, None if the solver finds none."""
         n = self.limits.shape[1]
-        bounds = np.array([(0.0, 1.0)] * n + [(0.0, np.inf)])
+        bounds = np.column_stack((np.append(self.least, 0.0), np.append(np.ones(n), np.inf)))
         while True:
             rows = self._rows()
             result = linprog(
