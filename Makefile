@@ -49,6 +49,7 @@ figures: setup
 	$(BIN)/python -m experiments.versus_checkpoint
 	$(BIN)/python -m experiments.peers
 	$(BIN)/python -m experiments.optimality
+	$(BIN)/python -m experiments.prediction
 	$(BIN)/python -m experiments.plan_time
 	$(BIN)/python -m experiments.absent_devices
 

@@ -144,8 +144,11 @@ def draw(rows: list[Row]) -> Figure:
         axes.plot([px, px], [low, high], color=OURS, linewidth=1.0, alpha=0.5)
         axes.plot(px, py, marker="o", color=OURS, markersize=4, linestyle="none")
         if abs(py - px) > POINTS:
+            # towards the side on which there are no other points
+            side = "right" if py > px else "left"
             axes.annotate(f"{row['model']} {100 * row['share']:.0f} %", (px, py), fontsize=6,
-                          color=MUTED, xytext=(4, 2), textcoords="offset points")  # fmt: skip
+                          color=MUTED, ha=side, xytext=(-4 if py > px else 4, 2),
+                          textcoords="offset points")  # fmt: skip
     axes.set_xlabel("predicted overhead, %", fontsize=9, color=MUTED)
     axes.set_ylabel("measured overhead, % (quartiles)", fontsize=9, color=MUTED)
     axes.legend(frameon=False, fontsize=8, labelcolor=INK, loc="upper left")
