@@ -64,7 +64,7 @@ def optimal(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
             return dataclasses.replace(plan_of(picked), policy="optimal")
     # anew, so that the smallest for one budget is the smallest for every other
     again = Columns(pricer)
-    lowest = _lowered(Packing(pricer, alone.choices), again, 0)
+    lowest = _lowered(alone.anew(), again, 0)
     smallest = lowest.smallest() or []
     smallest_bytes = lowest.estimate(smallest).peak_bytes
     found = [] if picked is None else [picked]

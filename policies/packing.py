@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -74,6 +74,7 @@ class Packing:
     Args:
         instants: those to begin with.
         settled: so many of the first choices are chosen; none of them excludes another.
+        made: levels that an earlier packing has made: of a large model they are most of the memory.
     """
 
     def __init__(
@@ -82,8 +83,10 @@ class Packing:
         choices: Sequence[Choice],
         instants: Sequence[int] = (),
         settled: int = 0,
+        made: dict[Hashable, np.ndarray] | None = None,
     ) -> None:
         self.pricer = pricer
+        self._made: dict[Hashable, np.ndarray] = {} if made is None else made
         self.settled = settled
         self.instants = list(instants)
         self.choices = list(choices)
@@ -93,19 +96,25 @@ class Packing:
         dropped = frozenset(s for c in self.choices for s in c.takes)
         held = joined([c.holds for c in self.choices], dropped)
         self.held = {h: readers for h, readers in held.items() if self._shared(h, readers)}
-        self.hold_deltas = [self._alone(hold) for hold in self.held]
+        self.hold_deltas = [self._once(hold, 0, hold) for hold in self.held]
         shared = {hold.storage for hold in self.held}
-        # what a choice alone holds is its own
-        self.deltas = [
-            c.delta + self._alone(*(h for h in c.holds if not h.saved and h.storage not in shared))
-            for c in self.choices
-        ]
+        self.deltas = [self._own(choice, shared) for choice in self.choices]
 
     def _shared(self, hold: Hold, readers: Sequence[int]) -> bool:
         """Whether it matters that several choices may hold it, or drop its save."""
         if hold.saved:
             return hold.bytes * _SMALL > int(self.base.max())
         return len({min(self.choices[j].takes) for j in readers}) > 1
+
+    def _own(self, choice: Choice, shared: Container[int]) -> np.ndarray:
+        """Bytes that a choice adds at each instant, with what it alone holds."""
+        own = [h for h in choice.holds if not h.saved and h.storage not in shared]
+        return self._once((choice.parts, *own), choice.delta, *own) if own else choice.delta
+
+    def _once(self, key: Hashable, levels: np.ndarray | int, *holds: Hold) -> np.ndarray:
+        if key not in self._made:
+            self._made[key] = levels + self._alone(*holds)
+        return self._made[key]
 
     def _alone(self, *holds: Hold) -> np.ndarray:
         levels = np.zeros_like(self.base)
@@ -163,7 +172,12 @@ class Packing:
 
     def joined_by(self, choices: Sequence[Choice]) -> Packing:
         """A packing of these choices, too."""
-        return Packing(self.pricer, [*self.choices, *choices], self.instants, self.settled)
+        both = [*self.choices, *choices]
+        return Packing(self.pricer, both, self.instants, self.settled, self._made)
+
+    def anew(self) -> Packing:
+        """A packing of the same choices, of which no question has been asked."""
+        return Packing(self.pricer, self.choices, settled=self.settled, made=self._made)
 
     def relaxation(self) -> Relaxation:
         """The linear program over the same columns; its instants are this one's, too."""
