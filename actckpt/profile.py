@@ -32,7 +32,8 @@ class Profile:
     ``dispatch_s`` is what a dispatch mode adds to one operation, ``region_s`` what one region adds
     to a step, ``save_s`` what one recomputed save adds, ``follow_s`` what following adds to one
     function call, ``burst_s`` what one burst and ``burst_op_s`` what one of its operations adds:
-    the overheads of the engine.
+    the overheads of the engine, as steps show them in which tensors have emptied the caches
+    (``python -m experiments.prediction``); a warm loop shows half.
     """
 
     device: str
