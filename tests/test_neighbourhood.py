@@ -39,6 +39,9 @@ def test_what_is_settled_is_chosen(name: str) -> None:
     again = fastest(spare, budget)
     assert {c.parts for c in settled} <= {c.parts for c in again}
     assert packing.estimate(again).peak_bytes <= budget
+    # where there is room for everything nothing would be chosen, but for what is settled
+    roomy = fastest(spare, 2 * int(packing.base.max()))
+    assert {c.parts for c in roomy} == {c.parts for c in settled}
     # of the same choices: how long they may be held depends on which there are
     unsettled = Packing(p.pricer, spare.choices).relaxation().least_time(budget)
     relaxed = spare.relaxation().least_time(budget)
