@@ -6,10 +6,12 @@ import importlib.metadata
 import os
 import platform
 import sys
+from functools import cache
 
 import torch
 
 
+@cache
 def package_version() -> str:
     """The installed version of actckpt, or that of the source tree it is imported from."""
     try:

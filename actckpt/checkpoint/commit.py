@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from actckpt.checkpoint.files import Files, Sink
 from actckpt.checkpoint.manifest import Chunk, FileEntry, Manifest, TensorEntry
 from actckpt.checkpoint.names import MANIFEST, SAVING, STATE, step_name, unique
 from actckpt.checkpoint.tensor_file import write_tensors
-from actckpt.checkpoint.verification import STATE_VERSION, verify_files
+from actckpt.checkpoint.verification import STATE_VERSION, checked, verify_files
 from actckpt.errors import CheckpointError, CheckpointFormatError, CheckpointSaveError
 from actckpt.units import format_gigabytes
 
@@ -70,7 +71,7 @@ def commit(
         _check_space(files, directory, snapshot)
         files.make_directory(temporary)
         try:
-            manifest = _write(files, temporary, snapshot, serial)
+            manifest, entry = _write(files, temporary, snapshot, serial)
             files.sync_directory(temporary)
             verify_files(files, temporary, verify)
             files.rename(temporary, final)
@@ -78,8 +79,8 @@ def commit(
             _abandon(files, temporary)
             raise
         files.sync_directory(directory)
-        if verify_files(files, final, "manifest").to_bytes() != manifest.to_bytes():
-            raise CheckpointFormatError(f"{final}/{MANIFEST} is not what was written")
+        with checked(files, f"{final}/{MANIFEST}", entry):
+            pass  # under its name, what it says
     except CheckpointSaveError:
         raise
     except CheckpointFormatError as error:
@@ -95,26 +96,26 @@ def commit(
     return Checkpoint(Path(final), manifest)
 
 
-def _write(files: Files, directory: str, snapshot: Snapshot, serial: int) -> Manifest:
+def _write(
+    files: Files, directory: str, snapshot: Snapshot, serial: int
+) -> tuple[Manifest, FileEntry]:
+    """What was written, and what the manifest's own file is."""
     entries: dict[str, FileEntry] = {}
     tensors: dict[str, TensorEntry] = {}
-    for item, encoded in snapshot.items.items():
-        if not encoded.tensors:
-            continue
-        file = f"{item}.safetensors"
-        with files.writing(f"{directory}/{file}") as sink:
+    # all are made durable once the last is written: meanwhile the device works on the first
+    with ExitStack() as writing:
+        for item, encoded in snapshot.items.items():
+            if not encoded.tensors:
+                continue
+            file = f"{item}.safetensors"
+            sink = writing.enter_context(files.writing(f"{directory}/{file}"))
             write_tensors(sink, encoded.tensors)
-        entries[file] = _entry(sink)
-        for key, tensor in encoded.tensors.items():
-            tensors[f"{item}/{key}"] = _tensor_entry(tensor, file, key)
-    state = {
-        "format": "actckpt.state",
-        "format_version": STATE_VERSION,
-        "items": {item: encoded.tree for item, encoded in snapshot.items.items()},
-    }
-    with files.writing(f"{directory}/{STATE}") as sink:
-        sink.write(json.dumps(state, allow_nan=False).encode("ascii"))
-    entries[STATE] = _entry(sink)
+            entries[file] = _entry(sink)
+            for key, tensor in encoded.tensors.items():
+                tensors[f"{item}/{key}"] = _tensor_entry(tensor, file, key)
+        sink = writing.enter_context(files.writing(f"{directory}/{STATE}"))
+        sink.write(_state_bytes(snapshot))
+        entries[STATE] = _entry(sink)
     manifest = Manifest(
         step=snapshot.step,
         serial=serial,
@@ -128,7 +129,16 @@ def _write(files: Files, directory: str, snapshot: Snapshot, serial: int) -> Man
     )
     with files.writing(f"{directory}/{MANIFEST}") as sink:
         sink.write(manifest.to_bytes())
-    return manifest
+    return manifest, _entry(sink)
+
+
+def _state_bytes(snapshot: Snapshot) -> bytes:
+    state = {
+        "format": "actckpt.state",
+        "format_version": STATE_VERSION,
+        "items": {item: encoded.tree for item, encoded in snapshot.items.items()},
+    }
+    return json.dumps(state, allow_nan=False).encode("ascii")
 
 
 def _entry(sink: Sink) -> FileEntry:

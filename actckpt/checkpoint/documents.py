@@ -15,15 +15,27 @@ _SEAL_BYTES = len(f',\n "checksum": "{CHECKSUM}:{"0" * 32}"\n}}\n')
 
 
 def sealed(kind: str, version: int, fields: Mapping[str, Any]) -> bytes:
-    """The text of a document. Its last member is the checksum of every byte before it.
+    """The text of a document, a line for every entry of its tables.
+
+    Its last member is the checksum of every byte before it.
 
     Raises:
         ValueError, RecursionError: the fields are no strict JSON (NaN, too deep).
     """
     head = {"format": f"actckpt.{kind}", "format_version": version}
-    text = json.dumps({**head, **fields}, indent=1, allow_nan=False)
-    body = text.removesuffix("\n}").encode("ascii")
+    members = (f" {_line(k)}: {_table(v)}" for k, v in {**head, **fields}.items())
+    body = ("{\n" + ",\n".join(members)).encode("ascii")
     return body + f',\n "checksum": "{checksum_of(body)}"\n}}\n'.encode("ascii")
+
+
+def _table(x: Any) -> str:
+    if not isinstance(x, Mapping) or not x:
+        return _line(x)
+    return "{\n" + ",\n".join(f"  {_line(k)}: {_line(v)}" for k, v in x.items()) + "\n }"
+
+
+# json's encoder is C only where it does not indent
+_line = json.JSONEncoder(allow_nan=False).encode
 
 
 def unsealed(raw: bytes | bytearray, kind: str, version: int, where: str) -> dict[str, Any]:

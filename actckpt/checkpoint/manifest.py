@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 from actckpt.checkpoint.digest import FILE_CHECKSUM
@@ -82,8 +82,10 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """The text of the file; `Manifest.from_bytes` reads it back equal."""
-        data = asdict(self)
+        data = _members(self)
         data["metrics"] = {k: v if math.isfinite(v) else repr(v) for k, v in self.metrics.items()}
+        data["files"] = {k: _members(v) for k, v in self.files.items()}
+        data["tensors"] = {k: _tensor_members(v) for k, v in self.tensors.items()}
         return sealed(KIND, VERSION, data)
 
     @classmethod
@@ -143,6 +145,15 @@ def _check(manifest: Manifest, where: str) -> None:
                 f"{where}: {name} is {tensor.dtype} of shape {list(tensor.shape)}, which its "
                 f"{len(tensor.chunks)} chunks do not make up. Use another checkpoint"
             )
+
+
+def _members(entry: Any) -> dict[str, Any]:
+    """Fields by name; `dataclasses.asdict` would copy every list and tuple deeply."""
+    return {f.name: getattr(entry, f.name) for f in fields(entry)}
+
+
+def _tensor_members(tensor: TensorEntry) -> dict[str, Any]:
+    return {**_members(tensor), "chunks": [_members(c) for c in tensor.chunks]}
 
 
 def _count(x: Any) -> int:

@@ -61,9 +61,9 @@ def read_state(files: Files, directory: str) -> tuple[Manifest, dict[str, Any]]:
     manifest = read_manifest(files, directory)
     trees: dict[str, Any] | None = None
     pieces: dict[tuple[str, str], torch.Tensor] = {}
-    for name in manifest.files:
+    for name, entry in manifest.files.items():
         where = f"{directory}/{name}"
-        with checked(files, directory, name, manifest) as source:
+        with checked(files, where, entry) as source:
             if name == STATE:
                 trees = state_trees(source, where)
             else:

@@ -11,7 +11,7 @@ from typing import Any
 from actckpt.checkpoint.documents import parsed
 from actckpt.checkpoint.dtypes import BY_NAME, stored_as
 from actckpt.checkpoint.files import Files, Source
-from actckpt.checkpoint.manifest import MAX_BYTES, Manifest
+from actckpt.checkpoint.manifest import MAX_BYTES, FileEntry, Manifest
 from actckpt.checkpoint.names import MANIFEST, STATE
 from actckpt.checkpoint.tensor_file import Slot, read_slots
 from actckpt.errors import CheckpointError, CheckpointFormatError
@@ -51,7 +51,7 @@ def verify_files(files: Files, directory: str, level: str = "full") -> Manifest:
     for name, entry in manifest.files.items():
         where = f"{directory}/{name}"
         if level == "full":
-            with checked(files, directory, name, manifest) as source:
+            with checked(files, where, entry) as source:
                 if name == STATE:
                     state_trees(source, where)
                 else:
@@ -110,10 +110,13 @@ def as_written() -> Iterator[None]:
 
 
 @contextmanager
-def checked(files: Files, directory: str, name: str, manifest: Manifest) -> Iterator[Source]:
-    """A file of a checkpoint; once the block has read what it wants, the whole file is checked."""
-    where = f"{directory}/{name}"
-    entry = manifest.files[name]
+def checked(files: Files, where: str, entry: FileEntry) -> Iterator[Source]:
+    """A file of a checkpoint; once the block has read what it wants, the whole file is checked.
+
+    Raises:
+        CheckpointFormatError: it is missing, no regular file, or not what the entry says.
+        CheckpointError: it cannot be read for a reason that is not its own.
+    """
     with _opened(files, where) as source:
         # before anything is allocated for it
         _check_size(where, source.size_bytes, entry.size_bytes)
@@ -126,7 +129,7 @@ def checked(files: Files, directory: str, name: str, manifest: Manifest) -> Iter
         # what is damaged reads as nonsense: say the former
         if source.checksum != entry.checksum:
             raise CheckpointFormatError(
-                f"{where} is damaged: its content has not the checksum in the manifest; "
+                f"{where} is damaged: its content has not the checksum it was written with; "
                 "use another checkpoint, or restore this file from a copy"
             ) from error
         if error is not None:

@@ -72,22 +72,22 @@ class Staging:
         Raises:
             CheckpointSaveError: they need more than the bound, or than there is.
         """
-        spans: dict[tuple[str, str], tuple[int, int]] = {}
+        begins: dict[tuple[str, str], int] = {}
         end = 0
         for item, encoded in items.items():
             for name, tensor in encoded.tensors.items():
-                begin = -(-end // _ALIGNMENT) * _ALIGNMENT
+                begins[item, name] = begin = _aligned(end)
                 end = begin + tensor.numel() * tensor.itemsize
-                spans[item, name] = begin, end
         buffer = self._room(into, end, pinned=_any_on_cuda(items))
+        dtypes = {t.dtype for encoded in items.values() for t in encoded.tensors.values()}
+        typed = {dtype: buffer.view(dtype) for dtype in dtypes}
         staged: dict[str, Encoded] = {}
         beside: list[tuple[torch.Tensor, torch.Tensor]] = []
         devices = set()
         for item, encoded in items.items():
             windows: dict[str, torch.Tensor] = {}
             for name, tensor in encoded.tensors.items():
-                begin, end = spans[item, name]
-                window = windows[name] = _window(buffer[begin:end], tensor)
+                window = windows[name] = _window(typed[tensor.dtype], begins[item, name], tensor)
                 if not tensor.is_cuda:
                     window.copy_(tensor)
                     continue
@@ -110,6 +110,7 @@ class Staging:
             event.wait(torch.cuda.current_stream(event.device))
 
     def _room(self, into: StagingSet, size_bytes: int, *, pinned: bool) -> torch.Tensor:
+        size_bytes = _aligned(size_bytes)  # whole elements of every dtype
         held = into.buffer
         if held is not None and held.numel() >= size_bytes:
             return held
@@ -153,10 +154,14 @@ def _any_on_cuda(items: Mapping[str, Encoded]) -> bool:
     return any(t.is_cuda for encoded in items.values() for t in encoded.tensors.values())
 
 
-def _window(memory: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def _aligned(size_bytes: int) -> int:
+    return -(-size_bytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def _window(memory: torch.Tensor, begin_bytes: int, like: torch.Tensor) -> torch.Tensor:
     """A tensor in ``memory``, laid out as another one where that one has no gaps."""
-    flat = memory.view(like.dtype)
-    if like.is_contiguous():
-        return flat.view(like.shape)
-    # equal layouts are copied at the speed of memory
-    return flat.as_strided(like.shape, torch.empty_like(like, device="meta").stride())
+    stride = like.stride()
+    if not like.is_contiguous():
+        # equal layouts are copied at the speed of memory
+        stride = torch.empty_like(like, device="meta").stride()
+    return memory.as_strided(like.shape, stride, begin_bytes // like.itemsize)

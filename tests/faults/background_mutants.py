@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from contextlib import AbstractContextManager
 
 import pytest
 
 from actckpt.checkpoint import commit
-from actckpt.checkpoint.files import Files
-from actckpt.checkpoint.manifest import Manifest
+from actckpt.checkpoint.files import Files, Source
+from actckpt.checkpoint.manifest import FileEntry
 from actckpt.checkpoint.names import SAVING
-from actckpt.checkpoint.verification import verify_files
+from actckpt.checkpoint.verification import checked
 from actckpt.resuming.checkpointer import Checkpointer
 from actckpt.resuming.directory import RunDirectory
 from actckpt.resuming.saves import Saves
@@ -74,8 +76,9 @@ def success_before_the_rename(mp: Patch) -> None:
         else:
             rename(self, source, target)
 
-    def verify_where_it_is(fs: Files, path: str, level: str) -> Manifest:
-        return verify_files(fs, owed.get(path, path), level)
+    def check_there(fs: Files, where: str, entry: FileEntry) -> AbstractContextManager[Source]:
+        directory, name = os.path.split(where)
+        return checked(fs, f"{owed.get(directory, directory)}/{name}", entry)
 
     def release_last(self: RunDirectory) -> None:
         for target, source in owed.items():
@@ -84,7 +87,7 @@ def success_before_the_rename(mp: Patch) -> None:
         release(self)
 
     mp.setattr(Files, "rename", later)
-    mp.setattr(commit, "verify_files", verify_where_it_is)
+    mp.setattr(commit, "checked", check_there)
     mp.setattr(RunDirectory, "release", release_last)
 
 

@@ -13,7 +13,7 @@ from actckpt.checkpoint import commit, files, retention
 from actckpt.checkpoint.commit import Snapshot
 from actckpt.checkpoint.discovery import discover
 from actckpt.checkpoint.files import Files, Sink
-from actckpt.checkpoint.manifest import Manifest
+from actckpt.checkpoint.manifest import FileEntry, Manifest
 from actckpt.checkpoint.names import SAVING, step_name
 
 Patch = pytest.MonkeyPatch
@@ -89,13 +89,13 @@ def manifest_first(mp: Patch) -> None:
     """What the manifest vouches for is written after it."""
     write = commit._write
 
-    def reversed_write(fs: Files, *args: Any) -> Manifest:
+    def reversed_write(fs: Files, *args: Any) -> tuple[Manifest, FileEntry]:
         held: Any = _Held()
-        manifest = write(held, *args)
+        written = write(held, *args)
         for path, kept in reversed(held.held.items()):
             with fs.writing(path) as sink:
                 sink.write(kept.data)
-        return manifest
+        return written
 
     mp.setattr(commit, "_write", reversed_write)
 
