@@ -12,6 +12,8 @@ import torch
 import xxhash
 from safetensors.torch import load_file
 
+from actckpt.checkpoint.files import Files
+from actckpt.checkpoint.verification import verify_files
 from experiments.checkpoint_speed.subject import SEED, Arm, Subject
 from experiments.progress import progress
 
@@ -51,7 +53,7 @@ def measured(subject: Subject, arms: dict[str, Arm], rounds: int) -> dict[str, T
 
 
 def reading(subject: Subject, rounds: int) -> dict[str, Times]:
-    """The way back, from the page cache: ours, and safetensors' own of the same files."""
+    """The way back, from the page cache as after a save: ours, and safetensors' own."""
     run = subject.runs["at once"]
     run.step()
     path = run.save().path
@@ -71,6 +73,7 @@ def reading(subject: Subject, rounds: int) -> dict[str, Times]:
         "safetensors load_file, xxh3": load,
         "safetensors load_file, xxh3 again": load,
         "actckpt restore": run.restore,
+        "actckpt verification": lambda: verify_files(Files(), str(path)),
     }
     times = {name: Times() for name in arms}
     for number in range(rounds + 1):
