@@ -153,6 +153,7 @@ class Stage:
 class FunctionCall:
     """One call of a torch function by the forward, which ran the operations ``[first, last)``.
 
+    Autograd saved ``[first_save, last_save)`` of `Graph.saves` meanwhile.
     ``text`` is its name and arguments as `actckpt.signature.described` has them. Every tensor that
     a call returns is a *wire*: ``wire`` is the first of its own, ``sources`` are those of its
     tensor arguments (-1: of unknown origin). ``inputs`` and ``outputs`` are value ids (-1: none).
@@ -165,6 +166,8 @@ class FunctionCall:
     wire: int
     first: int
     last: int
+    first_save: int
+    last_save: int
 
 
 @dataclass(frozen=True)  # without slots: what is derived from it is kept

@@ -170,6 +170,40 @@ class Crossed(nn.Module):
         return out
 
 
+class Reused(nn.Module):
+    """A tensor that no call has returned, where one has died that a call had."""
+
+    swap = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = self.a(x).tanh(), self.b(x).tanh().t()
+        if self.swap:
+            del left  # its id is free
+            left = right.mT
+        out: torch.Tensor = self.c(left.sigmoid().sin()) + x
+        return out
+
+
+class Muted(nn.Module):
+    """A part whose gradients are wanted in some steps only."""
+
+    learns = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.set_grad_enabled(self.learns):
+            part = self.a(x).sigmoid().tanh()
+        out: torch.Tensor = self.b(part.sin().sigmoid()).tanh() + x
+        return out
+
+
 class Branches(nn.Module):
     """Leaves out a part, or adds one."""
 
@@ -204,6 +238,8 @@ def changing(model: nn.Module, name: str, value: Any) -> exact.Body:
     [
         (Scaled, "factor", 0.7),
         (Crossed, "swap", True),
+        (Reused, "swap", True),
+        (Muted, "learns", False),
         (Branches, "more", 1),
         (Branches, "more", -1),
     ],

@@ -118,7 +118,7 @@ class Pricer:
     def following_s(self) -> float:
         """Seconds that a forward takes longer because its calls are followed."""
         profile, graph = self.profile, self.graph
-        return profile.follow_s * len(graph.calls) + profile.save_s * len(graph.saves)
+        return profile.follow_s * len(graph.calls)
 
     def price(self, plan: Plan) -> Price:
         """As `actckpt.pricing.simulate.price`.

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
 import torch
 from torch.overrides import TorchFunctionMode
 
 from actckpt.rewriting.schedule import CallProgram
 from actckpt.signature import described
-from actckpt.tracing.calls import GETTER, QUESTIONS, leaves, name_of
+from actckpt.tracing.calls import is_question, leaves, name_of
 
 _COMPARED = (
     bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout,
     torch.memory_format, type(Ellipsis),
 )  # fmt: skip
+
+
+def _nothing() -> None:
+    """What is found where no tensor is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,23 +36,26 @@ class Learned:
     """A call as a run was seen to make it, with `Wired` in place of its tensors.
 
     Args:
-        alone: it returns one tensor, and shows none to pin: nothing is to be done beside it.
+        shown: its arguments have tensors to pin, or the random state before it is needed again.
     """
 
     func: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     call: CallProgram
-    alone: bool
+    shown: bool
 
 
 class Following(TorchFunctionMode):
     """Compares every call of a forward with the traced one, and shows it the tensors it may pin.
 
     Args:
-        learned: one entry a call, filled by the first run, which compares what the trace wrote.
-        wires: ``id`` of each tensor of known origin -> its wire.
-        before, after: told of each call that is as traced, with its tensors.
+        learned: one entry a call, filled by the first run, which compares what the trace wrote,
+            and one that stays None.
+        given: the tensors of the first wires.
+        before, after: told of each call that is as traced and has something for them, with its
+            tensors.
+        saving: makes the calls during which autograd saves what is dropped or pinned.
         leave: told at the first one that is not, and why; nothing is compared from then on.
     """
 
@@ -55,17 +63,22 @@ class Following(TorchFunctionMode):
         self,
         calls: tuple[CallProgram, ...],
         learned: list[Learned | None],
-        wires: dict[int, int],
+        given: list[torch.Tensor],
         before: Callable[[int, CallProgram, list[torch.Tensor]], None],
         after: Callable[[CallProgram, list[torch.Tensor]], None],
+        saving: Callable[[CallProgram, Callable[[], Any]], Any],
         leave: Callable[[int, str], None],
     ) -> None:
         super().__init__()
         self.calls = calls
         self.learned = learned
-        self.wires = wires
+        # a wire's tensor while it lives: its ``id`` is another's afterwards
+        self.wires: list[Callable[[], Any]] = [ref(t) for t in given]
+        last = calls[-1]
+        self.wires += [_nothing] * (last.wire + last.results - len(given))
         self.before = before
         self.after = after
+        self.saving = saving
         self.leave = leave
         self.position = 0
         self.left = False
@@ -73,32 +86,34 @@ class Following(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        # this runs for every call of every step, on code and data that have left the caches since
+        # the last one: each line counts
         kwargs = kwargs or {}
-        if self.left or func in QUESTIONS or (type(func) is GETTER and func.__name__ == "__get__"):
-            return func(*args, **kwargs)
         position, wires = self.position, self.wires
-        known = self.learned[position] if position < len(self.learned) else None
-        if known is None:
-            known = self._learn(position, func, args, kwargs)
-        if known is None or not _is_same(known, func, args, kwargs, wires):
+        known = self.learned[position]
+        if known is None or known.func is not func:
+            if self.left or is_question(func):
+                return func(*args, **kwargs)
+            if known is None:
+                known = self._learn(position, func, args, kwargs)
+        if known is None or known.func is not func or not _is_same(known, args, kwargs, wires):
             self.stop(self._difference(known, func, args, kwargs))
             return func(*args, **kwargs)
         self.position = position + 1
         call = known.call
-        if known.alone:
-            out = func(*args, **kwargs)
-            if type(out) is torch.Tensor:
-                wires[id(out)] = call.wire
-                return out
-        else:
+        if known.shown:
             self.before(position, call, list(leaves((args, kwargs))))
+        if call.saves is None:
             out = func(*args, **kwargs)
-        made = list(leaves(out))
-        for wire, t in enumerate(made, call.wire):
-            wires[id(t)] = wire
+        else:
+            out = self.saving(call, lambda: func(*args, **kwargs))
+        made = [out] if type(out) is torch.Tensor else list(leaves(out))
         if len(made) != call.results:
             self.stop(f"{name_of(func)} returned {len(made)} tensors, not {call.results}")
-        elif call.captures:
+            return out
+        for wire, t in enumerate(made, call.wire):
+            wires[wire] = ref(t)
+        if call.captures:
             self.after(call, made)
         return out
 
@@ -106,7 +121,8 @@ class Following(TorchFunctionMode):
         """The forward is not the traced one from here on."""
         if not self.left:
             self.left = True
-            self.leave(self.position, reason)
+            position, self.position = self.position, len(self.calls)
+            self.leave(position, reason)
 
     def finish(self) -> None:
         """The forward has returned."""
@@ -115,15 +131,15 @@ class Following(TorchFunctionMode):
 
     def _learn(self, position: int, func: Any, args: Any, kwargs: Any) -> Learned | None:
         """The call at a position as it is made now, if that is what the trace wrote."""
-        if position >= len(self.calls):
+        if position == len(self.calls):
             return None
         call = self.calls[position]
         if described(name_of(func), args, kwargs) != call.text:
             return None
         sources = iter(call.sources)
         given, named = _template(args, sources), _template(kwargs, sources)
-        alone = call.results == 1 and not (call.draws or call.captures)
-        self.learned[position] = found = Learned(func, given, named, call, alone)
+        shown = call.draws or not all(c.result for c in call.captures)
+        self.learned[position] = found = Learned(func, given, named, call, shown)
         return found
 
     def _difference(self, known: Learned | None, func: Any, args: Any, kwargs: Any) -> str:
@@ -137,7 +153,7 @@ class Following(TorchFunctionMode):
         given = list(leaves((args, kwargs)))
         sources = known.call.sources
         if len(given) == len(sources) and any(
-            wire >= 0 and self.wires.get(id(t)) != wire
+            wire >= 0 and self.wires[wire]() is not t
             for t, wire in zip(given, sources, strict=True)
         ):
             return f"{name_of(func)} is given another tensor"
@@ -159,29 +175,30 @@ def _template(x: Any, sources: Iterator[int]) -> Any:
     return x
 
 
-def _is_same(known: Learned, func: Any, args: Any, kwargs: Any, wires: dict[int, int]) -> bool:
-    """Whether a call is the one that is known, on the same tensors."""
-    if known.func is not func or len(known.args) != len(args):
+def _is_same(known: Learned, args: Any, kwargs: Any, wires: list[Callable[[], Any]]) -> bool:
+    """Whether the arguments of a call are those that are known, on the same tensors."""
+    if len(known.args) != len(args) or len(known.kwargs) != len(kwargs):
         return False
     for e, f in zip(known.args, args, strict=True):
-        # what most arguments are, without a call: this runs for every call of every step, on
-        # objects that have left the caches since the last one
-        if e is f:
+        # what most arguments are, without a call
+        if e is f or (type(e) is Wired and wires[e.wire]() is f):
             continue
-        if type(e) is Wired:
-            if not isinstance(f, torch.Tensor) or (e.wire >= 0 and wires.get(id(f)) != e.wire):
-                return False
-        elif not _same(e, f, wires):
+        if not _same(e, f, wires):
             return False
-    return not (kwargs or known.kwargs) or _same(known.kwargs, kwargs, wires)
+    for key, e in known.kwargs.items():
+        f = kwargs.get(key, _nothing)
+        if e is not f and not _same(e, f, wires):
+            return False
+    return True
 
 
-def _same(expected: Any, found: Any, wires: dict[int, int]) -> bool:
+def _same(expected: Any, found: Any, wires: list[Callable[[], Any]]) -> bool:
     """Whether an argument is as it was, its tensors included."""
     kind = type(expected)
     if kind is Wired:
-        wire = expected.wire
-        return isinstance(found, torch.Tensor) and (wire < 0 or wires.get(id(found)) == wire)
+        if expected.wire < 0:
+            return isinstance(found, torch.Tensor)
+        return wires[expected.wire]() is found
     if kind is tuple or kind is list:
         if not isinstance(found, kind) or len(expected) != len(found):
             return False

@@ -22,7 +22,8 @@ class Kept:
     __slots__ = ("guard", "tensor", "version")
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self.tensor = tensor.detach()  # not itself: that would be a reference cycle
+        # not the output of an operation itself: that would be a reference cycle
+        self.tensor = tensor if tensor.grad_fn is None else tensor.detach()
         self.guard = self.tensor  # an alias counts the same versions
         self.version = tensor._version
 

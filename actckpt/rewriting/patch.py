@@ -53,7 +53,7 @@ class Rewrite:
         self._device_type: str | None = None
         self._contents: list[dict[str, Any]] | None = None
         calls = program.schedule.calls if program.schedule is not None else ()
-        self.learned: list[Learned | None] = [None] * len(calls)
+        self.learned: list[Learned | None] = [None] * (len(calls) + 1)
         self.decoded: dict[str, Decoded] = {}
         # why a forward was not the traced one, if one was not
         self.diverged = ""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 from actckpt.bursts import PlacedBurst, place_bursts
-from actckpt.graph import Graph
+from actckpt.graph import FunctionCall, Graph
 from actckpt.plan import Plan
 from actckpt.recomputation import STATISTICS, Recomputation
 
@@ -28,6 +29,8 @@ class CallProgram:
     """One call to follow; ``draws``: the random state before it is needed again.
 
     ``first`` is its first operation: a run that leaves the trace here has done those before.
+    ``saves`` are the numbers [first, last) of what autograd saves meanwhile, None where all of it
+    stays as autograd has it.
     """
 
     text: str
@@ -37,6 +40,7 @@ class CallProgram:
     first: int
     draws: bool
     captures: tuple[Capture, ...]
+    saves: tuple[int, int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +91,14 @@ class BurstProgram:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Everything that a run under bursts looks up. ``windows`` are the values that it deals in."""
+    """Everything that a run under bursts looks up. ``windows`` are the values that it deals in.
+
+    ``outside``: a save that is dropped or pinned belongs to no call, but to a custom Function.
+    """
 
     calls: tuple[CallProgram, ...]
     saves: tuple[SaveProgram | None, ...]
+    outside: bool
     bursts: tuple[BurstProgram, ...]
     windows: dict[int, Window]
 
@@ -131,32 +139,36 @@ class _Compiler:
                 capture = Capture(source.leaf, source.result, sid, source.value)
                 captures.setdefault(source.call, []).append(capture)
         drawn = {step.draws for b in bursts for step in b.steps}
+        dropped = {k: p.index for p in self.placed for k in p.burst.drops}
+        wanted = dropped.keys() | saved.keys()
+        root = self.possible.root
         calls = tuple(
             CallProgram(
                 c.text, c.sources, c.wire, len(c.outputs), c.first, n in drawn,
-                tuple(captures.get(n, ())),
+                tuple(captures.get(n, ())), self._saves(c, wanted),
             )
             for n, c in enumerate(graph.calls)
         )  # fmt: skip
-        dropped = {k: p.index for p in self.placed for k in p.burst.drops}
-        root = self.possible.root
         saves: list[SaveProgram | None] = []
         for k in range(root.first_save, root.last_save):
             save = graph.saves[k]
-            wanted = k in dropped or k in saved
-            if wanted:
+            if k in wanted:
                 self.values.add(save.value)
-            saves.append(
-                SaveProgram(dropped.get(k, -1), saved.get(k, -1), save.value, save.at)
-                if wanted
-                else None
-            )
+                program = SaveProgram(dropped.get(k, -1), saved.get(k, -1), save.value, save.at)
+            saves.append(program if k in wanted else None)
+        inside = {k for c in graph.calls for k in range(c.first_save, c.last_save)}
         windows = {
             v: (value.storage, value.shape, value.stride, value.offset)
             for v in sorted(self.values)
             for value in (graph.values[v],)
         }
-        return Schedule(calls, tuple(saves), bursts, windows)
+        return Schedule(calls, tuple(saves), not wanted <= inside, bursts, windows)
+
+    def _saves(self, call: FunctionCall, wanted: Set[int]) -> tuple[int, int] | None:
+        assert self.possible.root is not None
+        begin = self.possible.root.first_save
+        first, last = call.first_save, call.last_save
+        return (first - begin, last - begin) if not wanted.isdisjoint(range(first, last)) else None
 
     def _burst(self, p: PlacedBurst) -> BurstProgram:
         graph, possible = self.graph, self.possible

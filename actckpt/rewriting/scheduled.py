@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,7 +33,10 @@ class ScheduledRun:
     def __init__(self, rewrite: Rewrite, schedule: Schedule) -> None:
         self.rewrite = rewrite
         self.schedule = schedule
-        self.number = 0
+        # of the next save, and of those beyond what is being done
+        self.number, self.end = 0, len(schedule.saves)
+        # whether the call being made has had one dropped or pinned
+        self._taken = False
         self.pins: dict[int, tuple[int, Kept]] = {}
         self.states: dict[int, Any] = {}
         self.holders: list[list[tuple[Any, int]]] = [[] for _ in schedule.bursts]
@@ -51,25 +56,48 @@ class ScheduledRun:
         """Runs a patched forward: the root's followed, any other as it is."""
         if patched.path:
             return patched.run(args, kwargs)
-        wires: dict[int, int] = {}
-        given = (*self.rewrite.resident_tensors(), *tensors((args, kwargs)))
-        for number, t in enumerate(given):
-            wires[id(t)] = number
         following = Following(
             self.schedule.calls,
             self.rewrite.learned,
-            wires,
+            [*self.rewrite.resident_tensors(), *tensors((args, kwargs))],
             self._before_call,
             self._after_call,
+            self._in_call,
             self._leave,
         )
         self._following = following
+        self._hooks = saved_tensors_hooks(self._packer(), unpack)
         try:
-            with saved_tensors_hooks(self._packer(), unpack), following:
+            with self._hooks if self.schedule.outside else nullcontext(), following:
                 out = patched.run(args, kwargs)
             following.finish()
         finally:
-            del self._following
+            del self._following, self._hooks
+        return out
+
+    def _in_call(self, call: CallProgram, work: Callable[[], Any]) -> Any:
+        """Does what a call does, with a look at what autograd saves meanwhile.
+
+        Everywhere else autograd saves by itself: a hook takes microseconds, many are called only
+        to keep what they are given, and few of a plan's saves are dropped.
+        """
+        if self.schedule.outside:
+            return work()
+        assert call.saves is not None
+        begin, self.end = call.saves
+        self.number, self._taken = begin, False
+        with self._hooks:
+            out = work()
+        if self.number != self.end:
+            # the same call on the same tensors: gradients are wanted of others than in the trace
+            if self._taken:
+                raise ReplayError(
+                    f"a call saved {self.number - begin} tensors for backward, not "
+                    f"{self.end - begin} as when it was planned for, and some are dropped. "
+                    "Likely cause: requires_grad or no_grad differ from the step that was "
+                    "planned. What works: actckpt.optimize(model, ...) again after such a change"
+                )
+            self._following.stop("it saves other tensors")
         return out
 
     def _packer(self) -> Any:
@@ -79,6 +107,8 @@ class ScheduledRun:
         def pack(tensor: torch.Tensor) -> Any:
             run = found()
             assert run is not None  # its forward is running
+            if not torch._C._is_torch_function_mode_enabled():
+                return run._pack(tensor)
             # a custom Function saves outside of any call, where ours would be followed
             with torch._C.DisableTorchFunction():
                 return run._pack(tensor)
@@ -86,20 +116,20 @@ class ScheduledRun:
         return pack
 
     def _pack(self, tensor: torch.Tensor) -> Any:
-        number, self.number = self.number, self.number + 1
-        saves = self.schedule.saves
-        if self.limit is not None:
-            return Kept(tensor)
-        if number >= len(saves):
+        number = self.number
+        self.number = number + 1
+        if number < self.end:
+            program = self.schedule.saves[number]
+        else:
+            program = None
             self._following.stop("it saves more tensors")
-            return Kept(tensor)
-        program = saves[number]
-        if program is None:
+        if program is None or self.limit is not None:
             return Kept(tensor)
         if not self._fits(tensor, program.value):
             self._following.stop("it saves a tensor of another shape")
             self.limit = min(self.limit or program.at, program.at)
             return Kept(tensor)
+        self._taken = True
         if program.storage >= 0:
             self.pins[program.storage] = (program.value, Kept(tensor))
         if program.burst < 0:

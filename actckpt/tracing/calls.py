@@ -10,6 +10,7 @@ from __future__ import annotations
 import types
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -96,13 +97,17 @@ class CallRecorder(TorchFunctionMode):
         sources = tuple(self._found(t) for t in given)
         inputs = self._values(given)
         text = self._quietly(lambda: described(name_of(func), args, kwargs))
-        first = len(recorder.ops)
+        first, save = len(recorder.ops), len(recorder.saves)
         number = len(self.calls)
-        self.calls.append(FunctionCall(text, sources, inputs, (), self.wires, first, first))
+        begun = FunctionCall(text, sources, inputs, (), self.wires, first, first, save, save)
+        self.calls.append(begun)
         out = func(*args, **kwargs)
         made = list(leaves(out))
-        self.calls[number] = FunctionCall(
-            text, sources, inputs, self._values(made), self.wires, first, len(recorder.ops)
+        self.calls[number] = replace(
+            begun,
+            outputs=self._values(made),
+            last=len(recorder.ops),
+            last_save=len(recorder.saves),
         )
         for t in made:
             self._enter(t)
