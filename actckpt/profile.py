@@ -41,7 +41,7 @@ class Profile:
     dispatch_s: float = 20e-6
     region_s: float = 100e-6
     save_s: float = 6e-6
-    follow_s: float = 15e-6
+    follow_s: float = 22e-6
     burst_s: float = 40e-6
     burst_op_s: float = 8e-6
 
