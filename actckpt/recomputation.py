@@ -72,6 +72,7 @@ class Recomputation:
                 elif sid >= 0 and not statistics:
                     self.written.add(sid)
         self.last_write = {sid: found[-1] for sid, found in self.makers.items()}
+        self._blind = self._blind_arguments()
         self._mixed = self._mixed_storages()
         self.stays: set[int] = set()
         self.saves = self._droppable() if not self.refusal else {}
@@ -146,7 +147,8 @@ class Recomputation:
         statistics = op.name in STATISTICS
         if not statistics and any(w not in self.makers for w in op.writes):
             return False
-        if op.random and self.call_of(index) < 0:
+        call = self.call_of(index)
+        if call in self._blind or (op.random and call < 0):
             return False
         return all(
             self.source(sid) is not None and sid not in self.written
@@ -184,6 +186,29 @@ class Recomputation:
         call = self.graph.calls[self.call_of(index)]
         return [i for i in range(call.first, index) if self.graph.ops[i].random]
 
+    def _blind_arguments(self) -> dict[int, frozenset[int]]:
+        """Calls that are given activations of unknown origin, and which.
+
+        Following cannot tell such a tensor from another: neither the call's operations run again
+        nor does it show what it is given.
+        """
+        found = {}
+        for number, call in enumerate(self.graph.calls):
+            unknown = (v for v, w in zip(call.inputs, call.sources, strict=True) if w < 0 <= v)
+            sids = frozenset(self.graph.values[v].storage for v in unknown) & self.makers.keys()
+            if sids:
+                found[number] = sids
+        return found
+
+    def _is_blind(self, save: int) -> bool:
+        """Whether autograd saves there an argument of unknown origin."""
+        sid = self.graph.values[self.graph.saves[save].value].storage
+        return any(
+            sid in sids
+            and self.graph.calls[number].first_save <= save < self.graph.calls[number].last_save
+            for number, sids in self._blind.items()
+        )
+
     def _mixed_storages(self) -> set[int]:
         """Storages seen under more than one type, or by tensors that no window describes."""
         dtypes: dict[int, str] = {}
@@ -208,7 +233,8 @@ class Recomputation:
                 continue
             inside = self.root.first_save <= k < self.root.last_save
             early = 0 <= save.first_use < graph.forward_end
-            if not inside or early or save.at <= self.last_write[sid] or sid in self._mixed:
+            changes = save.at <= self.last_write[sid] or sid in self._mixed
+            if not inside or early or changes or self._is_blind(k):
                 kept.add(sid)
             found.setdefault(sid, []).append(k)
         droppable = {
@@ -236,12 +262,15 @@ class Recomputation:
 
         for number, call in enumerate(graph.calls):
             for leaf, value in enumerate(call.inputs):
-                enter(call.first, Source(number, leaf, False, -1, value))
+                if call.sources[leaf] >= 0 or number not in self._blind:
+                    enter(call.first, Source(number, leaf, False, -1, value))
             for leaf, value in enumerate(call.outputs):
                 enter(call.last, Source(number, leaf, True, -1, value))
         if self.root is not None:
             for k in range(self.root.first_save, self.root.last_save):
                 save = graph.saves[k]
+                if self._is_blind(k):
+                    continue
                 enter(save.at, Source(self.call_of(save.at - 1), 0, False, k, save.value))
         return {sid: source for sid, (_, source) in found.items()}
 

@@ -12,6 +12,7 @@ import torch
 from actckpt import recomputation
 from actckpt.errors import ReplayError
 from actckpt.rewriting import bursting, following, holders, scheduled
+from actckpt.tracing import calls
 from tests import test_bursts
 from tests.burst_plans import each_alone, everything
 from tests.exact import assert_exact, enforce, scalar_loss
@@ -51,6 +52,29 @@ def ignores_values(mp: Patch) -> None:
         return isinstance(expected, float) or same(expected, found, wires)
 
     mp.setattr(following, "_same", loose)
+
+
+def trusts_unknown_origins(mp: Patch) -> None:
+    mp.setattr(recomputation.Recomputation, "_blind_arguments", lambda self: {})
+
+
+def ignores_attributes(mp: Patch) -> None:
+    mp.setattr(calls, "_MAKERS", frozenset())
+    trusts_unknown_origins(mp)
+
+
+def counts_no_saves(mp: Patch) -> None:
+    in_call = scheduled.ScheduledRun._in_call
+
+    def trusting(self: Any, call: Any, work: Any) -> Any:
+        def counted() -> Any:
+            out = work()
+            self.number = self.end
+            return out
+
+        return in_call(self, call, counted)
+
+    mp.setattr(scheduled.ScheduledRun, "_in_call", trusting)
 
 
 def moves_statistics(mp: Patch) -> None:
@@ -139,6 +163,15 @@ def pins_let_go() -> None:
 MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "ignores wires": (ignores_wires, changes(test_bursts.Crossed, "swap", True)),
     "ignores values": (ignores_values, changes(test_bursts.Scaled, "factor", 0.7)),
+    "trusts unknown origins": (
+        trusts_unknown_origins,
+        lambda: test_bursts.test_what_nothing_is_known_of_is_not_made_again(everything),
+    ),
+    "ignores attributes": (ignores_attributes, changes(test_bursts.Turned, "swap", True)),
+    "counts no saves": (
+        counts_no_saves,
+        test_bursts.test_a_call_that_saves_another_tensor_in_place_of_a_dropped_one_is_refused,
+    ),
     "moves statistics": (moves_statistics, exact_on("batchnorm")),
     "leaves the generator moved": (leaves_the_generator_moved, exact_on("dropout", each_alone)),
     "draws anew": (draws_anew, exact_on("draws")),

@@ -15,7 +15,7 @@ from torch import nn
 
 import actckpt
 from actckpt.bursts import place_bursts
-from actckpt.errors import PlanError
+from actckpt.errors import PlanError, ReplayError
 from actckpt.graph import Graph
 from actckpt.plan import Burst, Plan
 from actckpt.recomputation import Recomputation
@@ -188,6 +188,47 @@ class Reused(nn.Module):
         return out
 
 
+class Turned(Reused):
+    """The attribute of one tensor or of another."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = self.a(x).tanh().t(), self.b(x).tanh().t()
+        out: torch.Tensor = self.c((right if self.swap else left).mT.sigmoid().sin()) + x
+        return out
+
+
+class Unknown(Reused):
+    """An alias of one tensor or of another, made by what is no torch function."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = self.a(x).tanh(), self.b(x).tanh()
+        alias = torch.Tensor._make_subclass(torch.Tensor, right if self.swap else left)
+        out: torch.Tensor = self.c(alias) + left * right
+        return out
+
+
+class Frozen(nn.Module):
+    """A product with a parameter that is frozen between steps: the same call saves less."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.first = first
+        self.linear, self.scale = nn.Linear(8, 8), nn.Parameter(torch.rand(8, 8))
+
+    @property
+    def frozen(self) -> bool:
+        return not self.scale.requires_grad
+
+    @frozen.setter
+    def frozen(self, value: bool) -> None:
+        self.scale.requires_grad_(not value)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inner = self.linear(x).sigmoid().sin()
+        out: torch.Tensor = (self.scale * inner if self.first else inner * self.scale) + x
+        return out
+
+
 class Muted(nn.Module):
     """A part whose gradients are wanted in some steps only."""
 
@@ -239,6 +280,7 @@ def changing(model: nn.Module, name: str, value: Any) -> exact.Body:
         (Scaled, "factor", 0.7),
         (Crossed, "swap", True),
         (Reused, "swap", True),
+        (Turned, "swap", True),
         (Muted, "learns", False),
         (Branches, "more", 1),
         (Branches, "more", -1),
@@ -255,6 +297,31 @@ def test_a_forward_that_changes_keeps_its_gradients(
     found = outcome(model, rows(), changing(model, name, value))
     assert not exact.differences(expected, found)
     assert model.__dict__["forward"].rewrite.diverged
+
+
+@pytest.mark.parametrize("wanted", [everything, each_alone], ids=["all", "each"])
+def test_what_nothing_is_known_of_is_not_made_again(wanted: exact.MakePlan) -> None:
+    make = seeded(lambda: Chain(Unknown(), Unknown()))
+    expected = outcome(make(), rows(), changing(make(), "swap", True))
+    model = make()
+    enforce(model, rows(), wanted)
+    assert not exact.differences(expected, outcome(model, rows(), changing(model, "swap", True)))
+
+
+def test_a_call_that_saves_less_keeps_what_it_saves() -> None:
+    make = seeded(lambda: Chain(Frozen(first=False), Frozen(first=False)))
+    expected = outcome(make(), rows(8), changing(make(), "frozen", True))
+    model = make()
+    enforce(model, rows(8), everything)
+    assert not exact.differences(expected, outcome(model, rows(8), changing(model, "frozen", True)))
+    assert model.__dict__["forward"].rewrite.diverged
+
+
+def test_a_call_that_saves_another_tensor_in_place_of_a_dropped_one_is_refused() -> None:
+    model = seeded(lambda: Chain(Frozen(first=True), Frozen(first=True)))()
+    enforce(model, rows(8), everything)
+    with pytest.raises(ReplayError, match="requires_grad"):
+        outcome(model, rows(8), changing(model, "frozen", True))
 
 
 def test_a_session_recomputes_by_calls_once_the_forward_changes(

@@ -25,6 +25,8 @@ from actckpt.tracing.recorder import Recorder
 
 # reads of ``x.shape`` and the like: method-wrappers, which no other kind of call is
 GETTER = types.MethodWrapperType
+# those that make a tensor, and are followed as ``x.t()`` is
+_MAKERS = frozenset({"T", "H", "mT", "mH", "real", "imag", "data"})
 # questions that run no operation
 _QUESTIONS = (
     "size", "dim", "ndimension", "stride", "numel", "nelement", "element_size", "storage_offset",
@@ -42,7 +44,10 @@ def is_question(func: Any) -> bool:
     """Whether a call only asks about a tensor: not followed."""
     if getattr(func, "namespace", "") in ("prim", "profiler"):
         return True  # what fake tensors ask each other
-    return func.__name__ == "__get__" if type(func) is GETTER else func in QUESTIONS
+    if type(func) is GETTER:
+        of: Any = func.__self__
+        return func.__name__ == "__get__" and of.__name__ not in _MAKERS
+    return func in QUESTIONS
 
 
 def name_of(func: Any) -> str:
