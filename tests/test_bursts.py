@@ -170,14 +170,8 @@ class Crossed(nn.Module):
         return out
 
 
-class Reused(nn.Module):
+class Reused(Crossed):
     """A tensor that no call has returned, where one has died that a call had."""
-
-    swap = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c = (nn.Linear(8, 8) for _ in range(3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         left, right = self.a(x).tanh(), self.b(x).tanh().t()
@@ -188,7 +182,7 @@ class Reused(nn.Module):
         return out
 
 
-class Turned(Reused):
+class Turned(Crossed):
     """The attribute of one tensor or of another."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -197,7 +191,7 @@ class Turned(Reused):
         return out
 
 
-class Unknown(Reused):
+class Unknown(Crossed):
     """An alias of one tensor or of another, made by what is no torch function."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
