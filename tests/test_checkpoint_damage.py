@@ -28,13 +28,17 @@ EXAMPLES = 2000 if WHOLE else 60
 def test_a_page_of_zeros_in_the_middle_of_a_larger_file(page: int, tmp_path: Path) -> None:
     items = {"model": encode({"a": torch.randn(512, 512)}, "model")}
     snapshot = Snapshot(1, items, "", {}, "", {})
-    path = commit(Files(), str(tmp_path), snapshot, serial=1).path
+    made = commit(Files(), str(tmp_path), snapshot, serial=1)
+    made.verify()
+    path = made.path
     with open(path / MODEL, "r+b") as file:
         file.seek(4096 * page)
         assert file.read(4096).strip(b"\0")
         file.seek(4096 * page)
         file.write(bytes(4096))
     assert_seen(path, MODEL)
+    with pytest.raises(CheckpointFormatError, match=MODEL):
+        made.verify()
 
 
 @pytest.mark.parametrize("over", [0, 1])

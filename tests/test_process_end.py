@@ -142,7 +142,7 @@ def test_a_signal_that_is_not_ours_to_keep(how: str, tmp_path: Path) -> None:
 def program(directory: Path, body: str) -> subprocess.Popen[str]:
     """A process that trains 1 MB in a loop and says when a save has begun."""
     text = f"""
-    import sys, time, torch, actckpt
+    import signal, sys, time, torch, actckpt
     from actckpt.checkpoint.files import Files
     from tests.system_calls import Watched, before
 
@@ -151,6 +151,8 @@ def program(directory: Path, body: str) -> subprocess.Popen[str]:
             print("writing", flush=True)
             time.sleep(0.02)
 
+    # whom a shell starts in the background, inherits that it is ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     model = torch.nn.Linear(500, 500)
     run = actckpt.Checkpointer(
         {str(directory)!r}, model=model, every=1, files=Files(Watched(before(slow))), keep_last=None
@@ -176,17 +178,22 @@ def test_exit_ctrl_c_and_sigterm_while_a_save_is_written(tmp_path: Path) -> None
     sent = {"ctrl-c": signal.SIGINT, "sigterm": signal.SIGTERM, "killed": signal.SIGKILL}
     # together: each of them mostly waits for its imports
     running = {how: program(tmp_path / how, body) for how, body in bodies.items()}
-    for how, process in running.items():
-        assert process.stdout is not None
-        if how in sent:
-            for _ in range(8):  # into the second save, or further
-                assert process.stdout.readline() == "writing\n"
-            process.send_signal(sent[how])
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == status[how], errors
-        found = sorted(os.listdir(tmp_path / how))
-        steps = [name for name in found if name.startswith("step-")]
-        assert steps, how
-        assert (len(found) > len(steps) + 1) <= (how == "killed"), found
-        for name in steps:
-            verify_files(Files(), str(tmp_path / how / name))
+    try:
+        for how, process in running.items():
+            assert process.stdout is not None
+            if how in sent:
+                for _ in range(8):  # into the second save, or further
+                    assert process.stdout.readline() == "writing\n"
+                process.send_signal(sent[how])
+            _, errors = process.communicate(timeout=60)
+            assert process.returncode == status[how], errors
+            found = sorted(os.listdir(tmp_path / how))
+            steps = [name for name in found if name.startswith("step-")]
+            assert steps, how
+            assert (len(found) > len(steps) + 1) <= (how == "killed"), found
+            for name in steps:
+                verify_files(Files(), str(tmp_path / how / name))
+    finally:
+        for process in running.values():
+            with process:
+                process.kill()

@@ -8,13 +8,13 @@ from pathlib import Path
 from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.manifest import Manifest
 from actckpt.checkpoint.names import MANIFEST, PINNED, parse_step_name
-from actckpt.checkpoint.verification import read_manifest
+from actckpt.checkpoint.verification import read_manifest, verify_files
 from actckpt.errors import CheckpointError, CheckpointFormatError
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One checkpoint whose manifest is sound; its other files were not looked at."""
+    """One checkpoint whose manifest is sound; its other files only `verify` looks at."""
 
     path: Path
     manifest: Manifest
@@ -39,6 +39,15 @@ class Checkpoint:
     def size_bytes(self) -> int:
         """Size on disk, without the manifest."""
         return self.manifest.size_bytes
+
+    def verify(self) -> None:
+        """Reads every byte.
+
+        Raises:
+            CheckpointFormatError: a file is missing, damaged, or no regular file; it is named.
+            CheckpointError: it cannot be read for a reason that is not its own.
+        """
+        verify_files(Files(), str(self.path))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,6 @@ import torch
 import xxhash
 from safetensors.torch import load_file
 
-from actckpt.checkpoint.files import Files
-from actckpt.checkpoint.verification import verify_files
 from experiments.checkpoint_speed.subject import SEED, Arm, Subject
 from experiments.progress import progress
 
@@ -56,7 +54,8 @@ def reading(subject: Subject, rounds: int) -> dict[str, Times]:
     """The way back, from the page cache as after a save: ours, and safetensors' own."""
     run = subject.runs["at once"]
     run.step()
-    path = run.save().path
+    saved = run.save()
+    path = saved.path
 
     def load() -> None:
         """As `restore`: every byte is read and hashed, and put into the objects."""
@@ -73,7 +72,7 @@ def reading(subject: Subject, rounds: int) -> dict[str, Times]:
         "safetensors load_file, xxh3": load,
         "safetensors load_file, xxh3 again": load,
         "actckpt restore": run.restore,
-        "actckpt verification": lambda: verify_files(Files(), str(path)),
+        "actckpt verification": saved.verify,
     }
     times = {name: Times() for name in arms}
     for number in range(rounds + 1):
