@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterator
 from actckpt.errors import PlanError
 from actckpt.plan import Burst, Plan
 from actckpt.policies.cuts import Cut, cuts
+from actckpt.policies.levels import Levels
 from actckpt.policies.packing import Choice
 from actckpt.policies.pruning import spread, undominated
 from actckpt.policies.segments import Segment, born_in, segment_structure, segments
@@ -71,7 +72,7 @@ def priced(pricer: Pricer, base: Estimate, way: Way) -> Choice | None:
     for hold in holds:
         if not hold.saved:
             hold.added_to(delta, -1)
-    return Choice(takes, way, time_s, delta, holds)
+    return Choice(takes, way, time_s, Levels.of(delta), holds)
 
 
 class SegmentWays:

@@ -8,6 +8,7 @@ from actckpt.errors import PlanError
 from actckpt.graph import Graph
 from actckpt.plan import Plan, Region
 from actckpt.policies.blocks import blocks, chains, opened, region
+from actckpt.policies.levels import Levels
 from actckpt.policies.mincut import trades
 from actckpt.policies.packing import Choice
 from actckpt.policies.pruning import undominated
@@ -42,7 +43,7 @@ def call_choices(graph: Graph, profile: Profile, pricer: Pricer) -> list[Choice]
                 price = pricer.estimate(Plan("", (candidate,)))
             except PlanError:
                 continue
-            delta = price.timeline - base.timeline
+            delta = Levels.of(price.timeline - base.timeline)
             time_s = price.time_s - base.time_s
             choices.append((index, Choice(covers, (candidate,), time_s, delta)))
         return choices

@@ -12,6 +12,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array, hstack, vstack
 
 from actckpt.plan import Burst, Plan, Region
+from actckpt.policies.levels import Levels
 from actckpt.policies.relaxation import Relaxation, binding
 from actckpt.policies.shared_holds import Hold, joined
 from actckpt.pricing.simulate import Estimate, Pricer
@@ -48,7 +49,7 @@ class Choice:
     takes: frozenset[int]
     parts: tuple[Region, ...] | tuple[Burst, ...]
     time_s: float
-    delta: np.ndarray
+    delta: Levels
     holds: tuple[Hold, ...] = ()
 
 
@@ -74,7 +75,7 @@ class Packing:
     Args:
         instants: those to begin with.
         settled: so many of the first choices are chosen; none of them excludes another.
-        made: levels that an earlier packing has made: of a large model they are most of the memory.
+        made: levels that an earlier packing has made.
     """
 
     def __init__(
@@ -83,10 +84,10 @@ class Packing:
         choices: Sequence[Choice],
         instants: Sequence[int] = (),
         settled: int = 0,
-        made: dict[Hashable, np.ndarray] | None = None,
+        made: dict[Hashable, Levels] | None = None,
     ) -> None:
         self.pricer = pricer
-        self._made: dict[Hashable, np.ndarray] = {} if made is None else made
+        self._made: dict[Hashable, Levels] = {} if made is None else made
         self.settled = settled
         self.instants = list(instants)
         self.choices = list(choices)
@@ -96,7 +97,7 @@ class Packing:
         dropped = frozenset(s for c in self.choices for s in c.takes)
         held = joined([c.holds for c in self.choices], dropped)
         self.held = {h: readers for h, readers in held.items() if self._shared(h, readers)}
-        self.hold_deltas = [self._once(hold, 0, hold) for hold in self.held]
+        self.hold_deltas = [self._once(hold, None, hold) for hold in self.held]
         shared = {hold.storage for hold in self.held}
         self.deltas = [self._own(choice, shared) for choice in self.choices]
 
@@ -106,14 +107,15 @@ class Packing:
             return hold.bytes * _SMALL > int(self.base.max())
         return len({min(self.choices[j].takes) for j in readers}) > 1
 
-    def _own(self, choice: Choice, shared: Container[int]) -> np.ndarray:
+    def _own(self, choice: Choice, shared: Container[int]) -> Levels:
         """Bytes that a choice adds at each instant, with what it alone holds."""
         own = [h for h in choice.holds if not h.saved and h.storage not in shared]
         return self._once((choice.parts, *own), choice.delta, *own) if own else choice.delta
 
-    def _once(self, key: Hashable, levels: np.ndarray | int, *holds: Hold) -> np.ndarray:
+    def _once(self, key: Hashable, own: Levels | None, *holds: Hold) -> Levels:
         if key not in self._made:
-            self._made[key] = levels + self._alone(*holds)
+            held = self._alone(*holds)
+            self._made[key] = Levels.of(held if own is None else held + own.whole())
         return self._made[key]
 
     def _alone(self, *holds: Hold) -> np.ndarray:
@@ -166,7 +168,7 @@ class Packing:
         return least
 
     @cached_property
-    def _columns(self) -> tuple[np.ndarray, ...]:
+    def _columns(self) -> tuple[Levels, ...]:
         """Bytes that each column adds at each instant."""
         return (*self.deltas, *self.hold_deltas)
 
@@ -223,7 +225,7 @@ class Packing:
     def levels(self, picked: Sequence[Choice]) -> np.ndarray:
         """The level at each instant as the program sees it."""
         held = joined([c.holds for c in picked], frozenset(s for c in picked for s in c.takes))
-        total: np.ndarray = sum((c.delta for c in picked), self.base) + self._alone(*held)
+        total: np.ndarray = sum((c.delta.whole() for c in picked), self.base) + self._alone(*held)
         return total
 
     def least_memory(self) -> Plan | None:
@@ -299,7 +301,7 @@ class Packing:
         open_to = np.lexsort((np.arange(n - self.settled), reduced[self.settled : n]))[:_COLUMNS]
         likely = np.append(np.arange(self.settled), self.settled + np.sort(open_to))
         columns = np.append(likely, np.arange(n, width))
-        deltas = np.ceil(np.array([self._columns[j][at] for j in columns], dtype=float).T / unit)
+        deltas = np.ceil(np.array([self._columns[j].at(at) for j in columns], dtype=float).T / unit)
         time_s = self._time_s[columns] / max(float(np.abs(self._time_s).max()), 1e-12)
         levels = (self.base[at] - credit[at]) / unit
         if budget_bytes is None:

@@ -23,17 +23,18 @@ def undominated(
     kept: list[tuple[int, Choice]] = []
     levels = np.empty((0, 0))
     for index, c in sorted(choices, key=lambda x: (x[1].time_s, len(x[1].takes), x[0])):
-        if c.delta.min(initial=0) >= 0:
+        delta = c.delta.whole()
+        if delta.min(initial=0) >= 0:
             continue
         if kept:
-            lower = (levels <= c.delta + tolerance_bytes).all(axis=1)
+            lower = (levels <= delta + tolerance_bytes).all(axis=1)
             if any(
                 kept[j][1].takes <= c.takes and set(kept[j][1].holds) <= set(c.holds)
                 for j in np.nonzero(lower)[0]
             ):
                 continue
         kept.append((index, c))
-        levels = c.delta[None] if len(kept) == 1 else np.concatenate([levels, c.delta[None]])
+        levels = delta[None] if len(kept) == 1 else np.concatenate([levels, delta[None]])
     return kept
 
 
@@ -45,14 +46,14 @@ def spread(choices: Sequence[tuple[int, Choice]], at: int) -> list[tuple[int, Ch
     """
     if len(choices) <= _FEW:
         return list(choices)
-    alone = np.array([c.delta for _, c in choices], dtype=float)
+    alone = np.array([c.delta.whole() for _, c in choices], dtype=float)
     for row, (_, c) in zip(alone, choices, strict=True):
         for hold in c.holds:
             if not hold.saved:
                 hold.added_to(row)
     best: set[int] = set()
     # with all that they hold, and with nothing of what others may hold for them
-    for levels in (alone, np.array([c.delta for _, c in choices], dtype=float)):
+    for levels in (alone, np.array([c.delta.whole() for _, c in choices], dtype=float)):
         best.update(_best(levels, np.array([c.time_s for _, c in choices]), at))
     return [choices[j] for j in sorted(best)]
 

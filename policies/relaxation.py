@@ -9,6 +9,8 @@ import numpy as np
 from scipy.optimize import linprog
 from scipy.sparse import csr_array, hstack, vstack
 
+from actckpt.policies.levels import Levels
+
 # an instant of each enters at a time
 _WINDOWS = 64
 # far more instants than programs end with: nothing may go on for ever
@@ -49,7 +51,7 @@ class Relaxation:
         most: np.ndarray,
         time_s: np.ndarray,
         base: np.ndarray,
-        deltas: Sequence[np.ndarray],
+        deltas: Sequence[Levels],
         instants: list[int],
         least: np.ndarray,
     ) -> None:
@@ -114,13 +116,13 @@ class Relaxation:
 
     def _rows(self) -> csr_array:
         at = np.array(self.instants, dtype=np.int64)
-        return csr_array(np.array([d[at] for d in self.deltas], dtype=float).T / self.unit)
+        return csr_array(np.array([d.at(at) for d in self.deltas], dtype=float).T / self.unit)
 
     def _extended(self, x: np.ndarray, most_bytes: float) -> bool:
         """Whether a solution is too high somewhere, which is then an instant of the program."""
         if len(self.instants) >= _INSTANTS:
             return False
-        level = self.base + sum(x[j] * self.deltas[j] for j in np.nonzero(x)[0])
+        level = self.base + sum(x[j] * self.deltas[j].whole() for j in np.nonzero(x)[0])
         fresh = binding(level, most_bytes, self.instants)
         self.instants.extend(fresh)
         return bool(fresh)

@@ -23,7 +23,7 @@ def worth_s(
     choice: Choice, segment: tuple[int, int], prices: Mapping[int, float], born: np.ndarray
 ) -> float:
     """Seconds of a choice with what its bytes cost; what it reads of others is not its own."""
-    level = choice.delta.astype(float)
+    level = choice.delta.whole().astype(float)
     for hold in choice.holds:
         own = hold.storage in choice.takes if hold.saved else born[hold.storage] >= segment[0]
         if own:
