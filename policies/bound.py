@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -131,6 +131,10 @@ class _Relaxation:
         self.makers = Makers(graph, 0, self.end)
         self.uses = self._uses()
         self.storages, self.ops = self.makers.reachable(self.uses)
+        self.made_by: dict[int, set[int]] = {i: set() for i in self.ops}
+        for sid in self.storages:
+            for index in self.makers.of[sid]:
+                self.made_by[index].add(sid)
         self.width = len(self.storages) + len(self.ops)
         self.column_of = {s: j for j, s in enumerate(self.storages)}
         self.again_of = {i: len(self.storages) + j for j, i in enumerate(self.ops)}
@@ -164,19 +168,29 @@ class _Relaxation:
         level: np.ndarray = self.fixed + self.beside(frozenset())
         return level
 
-    def beside(self, resident: Container[int]) -> np.ndarray:
+    def beside(self, resident: frozenset[int]) -> np.ndarray:
         """Bytes at each operation beside the fixed ones when these storages stay resident."""
         level = np.zeros(self.pricer.count + 1, dtype=np.int64)
-        for sid, uses in self.uses.items():
+        for sid, stop in self._read_until(resident).items():
             size, died = self.pricer.bytes[sid], self.pricer.died[sid]
-            spans = [(max(u.first, died), u.until) for u in uses]
+            spans = [(max(u.first, died), u.until) for u in self.uses.get(sid, ())]
             if sid in resident:
-                spans = [(died, max(u.until for u in uses))]
+                spans = [(died, stop)]
             for start, stop in _disjoint(spans):
                 level[start] += size
                 level[min(stop, self.pricer.count)] -= size
         found: np.ndarray = np.cumsum(level)[: self.pricer.count]
         return found
+
+    def _read_until(self, resident: frozenset[int]) -> dict[int, int]:
+        """Storage -> end of the last operation of backward that needs it, or what is made of it."""
+        until = {sid: max(u.until for u in uses) for sid, uses in self.uses.items()}
+        for index in reversed(self.ops):
+            made = self.made_by[index] - resident
+            last = max((until.get(sid, 0) for sid in made), default=0)
+            for sid in self.makers.inputs(index):
+                until[sid] = max(until.get(sid, 0), last)
+        return until
 
     @property
     def floor(self) -> tuple[int, int]:
