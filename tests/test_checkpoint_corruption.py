@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-from actckpt.checkpoint.commit import Snapshot, commit
+from actckpt.checkpoint.commit import commit
 from actckpt.checkpoint.digest import Digest
 from actckpt.checkpoint.discovery import discover
 from actckpt.checkpoint.documents import sealed
 from actckpt.checkpoint.encoding import encode
 from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.reading import read_state
+from actckpt.checkpoint.snapshot import Snapshot
 from actckpt.checkpoint.verification import verify_files
 from actckpt.errors import CheckpointFormatError
 

@@ -13,10 +13,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from actckpt.checkpoint.commit import Snapshot, commit
+from actckpt.checkpoint.commit import commit
 from actckpt.checkpoint.encoding import encode
 from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.reading import read_state
+from actckpt.checkpoint.snapshot import Snapshot
 from actckpt.errors import CheckpointFormatError
 from tests.test_checkpoint_corruption import MODEL, WHOLE, assert_seen, forge, make, replace_file
 from tests.test_checkpoint_encoding import same, states

@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from safetensors.torch import load_file
 
-from actckpt.checkpoint.commit import Snapshot, commit
+from actckpt.checkpoint.commit import commit
 from actckpt.checkpoint.dtypes import BY_NAME, CODES
 from actckpt.checkpoint.encoding import encode
 from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.reading import read_state
+from actckpt.checkpoint.snapshot import Snapshot
 from actckpt.errors import CheckpointSaveError
 
 

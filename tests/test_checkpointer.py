@@ -66,6 +66,38 @@ def test_a_state_is_saved_once(tmp_path: Path) -> None:
         assert [c.tag for c in run.list()] == ["final", ""]
 
 
+def test_a_state_that_was_changed_without_a_step_is_saved_again(tmp_path: Path) -> None:
+    made = objects()
+    with actckpt.Checkpointer(tmp_path, **made, every=1, keep_last=None) as run:
+        advance(run, made, 1)
+        run.save()
+        with torch.no_grad():
+            made["model"].first.weight.data[0, 0] = 7.0  # which no version counter tells
+        assert run.save().path.name == "step-00000001.1"
+        assert run.save().path.name == "step-00000001.1"
+        made["optimizer"].param_groups[0]["lr"] = 0.5
+        assert run.save().path.name == "step-00000001.2"
+        made["model"](torch.randn(5, 2))  # nothing but random numbers and running statistics
+        assert run.save().path.name == "step-00000001.3"
+        run.restore(only=["model"])
+        run.save()
+        torch.rand(1)
+        run.restore(1, only=["model"])
+        assert run.save().path.name == "step-00000001.4"
+
+
+def test_a_resumed_run_that_was_changed_is_saved(tmp_path: Path) -> None:
+    made = objects()
+    with actckpt.Checkpointer(tmp_path, **made, every=1) as run:
+        advance(run, made, 1)
+    made = objects(seed=1)
+    with actckpt.Checkpointer(tmp_path, **made, every=1, keep_last=None) as run:
+        assert run.resume() is not None
+        assert run.save().path.name == "step-00000001"
+        made["optimizer"].param_groups[0]["lr"] = 0.5
+        assert run.save().path.name == "step-00000001.1"
+
+
 def test_metrics_of_a_save_belong_to_the_state(tmp_path: Path) -> None:
     made = objects()
     with actckpt.Checkpointer(tmp_path, **made, every=None) as run:

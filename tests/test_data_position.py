@@ -153,6 +153,53 @@ def test_resumed_between_two_epochs(kind: str, tmp_path: Path) -> None:
     run.close()
 
 
+def pairs(run: actckpt.Checkpointer, until: int) -> list[Any]:
+    """The batches up to a step, by a loop that `steps` ends."""
+    found = []
+    for step, batch in run.steps(epochs=None, total_steps=until):
+        found.append((step, batch.tolist(), torch.rand(()).item()))
+        run.step()
+    return found
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+@pytest.mark.parametrize("end", [3, 5, 10])
+def test_a_run_that_has_ended_can_be_made_longer(kind: str, end: int, tmp_path: Path) -> None:
+    def made() -> Any:
+        torch.manual_seed(7)  # some loaders draw when they are made
+        return LOADERS[kind]()
+
+    whole = pairs(start(tmp_path / "whole", made(), 1), STEPS)
+    run = start(tmp_path / "parts", made(), 1)
+    first = pairs(run, end)
+    run.save()
+    run.close()
+    again = start(tmp_path / "parts", LOADERS[kind](), 2)
+    assert first + pairs(again, STEPS) == whole
+    again.close()
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_restored_in_the_loop_the_data_is_read_from_there(kind: str, tmp_path: Path) -> None:
+    run = start(tmp_path, LOADERS[kind](), 1)
+    found, restored = [], False
+    for step, batch in run.steps(epochs=None, total_steps=STEPS):
+        found.append((step, batch.tolist(), torch.rand(()).item()))
+        run.step()
+        if run.step_count in (3, 6):
+            run.save()
+        if run.step_count == 8 and not restored:
+            restored = True
+            run.restore(3)
+    assert found[8:13] == found[3:8]
+    assert [step for step, *_ in found] == [*range(8), *range(3, STEPS)]
+    run.close()
+    other = start(tmp_path, LOADERS[kind](), 2)
+    other.restore(6)  # the newer of the two, which was saved after it
+    assert pairs(other, STEPS) == found[11:]
+    other.close()
+
+
 def test_items_that_were_trained_on_are_not_read_again(tmp_path: Path) -> None:
     class Counted(Plain):
         def __getitem__(self, index: int) -> torch.Tensor:

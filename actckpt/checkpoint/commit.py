@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from actckpt.checkpoint.discovery import Checkpoint
 from actckpt.checkpoint.dtypes import name_of
-from actckpt.checkpoint.encoding import Encoded
 from actckpt.checkpoint.files import Files, Sink
 from actckpt.checkpoint.manifest import Chunk, FileEntry, Manifest, TensorEntry
-from actckpt.checkpoint.names import MANIFEST, SAVING, STATE, step_name, unique
-from actckpt.checkpoint.tensor_file import write_tensors
-from actckpt.checkpoint.verification import STATE_VERSION, checked, verify_files
+from actckpt.checkpoint.names import MANIFEST, SAVING, step_name, unique
+from actckpt.checkpoint.snapshot import Snapshot, contents, tensor_file
+from actckpt.checkpoint.verification import checked, verify_files
 from actckpt.errors import CheckpointError, CheckpointFormatError, CheckpointSaveError
 from actckpt.units import format_gigabytes
 
@@ -27,23 +23,6 @@ logger = logging.getLogger("actckpt")
 
 # what a save needs beside its tensors: JSON, and blocks that are not full
 _OVERHEAD_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Everything that a checkpoint will hold.
-
-    Args:
-        items: by name (``model``, ``optimizer``); each with tensors gets a file of that name.
-        step, tag, metrics, fingerprint, versions: as in `Manifest`.
-    """
-
-    step: int
-    items: Mapping[str, Encoded]
-    tag: str
-    metrics: dict[str, float]
-    fingerprint: str
-    versions: dict[str, str]
 
 
 def commit(
@@ -104,18 +83,13 @@ def _write(
     tensors: dict[str, TensorEntry] = {}
     # all are made durable once the last is written: meanwhile the device works on the first
     with ExitStack() as writing:
-        for item, encoded in snapshot.items.items():
-            if not encoded.tensors:
-                continue
-            file = f"{item}.safetensors"
+        for file, write in contents(snapshot):
             sink = writing.enter_context(files.writing(f"{directory}/{file}"))
-            write_tensors(sink, encoded.tensors)
+            write(sink)
             entries[file] = _entry(sink)
-            for key, tensor in encoded.tensors.items():
-                tensors[f"{item}/{key}"] = _tensor_entry(tensor, file, key)
-        sink = writing.enter_context(files.writing(f"{directory}/{STATE}"))
-        sink.write(_state_bytes(snapshot))
-        entries[STATE] = _entry(sink)
+    for item, encoded in snapshot.items.items():
+        for key, tensor in encoded.tensors.items():
+            tensors[f"{item}/{key}"] = _tensor_entry(tensor, tensor_file(item), key)
     manifest = Manifest(
         step=snapshot.step,
         serial=serial,
@@ -130,15 +104,6 @@ def _write(
     with files.writing(f"{directory}/{MANIFEST}") as sink:
         sink.write(manifest.to_bytes())
     return manifest, _entry(sink)
-
-
-def _state_bytes(snapshot: Snapshot) -> bytes:
-    state = {
-        "format": "actckpt.state",
-        "format_version": STATE_VERSION,
-        "items": {item: encoded.tree for item, encoded in snapshot.items.items()},
-    }
-    return json.dumps(state, allow_nan=False).encode("ascii")
 
 
 def _entry(sink: Sink) -> FileEntry:

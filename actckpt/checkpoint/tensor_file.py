@@ -10,13 +10,13 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from actckpt.checkpoint.documents import parsed
 from actckpt.checkpoint.dtypes import BY_CODE, stored_as
-from actckpt.checkpoint.files import Sink, Source
+from actckpt.checkpoint.files import Source
 from actckpt.errors import CheckpointFormatError
 
 # as in the reference implementation
@@ -40,7 +40,13 @@ class Slot:
     end: int
 
 
-def write_tensors(sink: Sink, tensors: Mapping[str, torch.Tensor]) -> None:
+class Writable(Protocol):
+    """What bytes can be written to."""
+
+    def write(self, data: bytes | memoryview) -> None: ...
+
+
+def write_tensors(sink: Writable, tensors: Mapping[str, torch.Tensor]) -> None:
     """Writes a whole file; elements of tensors on other devices come here one tensor at a time."""
     # wide elements first: then every one of them is aligned
     order = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))

@@ -170,14 +170,18 @@ class Checkpointer:
         if progress.loader is None:
             raise TypeError("steps() needs a loader, here or in the constructor")
         self._watch()
-        while epochs is None or position.epoch < epochs:
+
+        def left() -> bool:
+            return total_steps is None or progress.step < total_steps
+
+        while left() and (epochs is None or position.epoch < epochs):
             for batch in position.rest_of_epoch(progress.loader, progress.put_random):
-                if total_steps is not None and progress.step >= total_steps:
-                    return
                 progress.accumulating = True
                 self._saves.changed()
                 yield progress.step, batch
                 self._end_if_asked()
+                if not left():
+                    return  # before a batch is read that nobody trains on
 
     def before_optimizer_step(self) -> None:
         """Keeps the optimizer's next step from changing what a save still has to copy.

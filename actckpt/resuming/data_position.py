@@ -110,7 +110,13 @@ class DataPosition:
         for batch in iterator:
             self.batch += 1
             yield batch
+            if self._is_restored():
+                return  # in the meantime: the next pass begins there
         self.epoch, self.batch, self._start = self.epoch + 1, 0, None
+
+    def _is_restored(self) -> bool:
+        """Whether the position was restored and nothing has been read from there yet."""
+        return self._pending is not None
 
     def _begun(
         self, loader: Loader, pending: dict[str, Any], put_last: Callable[[], None]

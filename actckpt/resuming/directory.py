@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import logging
 
-from actckpt.checkpoint.commit import Snapshot, commit
+from actckpt.checkpoint.commit import commit
 from actckpt.checkpoint.discovery import Checkpoint, Found, discover
 from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.lock import DirectoryLock
 from actckpt.checkpoint.names import PINNED
 from actckpt.checkpoint.retention import Keep, clean, retire
+from actckpt.checkpoint.snapshot import Snapshot
 from actckpt.errors import CheckpointError, CheckpointSaveError
 
 logger = logging.getLogger("actckpt")
@@ -139,6 +140,12 @@ class RunDirectory:
         try:
             self.files.make_directories(self.path)
             self._lock = DirectoryLock(self.files, self.path)
+            try:
+                # the last writer may have been killed before it was known that its names last
+                self.files.sync_directory(self.path)
+            except BaseException:
+                self.release()
+                raise
         except OSError as error:
             raise CheckpointSaveError(
                 f"{self.path} cannot be written: {error}. Choose another directory, or remove the "

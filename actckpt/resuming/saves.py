@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from actckpt.checkpoint.commit import Snapshot
 from actckpt.checkpoint.discovery import Checkpoint
+from actckpt.checkpoint.manifest import FileEntry
+from actckpt.checkpoint.snapshot import Snapshot, entries
 from actckpt.resuming.cadence import Cadence
 from actckpt.resuming.metrics import numbers
 from actckpt.resuming.progress import Progress
@@ -39,7 +40,7 @@ class Saves:
         self._progress = progress
         self._cadence = cadence
         self._optimizer = optimizer
-        # of the state as it is now
+        # the last save, unless the state is known to be another since
         self._saved: Checkpoint | Saving | None = None
 
     def changed(self) -> None:
@@ -78,7 +79,7 @@ class Saves:
 
     def _begin(self, tag: str, metrics: Mapping[str, Any] | None, wait: bool) -> None:
         added = numbers(metrics)
-        if self._saved is not None and self._saved.tag == tag and not added:
+        if not added and self._is_saved(tag):
             return
         self._progress.report(added)
         self._saved = None
@@ -97,6 +98,22 @@ class Saves:
                 self._guard_optimizer()
         finally:
             self._cadence.began(time.monotonic() - begin)
+
+    def _is_saved(self, tag: str) -> bool:
+        """Whether the state as it is has been saved under this tag, or failed to be.
+
+        A loop of the user's own may have changed it without a word: the bytes say.
+        """
+        saved = self._saved
+        if saved is None or saved.tag != tag:
+            return False
+        if isinstance(saved, Checkpoint):
+            known: Mapping[str, FileEntry] = saved.manifest.files
+        elif saved.error is None:
+            known = saved.entries()
+        else:
+            return True  # it is still to be raised
+        return known == entries(self.snapshot(tag))
 
     def snapshot(self, tag: str = "") -> Snapshot:
         """The state as it is, of the live tensors."""

@@ -12,8 +12,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 
-from actckpt.checkpoint.commit import Snapshot
 from actckpt.checkpoint.discovery import Checkpoint
+from actckpt.checkpoint.manifest import FileEntry
+from actckpt.checkpoint.snapshot import Snapshot, entries
 from actckpt.errors import CheckpointSaveError
 from actckpt.resuming.directory import RunDirectory
 from actckpt.resuming.staging import Staging, StagingSet, Steady
@@ -26,14 +27,22 @@ class Saving:
 
     Args:
         work: makes the checkpoint.
+        staged: what of, in memory that stays as it is until the next save begins.
         before: the save that was begun last.
     """
 
-    def __init__(self, work: Callable[[], Checkpoint], before: Saving | None, tag: str) -> None:
+    def __init__(
+        self,
+        work: Callable[[], Checkpoint],
+        staged: Callable[[], Snapshot],
+        before: Saving | None,
+        tag: str,
+    ) -> None:
         self.tag = tag
         self.checkpoint: Checkpoint | None = None
         self.error: BaseException | None = None
         self._work = work
+        self._staged = staged
         self._before = before
         self._thread = threading.Thread(target=self._run, name="actckpt-save")
         # a join that Ctrl-C interrupts takes the thread for stopped, in Python 3.11 and 3.12
@@ -59,6 +68,10 @@ class Saving:
                 "background=False, which needs none"
             ) from error
 
+    def entries(self) -> dict[str, FileEntry]:
+        """Of the checkpoint's files. No other save may have begun since."""
+        return entries(self._staged())
+
     def wait(self) -> None:
         """Returns when it has ended, however it did."""
         if self.running:
@@ -75,8 +88,8 @@ class Saving:
             self.checkpoint = work()
         except BaseException as error:
             # raised to whoever asks; said at once, for nobody may
-            logger.error("actckpt: a checkpoint was not saved: %s", error)
             self.error = error
+            logger.error("actckpt: a checkpoint was not saved: %s", error)
         finally:
             del work
             self._ended.set()
@@ -128,14 +141,17 @@ class Saver:
         into = self._free_set()
         staged = replace(snapshot, items=self._staging.copy(snapshot.items, into, steady))
 
-        def work() -> Checkpoint:
+        def ready() -> Snapshot:
             into.await_copies()
-            made = self._directory.write(staged)
+            return staged
+
+        def work() -> Checkpoint:
+            made = self._directory.write(ready())
             durable()
             return made
 
         before = self._under_way[-1][0] if self._under_way else None
-        saving = Saving(work, before, snapshot.tag)
+        saving = Saving(work, ready, before, snapshot.tag)
         # known before it begins: Ctrl-C may come between any two lines
         self._under_way.append((saving, into))
         saving.start()

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from actckpt.checkpoint import commit, files, retention
-from actckpt.checkpoint.commit import Snapshot
 from actckpt.checkpoint.discovery import discover
 from actckpt.checkpoint.files import Files, Sink
 from actckpt.checkpoint.manifest import FileEntry, Manifest
 from actckpt.checkpoint.names import SAVING, step_name
+from actckpt.checkpoint.snapshot import Snapshot
 
 Patch = pytest.MonkeyPatch
 

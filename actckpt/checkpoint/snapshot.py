@@ -1,0 +1,77 @@
+"""Everything that a checkpoint will hold, and as which files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from actckpt.checkpoint.digest import Digest
+from actckpt.checkpoint.encoding import Encoded
+from actckpt.checkpoint.manifest import FileEntry
+from actckpt.checkpoint.names import STATE
+from actckpt.checkpoint.tensor_file import Writable, write_tensors
+from actckpt.checkpoint.verification import STATE_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that a checkpoint will hold.
+
+    Args:
+        items: by name (``model``, ``optimizer``); each with tensors gets a file of that name.
+        step, tag, metrics, fingerprint, versions: as in `Manifest`.
+    """
+
+    step: int
+    items: Mapping[str, Encoded]
+    tag: str
+    metrics: dict[str, float]
+    fingerprint: str
+    versions: dict[str, str]
+
+
+def tensor_file(item: str) -> str:
+    """Name of the file with an item's tensors."""
+    return f"{item}.safetensors"
+
+
+def contents(snapshot: Snapshot) -> Iterator[tuple[str, Callable[[Writable], None]]]:
+    """(name, what writes it) of every file of the checkpoint but the manifest."""
+    for item, encoded in snapshot.items.items():
+        if encoded.tensors:
+            yield tensor_file(item), partial(write_tensors, tensors=encoded.tensors)
+    yield STATE, lambda sink: sink.write(_state_bytes(snapshot))
+
+
+def entries(snapshot: Snapshot) -> dict[str, FileEntry]:
+    """Size and checksum of every file but the manifest; the bytes are hashed where they are."""
+    found = {}
+    for file, write in contents(snapshot):
+        tally = _Tally()
+        write(tally)
+        found[file] = FileEntry(tally.size_bytes, tally.digest.checksum)
+    return found
+
+
+class _Tally:
+    """Counts and hashes what passes."""
+
+    def __init__(self) -> None:
+        self.digest = Digest()
+        self.size_bytes = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        view = memoryview(data).cast("B")
+        self.digest.update(view)
+        self.size_bytes += len(view)
+
+
+def _state_bytes(snapshot: Snapshot) -> bytes:
+    state = {
+        "format": "actckpt.state",
+        "format_version": STATE_VERSION,
+        "items": {item: encoded.tree for item, encoded in snapshot.items.items()},
+    }
+    return json.dumps(state, allow_nan=False).encode("ascii")
