@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -20,6 +21,18 @@ def package_version() -> str:
         return "0.1.0"
 
 
+@cache
+def processor_name() -> str:
+    """The processor's own name."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
 def versions() -> dict[str, str]:
     """Versions and machine, to be kept beside every result.
 
@@ -30,6 +43,8 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": f"{platform.system()} {platform.machine()}",
+        # torch's kernels are others with other instructions, and so may the bits be
+        "processor": f"{processor_name()}, {torch.backends.cpu.get_cpu_capability()}",
         "cpus": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
     }
@@ -38,6 +53,7 @@ def versions() -> dict[str, str]:
     if torch.cuda.is_available():
         found["device"] = torch.cuda.get_device_name()
         found["cuda"] = str(torch.version.cuda)
+        found["cudnn"] = str(torch.backends.cudnn.version())
     else:
         found["device"] = "cpu"
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,7 @@ from actckpt.profiler.devices import DEVICES, find_device
 from actckpt.profiler.roofline import Machine, calibrate, estimate, machine_of, output_bytes
 from actckpt.profiler.store import CostStore, cache_folder
 from actckpt.profiler.timing import Place, alone, time_ops, workspaces
+from actckpt.versions import processor_name
 
 _LARGEST_BYTES = 2 * 10**9
 _CHUNK = 64
@@ -109,13 +109,7 @@ def device_name(device: torch.device) -> str:
     """The processor's or accelerator's own name."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
+    return processor_name()
 
 
 def environment(device: torch.device) -> str:

@@ -98,6 +98,70 @@ def test_a_resumed_run_that_was_changed_is_saved(tmp_path: Path) -> None:
         assert run.save().path.name == "step-00000001.1"
 
 
+def test_a_model_that_filters_its_state_is_resumed(tmp_path: Path) -> None:
+    class Filtered(nn.Linear):
+        def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            found = super().state_dict(*args, **kwargs)
+            return {name: x for name, x in found.items() if "bias" in name}
+
+        def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+            return super().load_state_dict(state_dict, strict=False)
+
+    model = Filtered(2, 3)
+    with actckpt.Checkpointer(tmp_path, model=model) as run:
+        run.step()
+    other = Filtered(2, 3)
+    with actckpt.Checkpointer(tmp_path, model=other) as run:
+        assert run.resume() is not None
+    assert torch.equal(other.bias, model.bias)
+    assert not torch.equal(other.weight, model.weight)
+
+
+def test_versions_of_every_module_reach_it(tmp_path: Path) -> None:
+    class Versioned(nn.Module):
+        _version = 7
+        seen: int | None = None
+
+        def _load_from_state_dict(self, state_dict: Any, prefix: str, metadata: Any, *rest: Any):  # type: ignore[no-untyped-def]
+            self.seen = metadata.get("version")
+
+    with actckpt.Checkpointer(tmp_path, model=Versioned(), ema=Versioned()) as run:
+        run.step()
+    made: dict[str, Any] = {"model": Versioned(), "ema": Versioned()}
+    with actckpt.Checkpointer(tmp_path, **made) as run:
+        run.resume()
+    assert [m.seen for m in made.values()] == [7, 7]
+
+
+def test_buffers_that_are_no_part_of_the_state_are_put_back(tmp_path: Path) -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(2, 2)
+            self.inner.register_buffer("calls", torch.zeros(2), persistent=False)
+            self.register_buffer("cache", None, persistent=False)
+
+    model: Any = Counting()
+    alias = model.inner.calls
+    model.inner.calls += 3
+    model.cache = torch.arange(5)
+    model.register_buffer("late", torch.ones(1), persistent=False)
+    with actckpt.Checkpointer(tmp_path, model=model) as run:
+        run.step()
+        model.inner.calls.zero_()
+        model.cache = torch.zeros(9)
+        run.restore()
+    assert model.inner.calls is alias
+    other: Any = Counting()
+    with actckpt.Checkpointer(tmp_path, model=other) as run:
+        assert run.resume() is not None
+    for found in (model, other):
+        assert found.inner.calls.tolist() == [3, 3]
+        assert found.cache.tolist() == [0, 1, 2, 3, 4]
+        assert found.late.tolist() == [1]
+        assert set(found.state_dict()) == {"inner.weight", "inner.bias"}
+
+
 def test_metrics_of_a_save_belong_to_the_state(tmp_path: Path) -> None:
     made = objects()
     with actckpt.Checkpointer(tmp_path, **made, every=None) as run:

@@ -235,5 +235,11 @@ def test_random_states_of_workers_are_not_restored_and_the_report_says_so(tmp_pa
         run.save()
     assert resumed(0, False) == resumed(2, True) == ()
     (reason,) = resumed(2, False)
-    assert "2 loader workers" in reason
+    assert reason.startswith("the loader had 0 workers, has 2")
     assert "SeededSamples" in reason
+    with actckpt.Checkpointer(tmp_path, model=nn.Linear(1, 1), loader=loader(2, False)) as run:
+        next(iter(run.steps()))
+        run.step()
+        run.save()
+    (reason,) = resumed(2, False)
+    assert "2 loader workers" in reason

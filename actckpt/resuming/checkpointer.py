@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
-import torch
 from torch import nn
 
 from actckpt.checkpoint.discovery import Checkpoint
@@ -121,13 +120,7 @@ class Checkpointer:
             },
             config,
         )
-        self._saves = Saves(
-            self._saver,
-            self._state,
-            self._progress,
-            Cadence(every, mtbf),
-            optimizer if isinstance(optimizer, torch.optim.Optimizer) else None,
-        )
+        self._saves = Saves(self._saver, self._state, self._progress, Cadence(every, mtbf))
 
     # ---- the loop
 

@@ -35,7 +35,12 @@ class DataPosition:
         if self._pending is not None:
             return self._pending  # nothing has been read since it was restored
         batches = _length(loader)
-        state: dict[str, Any] = {"epoch": self.epoch, "batch": self.batch, "batches": batches}
+        state: dict[str, Any] = {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "batches": batches,
+            "workers": _workers(loader),
+        }
         if loader is None or not (self.batch or self.epoch):
             return state  # asking a loader that was never read could make it draw
         if (own := _stateful(loader)) is not None:
@@ -76,14 +81,20 @@ class DataPosition:
 
     def inexact(self, state: dict[str, Any], loader: Loader | None) -> str:
         """Why what is read after a saved position may be another than it would have been; or ""."""
-        workers = getattr(loader, "num_workers", 0)
+        here, there = _workers(loader), state["workers"]
         # new workers at the beginning of an epoch are seeded from states that were saved
         lasting = state["batch"] > 0 or state.get("between", {}).get("reused", False)
-        if not workers or not lasting or draws_by_seed(loader):
+        if None in (here, there) or draws_by_seed(loader):
+            return ""
+        if here != there:
+            what = f"the loader had {there} workers, has {here}"
+        elif here and lasting:
+            what = f"the random states of {here} loader workers were not saved"
+        else:
             return ""
         return (
-            f"the random states of {workers} loader workers were not saved: what the dataset draws "
-            "there, if anything, differs; wrap it in actckpt.SeededSamples"
+            f"{what}: what the dataset draws there, if anything, differs; wrap it in "
+            "actckpt.SeededSamples"
         )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -280,6 +291,11 @@ def _length(loader: Loader | None) -> int | None:
         return len(loader)  # type: ignore[arg-type]
     except TypeError:
         return None
+
+
+def _workers(loader: Loader | None) -> int | None:
+    """Processes that read the data beside this one; None where no data is read."""
+    return None if loader is None else getattr(loader, "num_workers", 0)
 
 
 def _too_short(wanted: int, found: int) -> CheckpointMismatchError:

@@ -17,7 +17,13 @@ def gather_plans(model: nn.Module) -> dict[str, Any] | None:
     session = session_of(model)
     if session is None:
         return None
-    return {"device": versions()["device"], **session.state_dict()}
+    return {"device": _device(), **session.state_dict()}
+
+
+def _device() -> str:
+    """What the costs that a plan was made by are of."""
+    found = versions()
+    return found["processor" if found["device"] == "cpu" else "device"]
 
 
 def put_plans(
@@ -36,7 +42,7 @@ def put_plans(
         session.learn(optimizer)
     if state is None:
         return "no plan was saved: the model is planned anew"
-    device = versions()["device"]
+    device = _device()
     if state["device"] != device:
         return f"planned anew: the saved plan is for {state['device']}, this is {device}"
     try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from actckpt.checkpoint.discovery import Checkpoint, Skipped
 
 # what bits depend on beside the state
-_DECISIVE = ("torch", "device", "cuda", "threads", "platform")
+_DECISIVE = ("torch", "processor", "device", "cuda", "cudnn", "threads", "platform")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from torch import nn
 from actckpt.checkpoint.encoding import Encoded, encode
 from actckpt.checkpoint.names import is_item_name
 from actckpt.errors import CheckpointMismatchError
+from actckpt.resuming.buffers import Buffers
 from actckpt.resuming.gradients import Gradients
 from actckpt.resuming.live_objects import (
     Stateful,
@@ -28,7 +29,7 @@ from actckpt.resuming.resumed import version_differences
 from actckpt.versions import versions
 
 # items that every checkpoint has, beside the objects that the user passes
-OWN = ("identities", "model-versions", "progress", "position", "random", "plans", "config")
+OWN = ("identities", "module-versions", "progress", "position", "random", "plans", "config")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class RunState:
         self._objects: dict[str, Stateful] = {"model": model}
         self._objects |= {name: item for name, item in others.items() if item is not None}
         self._objects["gradients"] = Gradients(model)
+        self._objects["buffers"] = Buffers(model)
         for name, item in self._objects.items():
             if not is_item_name(name):
                 raise ValueError(
@@ -87,7 +89,11 @@ class RunState:
             states["gradients"] = {}
         states["identities"] = self._identities()
         # the versions that modules keep in a state dict, for loading older ones
-        states["model-versions"] = dict(getattr(states["model"], "_metadata", {}))
+        states["module-versions"] = {
+            name: dict(states[name]._metadata)
+            for name, item in self._objects.items()
+            if isinstance(item, nn.Module) and hasattr(states[name], "_metadata")
+        }
         states.update(progress)
         states["plans"] = gather_plans(self._model)
         states["config"] = self._config
@@ -95,7 +101,13 @@ class RunState:
 
     def is_steady(self, item: str, name: str) -> bool:
         """Whether only an optimizer step changes this tensor, as far as such a thing is known."""
-        return item in ("optimizer", "ema") or (item == "model" and name in self._parameter_names)
+        return item == "optimizer" or (item == "model" and name in self._parameter_names)
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Those of torch's among the objects."""
+        found = self._objects.values()
+        return [item for item in found if isinstance(item, torch.optim.Optimizer)]
 
     def fingerprint(self) -> str:
         """Of the model's tensors."""
@@ -131,8 +143,9 @@ class RunState:
                 )
             objects = {name: item for name, item in objects.items() if name in only}
         self._check(objects, items, where, everything=only is None)
-        if "model" in objects:
-            items["model"]._metadata = items["model-versions"]
+        for name, metadata in items["module-versions"].items():
+            if name in objects:
+                items[name]._metadata = metadata
         undo: list[Callable[[], None]] = []
         try:
             # what may raise on its own comes before what was checked and is not copied first

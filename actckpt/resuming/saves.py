@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import torch
-
 from actckpt.checkpoint.discovery import Checkpoint
 from actckpt.checkpoint.manifest import FileEntry
 from actckpt.checkpoint.snapshot import Snapshot, entries
@@ -21,11 +19,7 @@ from actckpt.resuming.saving import Saver, Saving
 
 
 class Saves:
-    """The saves of one run.
-
-    Args:
-        optimizer: whose next step waits for copies that a save still makes.
-    """
+    """The saves of one run."""
 
     def __init__(
         self,
@@ -33,13 +27,13 @@ class Saves:
         state: RunState,
         progress: Progress,
         cadence: Cadence,
-        optimizer: torch.optim.Optimizer | None,
     ) -> None:
         self._saver = saver
         self._state = state
         self._progress = progress
         self._cadence = cadence
-        self._optimizer = optimizer
+        # their steps wait, from when there is something to wait for
+        self._guarded = False
         # the last save, unless the state is known to be another since
         self._saved: Checkpoint | Saving | None = None
 
@@ -95,7 +89,7 @@ class Saves:
             else:
                 snapshot = self.snapshot(tag)
                 self._saved = self._saver.behind(snapshot, self._state.is_steady, durable)
-                self._guard_optimizer()
+                self._guard_optimizers()
         finally:
             self._cadence.began(time.monotonic() - begin)
 
@@ -127,11 +121,12 @@ class Saves:
             versions=self._state.versions(),
         )
 
-    def _guard_optimizer(self) -> None:
-        """Lets the optimizer call `Saver.guard` itself, from when that does something."""
-        if self._saver.copies_beside and self._optimizer is not None:
-            self._optimizer.register_step_pre_hook(partial(_guard, weakref.ref(self._saver)))
-            self._optimizer = None
+    def _guard_optimizers(self) -> None:
+        """Lets the optimizers call `Saver.guard` themselves, from when that does something."""
+        if self._saver.copies_beside and not self._guarded:
+            self._guarded = True
+            for optimizer in self._state.optimizers:
+                optimizer.register_step_pre_hook(partial(_guard, weakref.ref(self._saver)))
 
     def raise_failures(self) -> None:
         """Raises what saves in the background failed with, once; the others as its notes."""
