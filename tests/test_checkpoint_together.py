@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ from actckpt.checkpoint.discovery import discover
 from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.lock import DirectoryLock
 from actckpt.checkpoint.reading import read_checkpoint
-from actckpt.checkpoint.retention import retire
+from actckpt.checkpoint.retention import Keep, retire
 from actckpt.checkpoint.verification import verify_files
 from actckpt.errors import CheckpointError, CheckpointFormatError
+from actckpt.resuming import choosing
+from actckpt.resuming.directory import RunDirectory
 from tests.system_calls import Call, Make, Watched
 from tests.test_checkpoint_corruption import make
 from tests.test_checkpoint_encoding import same
@@ -61,6 +64,31 @@ def test_a_reader_while_checkpoints_come_and_go(tmp_path: Path) -> None:
         newer += found.step > before
     assert fired > 20
     assert 5 < newer < fired
+
+
+@pytest.mark.parametrize("chosen", [choosing.newest, lambda d: choosing.of_step(d, None)])
+def test_a_run_is_put_back_while_checkpoints_come_and_go(
+    chosen: Callable[[RunDirectory], choosing.Chosen | None], tmp_path: Path
+) -> None:
+    make(tmp_path)
+    newer = 0
+    for at in range(30):
+        before = discover(Files(), str(tmp_path)).checkpoints[0].step
+        files = Files(Watched(Overtaking(tmp_path, at)))
+        found = chosen(RunDirectory(str(tmp_path), files, Keep(), "full"))
+        assert found is not None
+        assert found.skipped == ()
+        assert found.checkpoint.step in (before, before + 1)
+        assert same(found.items["model"]["a"], weights(found.checkpoint.step))
+        newer += found.checkpoint.step > before
+    assert newer > 5
+
+
+def test_a_step_that_is_retired_while_it_is_read_is_said_to_be_gone(tmp_path: Path) -> None:
+    make(tmp_path)
+    files = Files(Watched(Overtaking(tmp_path, 12)))
+    with pytest.raises(CheckpointError, match="no usable checkpoint of step 1; there are: 2"):
+        choosing.of_step(RunDirectory(str(tmp_path), files, Keep(), "full"), 1)
 
 
 def test_a_checkpoint_named_by_its_own_directory_is_not_replaced_by_another(tmp_path: Path) -> None:

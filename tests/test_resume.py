@@ -41,7 +41,7 @@ def differences(expected: Path, found: Path) -> list[str]:
 @pytest.mark.parametrize("group", GROUPS, ids="-".join)
 def test_killed_and_resumed_every_item_is_the_same(group: list[str], tmp_path: Path) -> None:
     def job(name: str, seed: int, **more: object) -> Job:
-        return Job(name, str(tmp_path / name), seed, **{**TIGHT, **more})  # type: ignore[arg-type]
+        return Job(name, str(tmp_path / name), seed, workers=2, **{**TIGHT, **more})  # type: ignore[arg-type]
 
     jobs = []
     for name in group:
@@ -50,14 +50,14 @@ def test_killed_and_resumed_every_item_is_the_same(group: list[str], tmp_path: P
         jobs.append(job(name, 0, save_at=(SAVED,), kill_at=SAVED + 1))
         # twice: what the first did after resuming was not saved, and must leave no trace
         jobs.append(job(name, 1, verbatim=True, digest=digests["once"]))
-        jobs.append(job(name, 2, verbatim=True, workers=2, digest=digests["twice"]))
+        jobs.append(job(name, 2, verbatim=True, digest=digests["twice"]))
         # bits do not depend on the plan, so there is none
-        jobs.append(Job(name, str(tmp_path / name) + "-plain", digest=digests["whole"], policy=""))
+        plain = str(tmp_path / name) + "-plain"
+        jobs.append(Job(name, plain, workers=2, digest=digests["whole"], policy=""))
     in_other_processes(tmp_path, jobs)
     for name in group:
         whole = tmp_path / f"{name}-whole"
         assert not differences(whole, tmp_path / f"{name}-once"), name
-        # its position says which loader it is of; order and samples are the same
         assert not differences(whole, tmp_path / f"{name}-twice"), name
 
 

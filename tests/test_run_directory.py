@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from pathlib import Path
 import pytest
 
 import actckpt
+from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.names import PINNED
-from tests.small_run import advance, objects, state
+from tests.small_run import advance, names, objects, state
+from tests.system_calls import Call, Watched, before
 from tests.test_checkpoint_encoding import same
 
 ROOT = Path(__file__).parent.parent
@@ -107,6 +110,42 @@ def test_leftovers_of_killed_saves_are_removed_by_the_next_writer(tmp_path: Path
     run.save()
     run.close()
     assert sorted(os.listdir(tmp_path)) == [".lock", ".my-own", "step-00000000"]
+
+
+def test_what_could_not_be_deleted_is_deleted_by_the_next_save(tmp_path: Path) -> None:
+    busy = True
+
+    def refuse(call: Call) -> None:
+        if busy and call.name in ("unlink", "rmdir") and ".deleting" in call.args[0]:
+            raise OSError(errno.ENOTEMPTY, "busy")
+
+    made = objects()
+    files = Files(Watched(before(refuse)))
+    with actckpt.Checkpointer(tmp_path, **made, every=None, keep_last=1, files=files) as run:
+        for _ in range(3):
+            advance(run, made, 1)
+            run.save()
+        left = [name for name in os.listdir(tmp_path) if name.startswith(".deleting")]
+        assert len(left) == 2
+        busy = False
+        advance(run, made, 1)
+        run.save()
+        assert sorted(os.listdir(tmp_path)) == [".lock", "step-00000004"]
+
+
+def test_a_damaged_checkpoint_keeps_no_sound_one_from_staying(tmp_path: Path) -> None:
+    made = objects()
+    with actckpt.Checkpointer(tmp_path, **made, every=1, keep_last=2) as run:
+        advance(run, made, 2)
+    (tmp_path / "step-00000002" / "model.safetensors").write_bytes(b"no longer")
+    made = objects()
+    with actckpt.Checkpointer(tmp_path, **made, every=1, keep_last=2) as run:
+        resumed = run.resume()
+        assert resumed is not None
+        assert resumed.step == 1
+        advance(run, made, 1)
+        run.save()
+        assert names(run) == ["step-00000002.1", "step-00000002", "step-00000001"]
 
 
 def test_a_directory_that_cannot_be_one(tmp_path: Path) -> None:

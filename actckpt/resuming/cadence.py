@@ -78,9 +78,15 @@ class Cadence:
             return self._auto
         return self._clock() - self._last >= interval_s
 
-    def began(self, cost_s: float) -> None:
-        """A save has begun, and training stood still for so long; the interval begins."""
-        self._last, self._cost_s = self._clock(), cost_s
+    def began(self, cost_s: float | None) -> None:
+        """A save has begun; the interval begins.
+
+        Args:
+            cost_s: training stood still for so long; None where it was no save of the usual kind.
+        """
+        self._last = self._clock()
+        if cost_s is not None:
+            self._cost_s = cost_s
 
     def ended(self, durable_s: float) -> None:
         """A save took so long until it was durable."""

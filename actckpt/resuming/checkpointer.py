@@ -120,7 +120,9 @@ class Checkpointer:
             },
             config,
         )
-        self._saves = Saves(self._saver, self._state, self._progress, Cadence(every, mtbf))
+        self._saves = Saves(
+            self._saver, self._state, self._progress, Cadence(every, mtbf), background
+        )
 
     # ---- the loop
 
@@ -245,7 +247,9 @@ class Checkpointer:
     ) -> Checkpoint | None:
         """A durable, verified checkpoint of the state as it is now.
 
-        Where this very state was saved already, that checkpoint.
+        Where this very state was saved already, that checkpoint. Gradients are part of it while
+        `steps` has handed out a batch since the last `step`; a loop of your own saves between two
+        optimizer steps.
 
         Args:
             metrics: more of them that belong to this state.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,23 +34,23 @@ def newest(directory: RunDirectory) -> Chosen | None:
     Raises:
         CheckpointError: there are checkpoints and none verifies.
     """
-    found = directory.find()
-    if not found.checkpoints and not found.skipped:
-        return None
-    skipped: list[Skipped] = list(found.skipped)
-    for checkpoint in found.checkpoints:
-        try:
-            _, items = read_state(directory.files, str(checkpoint.path))
-        except CheckpointFormatError as error:
-            logger.warning("actckpt: skipping %s: %s", checkpoint.path.name, error)
-            skipped.append(Skipped(checkpoint.path.name, str(error)))
-            continue
-        return Chosen(checkpoint, items, tuple(skipped))
-    reasons = "\n".join(f"  {s.name}: {s.reason}" for s in skipped[:5])
-    raise CheckpointError(
-        f"{directory.path} has {len(skipped)} checkpoints and none can be used:\n{reasons}\n"
-        "Restore one from a copy, or start in another directory; nothing was changed"
-    )
+    while True:
+        found = directory.find()
+        if not found.checkpoints and not found.skipped:
+            return None
+        skipped: list[Skipped] = list(found.skipped)
+        for checkpoint in found.checkpoints:
+            try:
+                return Chosen(checkpoint, _read(directory, checkpoint), tuple(skipped))
+            except _RetiredError:
+                break
+            except CheckpointFormatError as error:
+                name = checkpoint.path.name
+                logger.warning("actckpt: skipping %s: %s", name, error)
+                skipped.append(Skipped(name, str(error)))
+                directory.damaged.add(name)
+        else:
+            raise _none_of(directory, skipped)
 
 
 def of_step(directory: RunDirectory, step: int | None) -> Chosen:
@@ -59,6 +60,28 @@ def of_step(directory: RunDirectory, step: int | None) -> Chosen:
         CheckpointFormatError: that checkpoint is damaged.
         CheckpointError: there is no such checkpoint.
     """
-    checkpoint = directory.of_step(step)
-    _, items = read_state(directory.files, str(checkpoint.path))
-    return Chosen(checkpoint, items)
+    while True:
+        checkpoint = directory.of_step(step)
+        with suppress(_RetiredError):
+            return Chosen(checkpoint, _read(directory, checkpoint))
+
+
+class _RetiredError(Exception):
+    """Another process has deleted a checkpoint since it was found; there is a newer one."""
+
+
+def _read(directory: RunDirectory, checkpoint: Checkpoint) -> dict[str, Any]:
+    try:
+        return read_state(directory.files, str(checkpoint.path))[1]
+    except CheckpointFormatError:
+        if directory.files.status(str(checkpoint.path)) is None:
+            raise _RetiredError from None
+        raise
+
+
+def _none_of(directory: RunDirectory, skipped: list[Skipped]) -> CheckpointError:
+    reasons = "\n".join(f"  {s.name}: {s.reason}" for s in skipped[:5])
+    return CheckpointError(
+        f"{directory.path} has {len(skipped)} checkpoints and none can be used:\n{reasons}\n"
+        "Restore one from a copy, or start in another directory; nothing was changed"
+    )

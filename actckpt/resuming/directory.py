@@ -26,6 +26,9 @@ class RunDirectory:
         path: absolute; made when it is first written.
         keep: which checkpoints stay.
         verify: what is read back before a save counts, as for `verify_files`.
+
+    Attributes:
+        damaged: names of checkpoints that were seen to be; they keep no sound one from staying.
     """
 
     def __init__(self, path: str, files: Files, keep: Keep, verify: str) -> None:
@@ -37,6 +40,9 @@ class RunDirectory:
         self._serial = 0
         self._lock: DirectoryLock | None = None
         self._warned = False
+        self.damaged: set[str] = set()
+        # whether something of a save or a deletion that failed may lie about
+        self._untidy = False
 
     def find(self) -> Found:
         """The checkpoints newest first, and what is named as one and cannot be used."""
@@ -69,6 +75,8 @@ class RunDirectory:
             CheckpointError: somebody else writes into this directory.
         """
         self.acquire()
+        if self._untidy:
+            self._clean()
         try:
             found = self.find()
         except CheckpointError as error:
@@ -76,20 +84,24 @@ class RunDirectory:
                 f"step {snapshot.step} could not be saved: {error}. Earlier checkpoints are as "
                 "before; remove the cause and save again"
             ) from error
+        self._untidy = True
         made = commit(self.files, self.path, snapshot, serial=self._serial + 1, verify=self._verify)
+        self._untidy = False
         self._serial += 1
         self._retire((made, *found.checkpoints))
         return made
 
     def _retire(self, checkpoints: tuple[Checkpoint, ...]) -> None:
         """Deletes what nothing keeps; the first is new and verified, so failing is no loss."""
-        kept = {c.path for c in self.keep(checkpoints)}
-        doomed = [c for c in checkpoints if c.path not in kept]
+        sound = [c for c in checkpoints if c.path.name not in self.damaged]
+        kept = {c.path for c in self.keep(sound)}
+        doomed = [c for c in sound if c.path not in kept]
         if doomed:
             self._warn_of_unreported(checkpoints)
         try:
             retire(self.files, self.path, doomed)
         except OSError as error:
+            self._untidy = True
             logger.warning("actckpt: an old checkpoint could not be deleted: %s", error)
 
     def _warn_of_unreported(self, checkpoints: tuple[Checkpoint, ...]) -> None:
@@ -151,9 +163,15 @@ class RunDirectory:
                 f"{self.path} cannot be written: {error}. Choose another directory, or remove the "
                 "cause"
             ) from error
+        self._clean()
+
+    def _clean(self) -> None:
+        """Deletes leftovers; those that are still there are tried again by the next save."""
         try:
             clean(self.files, self.path)
+            self._untidy = False
         except OSError as error:
+            self._untidy = True
             logger.warning("actckpt: leftovers in %s could not be deleted: %s", self.path, error)
 
     def acquire_unless_read_only(self) -> CheckpointSaveError | None:

@@ -19,7 +19,11 @@ from actckpt.resuming.saving import Saver, Saving
 
 
 class Saves:
-    """The saves of one run."""
+    """The saves of one run.
+
+    Args:
+        background: whether those that are due are begun, and not made at once.
+    """
 
     def __init__(
         self,
@@ -27,11 +31,13 @@ class Saves:
         state: RunState,
         progress: Progress,
         cadence: Cadence,
+        background: bool,
     ) -> None:
         self._saver = saver
         self._state = state
         self._progress = progress
         self._cadence = cadence
+        self._background = background
         # their steps wait, from when there is something to wait for
         self._guarded = False
         # the last save, unless the state is known to be another since
@@ -91,7 +97,9 @@ class Saves:
                 self._saved = self._saver.behind(snapshot, self._state.is_steady, durable)
                 self._guard_optimizers()
         finally:
-            self._cadence.began(time.monotonic() - begin)
+            # what one that is due costs: another kind says nothing of that
+            typical = wait != self._background
+            self._cadence.began(time.monotonic() - begin if typical else None)
 
     def _is_saved(self, tag: str) -> bool:
         """Whether the state as it is has been saved under this tag, or failed to be.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
 import weakref
 from types import FrameType
+
+logger = logging.getLogger("actckpt")
 
 # what a shell reports of a process that SIGTERM ended
 _STATUS = 128 + signal.SIGTERM
@@ -23,6 +26,7 @@ class Termination:
         self.asked = False
         self._owner = weakref.ref(owner)
         self._process = 0
+        self._warned = False
         self._previous: object = None
 
     def watch(self) -> None:
@@ -30,6 +34,12 @@ class Termination:
         if self._process == os.getpid():
             return
         if threading.current_thread() is not threading.main_thread():
+            if not self._warned:
+                self._warned = True
+                logger.warning(
+                    "actckpt: SIGTERM will not save: only a main thread may handle signals, and "
+                    "this loop runs in another. Begin it there, or pass on_sigterm=None"
+                )
             return
         previous: object = signal.getsignal(signal.SIGTERM)
         # a run that was dropped without being closed has left its handler
