@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -237,5 +238,33 @@ def test_metrics_are_numbers(tmp_path: Path) -> None:
         run.step(metrics={"loss": torch.ones(2)})
 
 
-def test_keep_never_lets_the_newest_go() -> None:
+def test_keep_never_lets_the_newest_go(tmp_path: Path) -> None:
     assert Keep(last=1)([]) == []
+    made = objects()
+    with actckpt.Checkpointer(tmp_path, **made, every=1, keep_last=None) as run:
+        for loss in (1.0, math.nan, 3.0, 2.0):
+            advance(run, made, 1, loss=loss)
+        found = run.list()
+    for settings in ((1, None, None), (1, ("loss", "min", 1), None), (1, ("other", "max", 2), 7)):
+        keep = Keep(*settings)
+        for first in range(len(found)):
+            assert keep(found[first:])[0] is found[first]
+    kept = Keep(1, ("loss", "min", 1), 2)(found)
+    assert [c.step for c in kept] == [4, 2, 1]
+
+
+def test_no_pickle_on_either_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reached(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a pickle was written or read")
+
+    names = ("dump", "dumps", "load", "loads", "Pickler", "Unpickler")
+    for owner, name in (*((pickle, n) for n in names), (torch, "save"), (torch, "load")):
+        monkeypatch.setattr(owner, name, reached)
+    made = objects()
+    with actckpt.Checkpointer(tmp_path, **made, every=1, config={"seed": 1}) as run:
+        advance(run, made, 2)
+        expected = state(made)
+    made = objects(seed=1)
+    with actckpt.Checkpointer(tmp_path, **made, every=1, config={"seed": 1}) as run:
+        assert run.resume() is not None
+    assert same(state(made), expected)

@@ -32,6 +32,9 @@ def _acts(does: Callable[[Trainer], None], **how: Any) -> Act:
 
 
 def _at_once(trainer: Trainer) -> None:
+    """A save of what was taken up, which is there already, and one of the next step."""
+    if trainer.run.step_count:
+        trainer.save()
     trainer.update()
     trainer.step()
     trainer.save()

@@ -28,6 +28,7 @@ MUTANTS = {
     "no fsync of the parent": Mutant(writes.no_fsync_of_the_parent),
     "no fsync of the new directory": Mutant(writes.no_fsync_of_the_new_directory),
     "no fsync of files": Mutant(writes.no_fsync_of_files),
+    "no fsync on taking up": Mutant(writes.no_fsync_on_taking_up),
     "deleted in sight": Mutant(writes.deleted_in_sight),
     "write taken for whole": Mutant(writes.write_taken_for_whole),
     "error kept in the thread": Mutant(background.error_kept_in_the_thread, "due"),

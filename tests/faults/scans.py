@@ -49,9 +49,8 @@ def scans(scene: Scene, extent: Extent) -> Iterator[tuple[str, Scan]]:
     after = {at + 1 for at, name in enumerate(names[:-1]) if name in (*CHANGING, "open")}
     calls = _from(first, {*range(0, len(names), extent.kills), *after})[::more]
     faults = _part([f for f in errors(names) if f.at >= first], extent.errors, more)
-    # always where a directory or a name is new, and its parent does not yet know for good
-    new = {at + 1 for at, name in enumerate(names) if name in ("mkdir", "rename")}
-    later = _from(first, {*range(extent.later // 2, len(names), extent.later), *new})[::more]
+    sampled = range(extent.later // 2, len(names), extent.later)
+    later = _from(first, {*sampled, *_after_new(names)})[::more]
     rest = min(extent.parts, 2)
     yield "killed", lambda tally: kill_at(scene, calls, tally)
     yield "errors", lambda tally: inject(scene, faults, tally)
@@ -79,9 +78,16 @@ def caught(scene: Scene, mutant: Mutant) -> str:
             lose_power(scene, 0, Tally("power lost", one_is_enough=True))
             kill_at(scene, range(resumed, len(names), 15), Tally("killed", one_is_enough=True))
             inject(scene, faults, Tally("errors", one_is_enough=True))
+            later = _from(resumed, _after_new(names))
+            lose_power_later(scene, later, 0, Tally("later", one_is_enough=True))
         except Caught as found:
             return str(found)
     return ""
+
+
+def _after_new(names: list[str]) -> set[int]:
+    """Calls at which a directory or a name is new, and its parent does not yet know for good."""
+    return {at + 1 for at, name in enumerate(names) if name in ("mkdir", "rename")}
 
 
 def _from(first: int, calls: set[int]) -> list[int]:

@@ -15,6 +15,7 @@ from actckpt.checkpoint.files import Files, Sink
 from actckpt.checkpoint.manifest import FileEntry, Manifest
 from actckpt.checkpoint.names import SAVING, step_name
 from actckpt.checkpoint.snapshot import Snapshot
+from actckpt.resuming.directory import RunDirectory
 
 Patch = pytest.MonkeyPatch
 
@@ -140,6 +141,20 @@ def no_fsync_of_files(mp: Patch) -> None:
         self.close(fd)
 
     mp.setattr(Files, "writing", writing)
+
+
+def no_fsync_on_taking_up(mp: Patch) -> None:
+    """What the last writer may not have come to is left to luck."""
+    acquire, sync = RunDirectory.acquire, Files.sync_directory
+
+    def without(self: RunDirectory) -> None:
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(
+                Files, "sync_directory", lambda fs, p: None if p == self.path else sync(fs, p)
+            )
+            acquire(self)
+
+    mp.setattr(RunDirectory, "acquire", without)
 
 
 def deleted_in_sight(mp: Patch) -> None:
