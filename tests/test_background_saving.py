@@ -15,6 +15,7 @@ from torch import nn
 
 import actckpt
 from actckpt.checkpoint.files import Files
+from actckpt.resuming.staging import _taken_bytes
 from tests.small_run import advance, names, objects
 from tests.system_calls import Call, Watched, before
 
@@ -322,3 +323,9 @@ def test_a_forked_child_has_neither_the_writer_nor_its_memory(tmp_path: Path, ga
     gate.opened.set()
     run.close()
     assert names(run) == ["step-00000001"]
+
+
+def test_pinned_memory_counts_as_what_torch_takes() -> None:
+    sizes = {n: _taken_bytes(n, pinned=True) for n in (0, 1, 4096, 4097, 3 << 30)}
+    assert sizes == {0: 0, 1: 1, 4096: 4096, 4097: 8192, 3 << 30: 4 << 30}
+    assert _taken_bytes(4097, pinned=False) == 4097

@@ -28,7 +28,9 @@ class StagingSet:
     @property
     def size_bytes(self) -> int:
         """Size of the memory that is held."""
-        return 0 if self.buffer is None else self.buffer.numel()
+        if self.buffer is None:
+            return 0
+        return _taken_bytes(self.buffer.numel(), pinned=self.buffer.is_pinned())
 
     def await_copies(self) -> None:
         """Returns once everything is here; on the CPU it already is."""
@@ -114,7 +116,7 @@ class Staging:
         held = into.buffer
         if held is not None and held.numel() >= size_bytes:
             return held
-        total = self.size_bytes - into.size_bytes + size_bytes
+        total = self.size_bytes - into.size_bytes + _taken_bytes(size_bytes, pinned=pinned)
         if self._limit_bytes is not None and total > self._limit_bytes:
             raise CheckpointSaveError(
                 f"saving in the background needs {format_gigabytes(total)} GB of staging "
@@ -152,6 +154,11 @@ class Staging:
 
 def _any_on_cuda(items: Mapping[str, Encoded]) -> bool:
     return any(t.is_cuda for encoded in items.values() for t in encoded.tensors.values())
+
+
+def _taken_bytes(size_bytes: int, *, pinned: bool) -> int:
+    """What a buffer takes: torch gets pinned memory in powers of two."""
+    return 1 << (size_bytes - 1).bit_length() if pinned and size_bytes else size_bytes
 
 
 def _aligned(size_bytes: int) -> int:
