@@ -43,7 +43,7 @@ def batch_key(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     state = (
         autocast_state(device),
         tuple(m.training for m in modules),
-        tuple(p.requires_grad for p in parameters),
+        tuple((p.requires_grad, p.dtype) for p in parameters),
     )
     return BatchKey(tuple(structure), tuple(shapes), state)
 

@@ -60,6 +60,8 @@ def rebuild(
     elif any(a.name in _KERNEL_OWNED for a in op._schema.arguments):
         raise UnrunnableError("an argument whose contents only the kernel's forward can write")
     args, kwargs = tree_map_only(torch.device, place, (args, kwargs))
+    if "efficient_attention" in op.name():
+        _seed_on_host(op, args)
     for index, bound in _indices(op.name().split("::")[-1].split(".")[0], args):
         if bound > 1 and not index.is_floating_point() and index.device.type != "meta":
             index.random_(0, bound)
@@ -160,6 +162,13 @@ def _run_lstm_forward(args: list[Any]) -> None:
     places = ("output", "hy_", "cy_", "workspace")
     for name, made in zip(places, results, strict=True):
         args[names.index(name)] = made
+
+
+def _seed_on_host(op: Any, args: list[Any]) -> None:
+    """Moves the random state to where CUDA's kernel reads it; its meta kernel says otherwise."""
+    for i, (argument, x) in enumerate(zip(op._schema.arguments, args, strict=False)):
+        if argument.name in ("philox_seed", "philox_offset") and x.device.type == "cuda":
+            args[i] = x.cpu()
 
 
 def _spread_offsets(args: list[Any], kwargs: dict[str, Any]) -> None:

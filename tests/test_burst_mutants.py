@@ -54,6 +54,18 @@ def ignores_values(mp: Patch) -> None:
     mp.setattr(following, "_same", loose)
 
 
+def ignores_autocast(mp: Patch) -> None:
+    for module in (calls, following):
+        mp.setattr(module, "casting", lambda: "")
+    mp.setattr(following, "_is_any_cast", lambda: False)
+    fits = scheduled.ScheduledRun._fits
+
+    def loose(self: Any, tensor: torch.Tensor, value: int) -> bool:
+        return fits(self, tensor.to(self.schedule.windows[value][4]), value)
+
+    mp.setattr(scheduled.ScheduledRun, "_fits", loose)
+
+
 def trusts_unknown_origins(mp: Patch) -> None:
     mp.setattr(recomputation.Recomputation, "_blind_arguments", lambda self: {})
 
@@ -163,6 +175,7 @@ def pins_let_go() -> None:
 MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "ignores wires": (ignores_wires, changes(test_bursts.Crossed, "swap", True)),
     "ignores values": (ignores_values, changes(test_bursts.Scaled, "factor", 0.7)),
+    "ignores autocast": (ignores_autocast, changes(test_bursts.Cast, "cast", False)),
     "trusts unknown origins": (
         trusts_unknown_origins,
         lambda: test_bursts.test_what_nothing_is_known_of_is_not_made_again(everything),

@@ -155,6 +155,22 @@ class Scaled(nn.Module):
         return out
 
 
+class Cast(nn.Module):
+    """Autocast inside, which its owner switches between steps; no torch function tells of it."""
+
+    cast = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.cast):
+            y = self.linear(x).tanh().sin()
+        out: torch.Tensor = y + x
+        return out
+
+
 class Crossed(nn.Module):
     """The same calls in the same order, on one tensor or the other."""
 
@@ -272,6 +288,7 @@ def changing(model: nn.Module, name: str, value: Any) -> exact.Body:
     ("kind", "name", "value"),
     [
         (Scaled, "factor", 0.7),
+        (Cast, "cast", False),
         (Crossed, "swap", True),
         (Reused, "swap", True),
         (Turned, "swap", True),

@@ -116,7 +116,7 @@ def view_of(views: Views, value: int, windows: dict[int, Window]) -> torch.Tenso
     tensor = views.get(value)
     if tensor is None:
         known, base = next(iter(views.items()))
-        _, shape, stride, offset = windows[value]
+        _, shape, stride, offset, _ = windows[value]
         # a batch may lie at another place of a larger tensor than the traced one did
         moved = int(base.storage_offset()) - windows[known][3]
         tensor = base.as_strided(shape, stride, offset + moved)

@@ -11,13 +11,15 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from actckpt.rewriting.schedule import CallProgram
-from actckpt.signature import described
-from actckpt.tracing.calls import is_question, leaves, name_of
+from actckpt.tracing.calls import casting, described_call, is_question, leaves, name_of
 
 _COMPARED = (
     bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout,
     torch.memory_format, type(Ellipsis),
 )  # fmt: skip
+
+
+_is_any_cast = torch._C._is_any_autocast_enabled
 
 
 def _nothing() -> None:
@@ -37,6 +39,7 @@ class Learned:
 
     Args:
         shown: its arguments have tensors to pin, or the random state before it is needed again.
+        casting: the autocast that it was made under.
     """
 
     func: Any
@@ -44,6 +47,7 @@ class Learned:
     kwargs: dict[str, Any]
     call: CallProgram
     shown: bool
+    casting: str
 
 
 class Following(TorchFunctionMode):
@@ -98,7 +102,11 @@ class Following(TorchFunctionMode):
                 known = self._learn(position, func, args, kwargs)
             elif known.func != func:  # a getter is another object every time
                 known = None
-        if known is None or not _is_same(known, args, kwargs, wires):
+        if (
+            known is None
+            or not _is_same(known, args, kwargs, wires)
+            or ((known.casting or _is_any_cast()) and known.casting != casting())
+        ):
             self.stop(self._difference(known, func, args, kwargs))
             return func(*args, **kwargs)
         self.position = position + 1
@@ -136,12 +144,12 @@ class Following(TorchFunctionMode):
         if position == len(self.calls):
             return None
         call = self.calls[position]
-        if described(name_of(func), args, kwargs) != call.text:
+        if described_call(func, args, kwargs) != call.text:
             return None
         sources = iter(call.sources)
         given, named = _template(args, sources), _template(kwargs, sources)
         shown = call.draws or not all(c.result for c in call.captures)
-        self.learned[position] = found = Learned(func, given, named, call, shown)
+        self.learned[position] = found = Learned(func, given, named, call, shown, casting())
         return found
 
     def _difference(self, known: Learned | None, func: Any, args: Any, kwargs: Any) -> str:
@@ -157,6 +165,8 @@ class Following(TorchFunctionMode):
             for t, wire in zip(given, sources, strict=True)
         ):
             return f"{name_of(func)} is given another tensor"
+        if known.casting != casting():
+            return f"{name_of(func)} is called under another autocast"
         return f"an argument of {name_of(func)} has another value"
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import dataclass
 
+import torch
+
 from actckpt.bursts import PlacedBurst, place_bursts
 from actckpt.graph import FunctionCall, Graph
 from actckpt.plan import Plan
 from actckpt.recomputation import STATISTICS, Recomputation
 
-# storage, shape, stride, offset
-Window = tuple[int, tuple[int, ...], tuple[int, ...], int]
+# storage, shape, stride, offset, dtype
+Window = tuple[int, tuple[int, ...], tuple[int, ...], int, torch.dtype]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +160,13 @@ class _Compiler:
             saves.append(program if k in wanted else None)
         inside = {k for c in graph.calls for k in range(c.first_save, c.last_save)}
         windows = {
-            v: (value.storage, value.shape, value.stride, value.offset)
+            v: (
+                value.storage, value.shape, value.stride, value.offset,
+                getattr(torch, value.dtype),
+            )
             for v in sorted(self.values)
             for value in (graph.values[v],)
-        }
+        }  # fmt: skip
         return Schedule(calls, tuple(saves), not wanted <= inside, bursts, windows)
 
     def _saves(self, call: FunctionCall, wanted: Set[int]) -> tuple[int, int] | None:

@@ -126,7 +126,7 @@ class ScheduledRun:
         if program is None or self.limit is not None:
             return Kept(tensor)
         if not self._fits(tensor, program.value):
-            self._following.stop("it saves a tensor of another shape")
+            self._following.stop("it saves a tensor of another shape or dtype")
             self.limit = min(self.limit or program.at, program.at)
             return Kept(tensor)
         self._taken = True
@@ -139,8 +139,8 @@ class ScheduledRun:
         return holder
 
     def _fits(self, tensor: torch.Tensor, value: int) -> bool:
-        _, shape, stride, _ = self.schedule.windows[value]
-        if tensor.shape != shape:
+        _, shape, stride, _, dtype = self.schedule.windows[value]
+        if tensor.shape != shape or tensor.dtype != dtype:
             return False
         found = tensor.stride()
         return found == stride or settled(shape, found) == settled(shape, stride)

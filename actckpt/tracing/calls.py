@@ -56,6 +56,25 @@ def name_of(func: Any) -> str:
     return name or f"{getattr(func, '__module__', '')}.{getattr(func, '__qualname__', repr(func))}"
 
 
+def described_call(func: Any, args: Any, kwargs: Any) -> str:
+    """A call's name and arguments, and the autocast that it is made under, if any."""
+    return described(name_of(func), args, kwargs) + casting()
+
+
+def casting() -> str:
+    """What autocast makes of a call, "" where none is enabled.
+
+    No torch function is called to enter it, so it is looked at with every call.
+    """
+    if not torch._C._is_any_autocast_enabled():
+        return ""
+    return " ".join(
+        f"{device} {torch.get_autocast_dtype(device)}"
+        for device in ("cpu", "cuda", "xpu", "mps")
+        if torch.is_autocast_enabled(device)
+    )
+
+
 def resident_tables(model: nn.Module) -> list[dict[str, Any]]:
     """The dictionaries in which modules keep parameters and buffers, in the order of wires."""
     modules = list(model.modules())
@@ -101,7 +120,7 @@ class CallRecorder(TorchFunctionMode):
         given = list(leaves((args, kwargs)))
         sources = tuple(self._found(t) for t in given)
         inputs = self._values(given)
-        text = self._quietly(lambda: described(name_of(func), args, kwargs))
+        text = self._quietly(lambda: described_call(func, args, kwargs))
         first, save = len(recorder.ops), len(recorder.saves)
         number = len(self.calls)
         begun = FunctionCall(text, sources, inputs, (), self.wires, first, first, save, save)
