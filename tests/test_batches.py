@@ -251,6 +251,20 @@ def test_if_the_untouched_model_fits_nothing_is_touched() -> None:
     assert [p for p, m in model.named_modules() if "forward" in m.__dict__] == [""]
 
 
+@pytest.mark.parametrize("policy", ["auto", "calls"])
+def test_the_untouched_model_fits_to_the_last_of_the_budget(policy: str) -> None:
+    make = seeded(lambda: nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.Tanh()),) * 8))
+    batch = torch.randn(4096, 64)
+    whole = actckpt.measure(make(), batch, loss_fn=scalar_loss).peak_bytes
+    for budget_bytes, untouched in ((1.0005 * whole, True), (0.999 * whole, False)):
+        model = make()
+        actckpt.optimize(model, budget_bytes / 1e9, batch=batch, loss_fn=scalar_loss, policy=policy)
+        plan = actckpt.report(model).plan
+        assert (not plan.regions and not plan.bursts) is untouched
+        measured = actckpt.measure(model, batch, loss_fn=scalar_loss).peak_bytes
+        assert measured <= budget_bytes
+
+
 def test_a_batch_in_another_memory_order() -> None:
     """Channels last has the same shapes: what was kept lies otherwise."""
 
