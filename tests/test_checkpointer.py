@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,22 @@ def test_buffers_that_are_no_part_of_the_state_are_put_back(tmp_path: Path) -> N
         assert found.cache.tolist() == [0, 1, 2, 3, 4]
         assert found.late.tolist() == [1]
         assert set(found.state_dict()) == {"inner.weight", "inner.bias"}
+
+
+def test_a_checkpoint_that_is_gone_or_damaged_is_made_again(tmp_path: Path) -> None:
+    made = objects()
+    with actckpt.Checkpointer(tmp_path, **made, every=None) as run:
+        advance(run, made, 1)
+        first = run.save()
+        shutil.rmtree(first.path)
+        second = run.save()
+        second.verify()
+        weights = second.path / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1])
+        third = run.save()
+        assert third.path.name == "step-00000001.1"
+        third.verify()
+        assert run.save() == third
 
 
 def test_metrics_of_a_save_belong_to_the_state(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def pairs(run: actckpt.Checkpointer, until: int) -> list[Any]:
     """The batches up to a step, by a loop that `steps` ends."""
     found = []
     for step, batch in run.steps(epochs=None, total_steps=until):
-        found.append((step, batch.tolist(), torch.rand(()).item()))
+        found.append((step, torch.as_tensor(batch).tolist(), torch.rand(()).item()))
         run.step()
     return found
 
@@ -198,6 +198,57 @@ def test_restored_in_the_loop_the_data_is_read_from_there(kind: str, tmp_path: P
     other.restore(6)  # the newer of the two, which was saved after it
     assert pairs(other, STEPS) == found[11:]
     other.close()
+
+
+def test_another_order_of_as_many_batches_is_refused(tmp_path: Path) -> None:
+    def saved(name: str, loader: Any) -> None:
+        read(start(tmp_path / name, loader, 1), 2, save=True)
+
+    saved("data", DataLoader(Plain(), 4, shuffle=True))
+    for message, loader in {
+        "sampler RandomSampler, this loader has SequentialSampler": DataLoader(Plain(), 4),
+        "samples 20, this loader has 19": DataLoader(
+            torch.utils.data.Subset(Plain(), range(19)), 4, shuffle=True
+        ),
+        "drop_last False, this loader has True": DataLoader(
+            Plain(), 4, shuffle=True, drop_last=True
+        ),
+    }.items():
+        with pytest.raises(actckpt.CheckpointMismatchError, match=message):
+            start(tmp_path / "data", loader, 1)
+
+
+def test_workers_that_bring_batches_as_they_come_are_not_exact(tmp_path: Path) -> None:
+    def loader(**how: Any) -> Any:
+        return DataLoader(actckpt.SeededSamples(Plain(), 1), 4, shuffle=True, num_workers=2, **how)
+
+    class Own(RandomSampler):
+        pass
+
+    loaders = {
+        "": loader(),
+        "as they come": loader(in_order=False),
+        "Own draws": DataLoader(
+            actckpt.SeededSamples(Plain(), 1), 4, sampler=Own(Plain()), num_workers=2
+        ),
+    }
+    for n, (reason, made) in enumerate(loaders.items()):
+        run = start(tmp_path / str(n), made, 1)
+        next(iter(run.steps()))
+        run.step()
+        run.save()
+        found = run.restore().inexact
+        assert reason in "".join(found), found
+        assert len(found) == bool(reason)
+        run.close()
+
+
+@pytest.mark.parametrize("loader", [[], DataLoader(Plain(), 64, drop_last=True), iter([1, 2])])
+def test_a_loader_that_gives_nothing_is_an_error(loader: Any, tmp_path: Path) -> None:
+    run = start(tmp_path, loader, 1)
+    with pytest.raises(ValueError, match="gave no batch in epoch"):
+        pairs(run, 5)
+    run.close()
 
 
 def test_items_that_were_trained_on_are_not_read_again(tmp_path: Path) -> None:

@@ -86,6 +86,39 @@ def test_an_earlier_handler_gets_the_signal_once_all_is_saved(tmp_path: Path) ->
         signal.signal(signal.SIGTERM, before)
 
 
+def test_a_signal_after_the_last_step_saves_at_the_end(tmp_path: Path) -> None:
+    made = objects()
+    run = actckpt.Checkpointer(tmp_path, **made, every=None)
+    advance(run, made, 2)
+    terminate()
+    with pytest.raises(SystemExit) as ended:
+        run.close()
+    assert ended.value.code == 143
+    assert names(run) == ["step-00000002"]
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        with actckpt.Checkpointer(tmp_path, **made, every=None) as run:
+            run.resume()
+            advance(run, made, 1)
+            terminate()
+            assert came == []
+        assert came == [signal.SIGTERM]
+        assert names(run)[0] == "step-00000003"
+
+        def fails() -> None:
+            with actckpt.Checkpointer(tmp_path, **made, every=None) as run:
+                run.step()
+                terminate()
+                raise KeyError("mine")
+
+        with pytest.raises(KeyError, match="mine"):
+            fails()
+        assert names(run)[0] == "step-00000003"
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_a_run_that_was_dropped_leaves_nothing_behind(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     made = objects()

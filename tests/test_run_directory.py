@@ -133,6 +133,27 @@ def test_what_could_not_be_deleted_is_deleted_by_the_next_save(tmp_path: Path) -
         assert sorted(os.listdir(tmp_path)) == [".lock", "step-00000004"]
 
 
+def test_a_checkpoint_that_may_not_be_read_is_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(call: Call) -> None:
+        if call.name == "open" and "step-00000002/" in call.args[0]:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    made = objects()
+    with actckpt.Checkpointer(tmp_path, **made, every=1) as run:
+        advance(run, made, 2)
+    files = Files(Watched(before(refuse)))
+    with actckpt.Checkpointer(tmp_path, **made, every=1, files=files) as run:
+        resumed = run.resume()
+        assert resumed is not None
+        assert resumed.step == 1
+        assert "Permission denied" in str(resumed)
+        assert "skipping step-00000002" in caplog.text
+        advance(run, made, 1)
+        run.save()
+
+
 def test_a_damaged_checkpoint_keeps_no_sound_one_from_staying(tmp_path: Path) -> None:
     made = objects()
     with actckpt.Checkpointer(tmp_path, **made, every=1, keep_last=2) as run:

@@ -19,7 +19,10 @@ from actckpt.errors import CheckpointError, CheckpointFormatError
 LEVELS = ("full", "manifest")
 STATE_VERSION = 1
 # ELOOP: a symbolic link
-_THE_FILES_FAULT = (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EIO, None)
+_THE_FILES_FAULT = (
+    errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EACCES, errno.EPERM,
+    None,
+)  # fmt: skip
 
 
 def read_manifest(files: Files, directory: str) -> Manifest:

@@ -260,6 +260,8 @@ class Checkpointer:
                 was not made in the background.
             CheckpointError: somebody else writes into this directory.
         """
+        if not isinstance(tag, str):
+            raise TypeError(f"tag must be a text; found {tag!r:.60}")
         if wait:
             return self._saves.make(tag, metrics)
         self._saves.begin(tag, metrics)
@@ -383,16 +385,26 @@ class Checkpointer:
     def close(self) -> None:
         """Ends saves in the background, then lets others write into the directory.
 
-        Saves nothing itself. Ctrl-C while it waits leaves the save to end with the interpreter.
+        Saves nothing itself, unless SIGTERM came after the last step. Ctrl-C while it waits leaves
+        the save to end with the interpreter.
 
         Raises:
             CheckpointSaveError: a save in the background has failed, and that was not raised yet.
+            SystemExit: SIGTERM came after the last step, and the state is saved.
         """
-        self._saver.wait()
-        if self._termination is not None:
-            self._termination.unwatch()
-        self._directory.release()
+        termination = self._termination
+        asked = termination is not None and termination.asked
+        try:
+            if asked:
+                self.save()
+            self._saver.wait()
+        finally:
+            if termination is not None:
+                termination.unwatch()
+            self._directory.release()
         self._saves.raise_failures()
+        if termination is not None and asked:
+            termination.end()
 
     def __enter__(self) -> Self:
         return self
@@ -403,6 +415,8 @@ class Checkpointer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if error is not None and self._termination is not None:
+            self._termination.asked = False  # the loop's own error ends it
         try:
             self.close()
         except CheckpointError as failure:

@@ -39,6 +39,8 @@ def newest(directory: RunDirectory) -> Chosen | None:
         if not found.checkpoints and not found.skipped:
             return None
         skipped: list[Skipped] = list(found.skipped)
+        for s in skipped:
+            logger.warning("actckpt: skipping %s: %s", s.name, s.reason)
         for checkpoint in found.checkpoints:
             try:
                 return Chosen(checkpoint, _read(directory, checkpoint), tuple(skipped))

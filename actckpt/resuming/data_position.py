@@ -40,6 +40,7 @@ class DataPosition:
             "batch": self.batch,
             "batches": batches,
             "workers": _workers(loader),
+            "order": _order(loader),
         }
         if loader is None or not (self.batch or self.epoch):
             return state  # asking a loader that was never read could make it draw
@@ -73,6 +74,15 @@ class DataPosition:
                 f"{here}: its order cannot be replayed. Pass the same data, batch size and "
                 "drop_last. Nothing was changed"
             )
+        mine, theirs = _order(loader), state["order"]
+        changed = [k for k in mine if k in theirs and mine[k] != theirs[k]]
+        if state["batch"] and changed:
+            first = changed[0]
+            raise CheckpointMismatchError(
+                f"{where} was saved in the middle of an epoch with {first} {theirs[first]}, this "
+                f"loader has {mine[first]}: its order cannot be replayed. Pass the same data, "
+                "batch size, drop_last and sampler. Nothing was changed"
+            )
         if state["batch"] and ("loader" in state) != (_stateful(loader) is not None):
             raise CheckpointMismatchError(
                 f"{where} was saved with a loader that had {'a' if 'loader' in state else 'no'} "
@@ -84,7 +94,11 @@ class DataPosition:
         here, there = _workers(loader), state["workers"]
         # new workers at the beginning of an epoch are seeded from states that were saved
         lasting = state["batch"] > 0 or state.get("between", {}).get("reused", False)
-        if None in (here, there) or draws_by_seed(loader):
+        if None in (here, there):
+            return ""
+        if reason := _unordered(loader):
+            return reason
+        if draws_by_seed(loader):
             return ""
         if here != there:
             what = f"the loader had {there} workers, has {here}"
@@ -123,6 +137,11 @@ class DataPosition:
             yield batch
             if self._is_restored():
                 return  # in the meantime: the next pass begins there
+        if pending is None and not self.batch:
+            raise ValueError(
+                f"the loader gave no batch in epoch {self.epoch} (its length: {_length(loader)}): "
+                "it is empty, or can be read only once. Pass one that gives batches every epoch"
+            )
         self.epoch, self.batch, self._start = self.epoch + 1, 0, None
 
     def _is_restored(self) -> bool:
@@ -270,7 +289,7 @@ def _put_generators(loader: Loader, states: list[torch.Tensor]) -> None:
         generator.set_state(state)
 
 
-def _sampler(loader: Loader) -> Any:
+def _sampler(loader: object) -> Any:
     return getattr(loader, "sampler", None)
 
 
@@ -286,11 +305,38 @@ def _stateful(loader: object) -> Stateful | None:
     return loader if isinstance(loader, Stateful) else None
 
 
-def _length(loader: Loader | None) -> int | None:
+def _length(loader: object) -> int | None:
     try:
         return len(loader)  # type: ignore[arg-type]
     except TypeError:
         return None
+
+
+def _order(loader: Loader | None) -> dict[str, Any]:
+    """What the order of a plain loader's samples depends on, besides random states."""
+    if not isinstance(loader, DataLoader):
+        return {}
+    return {
+        "samples": _length(loader.dataset),
+        "batch_size": loader.batch_size,
+        "drop_last": loader.drop_last,
+        "sampler": type(loader.sampler).__qualname__,
+        "batch_sampler": type(loader.batch_sampler).__qualname__,
+    }
+
+
+def _unordered(loader: Loader | None) -> str:
+    """Why workers may bring the samples in another order than they did; or ""."""
+    if not _workers(loader):
+        return ""
+    if not getattr(loader, "in_order", True):
+        return "the loader's workers bring batches as they come (in_order=False)"
+    sampler = type(_sampler(loader))
+    if sampler.__module__.partition(".")[0] in ("torch", "torchdata", "builtins"):
+        return ""
+    return (
+        f"what {sampler.__qualname__} draws while batches are fetched ahead, if anything, differs"
+    )
 
 
 def _workers(loader: Loader | None) -> int | None:

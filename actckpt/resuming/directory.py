@@ -12,7 +12,8 @@ from actckpt.checkpoint.lock import DirectoryLock
 from actckpt.checkpoint.names import PINNED
 from actckpt.checkpoint.retention import Keep, clean, retire
 from actckpt.checkpoint.snapshot import Snapshot
-from actckpt.errors import CheckpointError, CheckpointSaveError
+from actckpt.checkpoint.verification import verify_files
+from actckpt.errors import CheckpointError, CheckpointFormatError, CheckpointSaveError
 
 logger = logging.getLogger("actckpt")
 
@@ -90,6 +91,17 @@ class RunDirectory:
         self._serial += 1
         self._retire((made, *found.checkpoints))
         return made
+
+    def is_sound(self, checkpoint: Checkpoint) -> bool:
+        """Whether a checkpoint is still there, as it was written."""
+        try:
+            verify_files(self.files, str(checkpoint.path), self._verify)
+        except CheckpointFormatError:
+            self.damaged.add(checkpoint.path.name)
+            return False
+        except CheckpointError:
+            return False  # it cannot be told
+        return True
 
     def _retire(self, checkpoints: tuple[Checkpoint, ...]) -> None:
         """Deletes what nothing keeps; the first is new and verified, so failing is no loss."""

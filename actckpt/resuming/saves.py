@@ -109,13 +109,17 @@ class Saves:
         saved = self._saved
         if saved is None or saved.tag != tag:
             return False
-        if isinstance(saved, Checkpoint):
-            known: Mapping[str, FileEntry] = saved.manifest.files
-        elif saved.error is None:
-            known = saved.entries()
+        if isinstance(saved, Saving):
+            if saved.error is not None:
+                return True  # it is still to be raised
+            known: Mapping[str, FileEntry] = saved.entries()
+            made = saved.checkpoint
         else:
-            return True  # it is still to be raised
-        return known == entries(self.snapshot(tag))
+            known = saved.manifest.files
+            made = saved
+        if known != entries(self.snapshot(tag)):
+            return False
+        return made is None or self._saver.is_sound(made)
 
     def snapshot(self, tag: str = "") -> Snapshot:
         """The state as it is, of the live tensors."""

@@ -127,6 +127,10 @@ class Saver:
         self.wait()
         return self._directory.write(snapshot)
 
+    def is_sound(self, checkpoint: Checkpoint) -> bool:
+        """As `RunDirectory.is_sound`."""
+        return self._directory.is_sound(checkpoint)
+
     def behind(self, snapshot: Snapshot, steady: Steady, durable: Callable[[], None]) -> Saving:
         """A save that goes on while training does; waits where every staging set is in use.
 
