@@ -286,6 +286,11 @@ class _Search:
         )
         what = "step" if self.request.scope == "step" else "activations of a step"
         excluded, why = smallest_peak(self.view, self.profile)
+        if budget >= excluded:
+            # no instant excludes it alone, all of them together may
+            bound = lower_bound(self.view, self.profile, budget)
+            if not bound.possible:
+                excluded, why = budget + 1, bound.certificate
         verdict = (
             f"No recomputation plan can fit: {why}"
             if budget < excluded

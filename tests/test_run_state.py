@@ -146,7 +146,7 @@ def test_a_state_that_cannot_be_saved_is_named_and_nothing_is_lost(tmp_path: Pat
             self.value = state["inner"][0]
 
     made, odd = objects(), Odd()
-    with actckpt.Checkpointer(tmp_path, **made, extra={"odd": odd}) as run:
+    with actckpt.Checkpointer(tmp_path, **made, extra={"odd": odd}, every=None) as run:
         run.save()
         odd.value = object()
         advance(run, made, 1)
