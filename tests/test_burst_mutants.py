@@ -54,6 +54,17 @@ def ignores_values(mp: Patch) -> None:
     mp.setattr(following, "_same", loose)
 
 
+def takes_none_for_a_dead_tensor(mp: Patch) -> None:
+    same = following._same
+
+    def loose(expected: Any, found: Any, wires: Any) -> bool:
+        if found is None and type(expected) is following.Wired and expected.wire >= 0:
+            return wires[expected.wire]() is None
+        return same(expected, found, wires)
+
+    mp.setattr(following, "_same", loose)
+
+
 def ignores_autocast(mp: Patch) -> None:
     for module in (calls, following):
         mp.setattr(module, "casting", lambda: "")
@@ -175,6 +186,10 @@ def pins_let_go() -> None:
 MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "ignores wires": (ignores_wires, changes(test_bursts.Crossed, "swap", True)),
     "ignores values": (ignores_values, changes(test_bursts.Scaled, "factor", 0.7)),
+    "takes None for a dead tensor": (
+        takes_none_for_a_dead_tensor,
+        changes(test_bursts.Biased, "bias", False),
+    ),
     "ignores autocast": (ignores_autocast, changes(test_bursts.Cast, "cast", False)),
     "trusts unknown origins": (
         trusts_unknown_origins,

@@ -186,6 +186,25 @@ class Crossed(nn.Module):
         return out
 
 
+class Biased(nn.Module):
+    """A bias that is computed, or none: in place of a tensor that has died."""
+
+    bias = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8, bias=False)
+        self.vector = nn.Parameter(torch.randn(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bias: torch.Tensor | None = self.vector * 2
+        if not self.bias:
+            bias = None
+        # where only the weight learns, autograd saves the same with a bias as without
+        y = nn.functional.linear(x.detach(), self.linear.weight, bias)
+        return torch.sigmoid(torch.tanh(y)) + x
+
+
 class Reused(Crossed):
     """A tensor that no call has returned, where one has died that a call had."""
 
@@ -291,6 +310,7 @@ def changing(model: nn.Module, name: str, value: Any) -> exact.Body:
         (Cast, "cast", False),
         (Crossed, "swap", True),
         (Reused, "swap", True),
+        (Biased, "bias", False),
         (Turned, "swap", True),
         (Muted, "learns", False),
         (Branches, "more", 1),

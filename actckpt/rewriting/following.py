@@ -23,7 +23,7 @@ _is_any_cast = torch._C._is_any_autocast_enabled
 
 
 def _nothing() -> None:
-    """What is found where no tensor is."""
+    """The tensor of a wire that no call has returned yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +190,9 @@ def _is_same(known: Learned, args: Any, kwargs: Any, wires: list[Callable[[], An
     if len(known.args) != len(args) or len(known.kwargs) != len(kwargs):
         return False
     for e, f in zip(known.args, args, strict=True):
-        # what most arguments are, without a call
-        if e is f or (type(e) is Wired and wires[e.wire]() is f):
+        # what most arguments are, without a call; no wire gives None where a tensor is expected,
+        # and the last one is not wire -1
+        if e is f or (type(e) is Wired and e.wire >= 0 and wires[e.wire]() is f is not None):
             continue
         if not _same(e, f, wires):
             return False
@@ -208,7 +209,7 @@ def _same(expected: Any, found: Any, wires: list[Callable[[], Any]]) -> bool:
     if kind is Wired:
         if expected.wire < 0:
             return isinstance(found, torch.Tensor)
-        return wires[expected.wire]() is found
+        return found is not None and wires[expected.wire]() is found  # else of a dead one
     if kind is tuple or kind is list:
         if not isinstance(found, kind) or len(expected) != len(found):
             return False
