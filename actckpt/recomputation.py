@@ -13,10 +13,10 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from actckpt.graph import Category, Graph
+from actckpt.graph import Category, Graph, Op
 
-# position of the running statistics, which a recomputation leaves alone, among the arguments
-STATISTICS = {
+# position of the running statistics among the arguments
+_STATISTICS = {
     "aten.native_batch_norm.default": (3, 4),
     "aten.cudnn_batch_norm.default": (3, 4),
     "aten.miopen_batch_norm.default": (3, 4),
@@ -24,6 +24,15 @@ STATISTICS = {
 RESIDENT = (Category.PARAMETER, Category.BUFFER, Category.BATCH, Category.CONSTANT)
 # modules whose operations may be others when torch functions are followed (fused inference paths)
 _FUSED = ("MultiheadAttention", "TransformerEncoder", "TransformerEncoderLayer")
+
+
+def moved_statistics(op: Op) -> tuple[int, ...]:
+    """Positions of the running statistics that an operation moves, and made again leaves alone.
+
+    Empty for any other operation; so it is for normalization with frozen statistics, which reads
+    them.
+    """
+    return _STATISTICS.get(op.name, ()) if op.writes else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +72,9 @@ class Recomputation:
         first, last = self.span
         for index in range(first, last):
             op = graph.ops[index]
-            statistics = op.name in STATISTICS
             if op.view:
                 continue
+            statistics = moved_statistics(op)
             for sid in {graph.values[v].storage for v in op.outputs}.union(op.writes):
                 if sid >= 0 and graph.storages[sid].born >= first:
                     self.makers.setdefault(sid, []).append(index)
@@ -144,8 +153,7 @@ class Recomputation:
             sid = graph.values[v].storage
             if sid < 0 or sid in self._mixed:
                 return False
-        statistics = op.name in STATISTICS
-        if not statistics and any(w not in self.makers for w in op.writes):
+        if not moved_statistics(op) and any(w not in self.makers for w in op.writes):
             return False
         call = self.call_of(index)
         if call in self._blind or (op.random and call < 0):
@@ -175,7 +183,7 @@ class Recomputation:
     def _read(self, index: int) -> frozenset[int]:
         graph, op = self.graph, self.graph.ops[index]
         found = {graph.values[v].storage for v in op.inputs}
-        if op.name in STATISTICS:
+        if moved_statistics(op):
             found.difference_update(
                 s for s in tuple(found) if s >= 0 and graph.storages[s].category is Category.BUFFER
             )

@@ -86,6 +86,15 @@ class Normed(nn.Module):
         return out
 
 
+class Settled(Normed):
+    """Its statistics are frozen: they are read, and do not move."""
+
+    def train(self, mode: bool = True) -> Settled:
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+
 MAKES: dict[str, Callable[[], nn.Module]] = {
     "residual": chain(3),
     "halved": lambda: Chain(Halved(), Halved()),
@@ -93,6 +102,7 @@ MAKES: dict[str, Callable[[], nn.Module]] = {
     "draws": lambda: Chain(Draws(), Draws()),
     "in place": lambda: Chain(InPlace(), InPlace()),
     "batchnorm": lambda: Chain(Normed(), Normed()),
+    "frozen statistics": lambda: Chain(Settled(), Settled()).train(),
 }
 PLANS: dict[str, exact.MakePlan] = {
     "everything": everything,

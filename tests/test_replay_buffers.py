@@ -9,8 +9,19 @@ import pytest
 import torch
 from torch import nn
 
+import actckpt
 from actckpt.plan import Plan
-from tests.exact import assert_exact, differences, enforce, halves, outcome, plan, region, saving
+from tests.exact import (
+    assert_exact,
+    differences,
+    enforce,
+    halves,
+    outcome,
+    plan,
+    region,
+    saving,
+    scalar_loss,
+)
 from tests.models.blocks import WIDTH, Chain, Residual, rows
 from tests.suite import seeded
 
@@ -47,6 +58,39 @@ plans = pytest.mark.parametrize("wanted", PLANS.values(), ids=PLANS.keys())
 @pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS.keys())
 def test_batch_norm_moves_once(norm: Callable[[], nn.Module], wanted: Plan) -> None:
     assert_exact(lambda: Chain(*(Normed(norm) for _ in range(3))), rows, wanted)
+
+
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS.keys())
+@pytest.mark.parametrize("policy", ["auto", "calls", "sqrt"])
+def test_planned_norms_over_three_steps(norm: Callable[[], nn.Module], policy: str) -> None:
+    make = seeded(lambda: Chain(*(Normed(norm) for _ in range(6))))
+    model, x = make(), rows(512)
+    budget_gb = 0.7 * actckpt.measure(make(), x, loss_fn=scalar_loss).added_bytes / 1e9
+    actckpt.optimize(
+        model, budget_gb, batch=x, loss_fn=scalar_loss, policy=policy, scope="activations"
+    )
+    assert not differences(outcome(make(), x, steps=3), outcome(model, x, steps=3))
+
+
+class Counted(nn.Module):
+    """A factor that a counter gives, by ``item``: no operation reads the buffer."""
+
+    steps: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("steps", torch.tensor(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.steps.add_(1)
+        out: torch.Tensor = (self.linear(x) / float(self.steps)).tanh() + x
+        return out
+
+
+@pytest.mark.parametrize("wanted", [PLANS["each"], PLANS["span"], PLANS["tree"]])
+def test_a_counter_that_is_asked_for_its_number(wanted: Plan) -> None:
+    assert_exact(lambda: Chain(*(Counted() for _ in range(3))), rows, wanted)
 
 
 def test_number_of_batches_after_two_steps() -> None:

@@ -12,6 +12,7 @@ from actckpt.rewriting.pruning import Pruning, pruning_of
 from actckpt.rewriting.schedule import Schedule, compile_bursts
 
 Leaf = tuple[int, int]
+_SCALAR_BYTES = 16  # one number of the widest dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,8 @@ def _buffers(graph: Graph, sid: int) -> tuple[tuple[str, str, bool], ...]:
             and any(graph.values[v].storage != storage_id for v in op.outputs)
             for op in ops
         )  # fmt: skip
+        # ``item`` reads a single number without an operation
+        single = storage.bytes <= _SCALAR_BYTES
         path, _, name = storage.name.rpartition(".")
-        found.append((path, name, read or feeds_back))
+        found.append((path, name, read or feeds_back or single))
     return tuple(found)

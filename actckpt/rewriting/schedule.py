@@ -10,7 +10,7 @@ import torch
 from actckpt.bursts import PlacedBurst, place_bursts
 from actckpt.graph import FunctionCall, Graph
 from actckpt.plan import Plan
-from actckpt.recomputation import STATISTICS, Recomputation
+from actckpt.recomputation import Recomputation, moved_statistics
 
 # storage, shape, stride, offset, dtype
 Window = tuple[int, tuple[int, ...], tuple[int, ...], int, torch.dtype]
@@ -212,5 +212,5 @@ class _Compiler:
             op.outputs,
             draws,
             done,
-            STATISTICS.get(op.name, ()),
+            moved_statistics(op),
         )

@@ -78,6 +78,8 @@ class StepMode(TorchDispatchMode):
             args = tuple(self._on_sight(a) for a in args)
         accelerated = self.world.stand_in is not None
         out = fake_outputs(func, args, kwargs, accelerated=accelerated)
+        if func in (aten.detach.default, aten.alias.default):
+            propagate(func, args, kwargs, out)
         if func in SKIPPED or func.namespace in ("prim", "profiler"):
             return out
         self.seen(func, args, kwargs, out)
