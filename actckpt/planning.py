@@ -13,6 +13,7 @@ from torch import nn
 from actckpt.dry_run import DryRun, dry_run
 from actckpt.errors import BudgetError, PlanError
 from actckpt.graph import Category, Graph, Storage
+from actckpt.margin import aims
 from actckpt.plan import Plan
 from actckpt.plan_key import plan_key
 from actckpt.policies import POLICIES, Policy
@@ -28,10 +29,6 @@ from actckpt.units import format_gigabytes
 
 logger = logging.getLogger("actckpt")
 
-# a plan aims below its budget by this share: what a kernel allocates can differ by a little
-AIM = 0.995
-# the same of an untouched step, whose dry run is exact to 1e-5 (`make grid`)
-_UNTOUCHED_AIM = 0.9998
 SCOPES = ("step", "activations")
 # policies whose plans belong to the very trace, and which "calls" stands in for
 BY_OPERATIONS = ("auto", "optimal")
@@ -59,11 +56,6 @@ class Request:
         if self.policy not in BY_OPERATIONS:
             return self
         return dataclasses.replace(self, policy="calls")
-
-    @property
-    def aim_bytes(self) -> int | None:
-        """What predictions must stay within, so that the measurement stays within the budget."""
-        return None if self.budget_bytes is None else math.floor(self.budget_bytes * AIM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,11 +195,12 @@ class _Search:
         self.profile = profile
         self.pricer = pricer
         self.untouched = pricer.price(Plan("none"))
+        self.aim, self.untouched_aim = aims(model)
 
     def run(self) -> Planned:
-        aim = self.request.aim_bytes
-        if aim is None:
+        if self.request.budget_bytes is None:
             return self._dry(self._ask(None))
+        aim = math.floor(self.request.budget_bytes * self.aim)
         tried: dict[Plan, Planned] = {}
         view = Pricer(self.view, self.profile)
         untouched = self._untouched(aim, view)
@@ -238,7 +231,7 @@ class _Search:
         assert budget is not None
         if not isinstance(policy, str) or policy not in (*BY_OPERATIONS, "calls"):
             return None
-        most = math.floor(budget * _UNTOUCHED_AIM)
+        most = math.floor(budget * self.untouched_aim)
         if not aim < view.estimate(Plan(policy)).peak_bytes <= most:
             return None
         planned = self._dry(Plan(policy))
@@ -278,7 +271,7 @@ class _Search:
     def _too_small(self, smallest: Planned) -> BudgetError:
         budget = self.request.budget_bytes
         assert budget is not None
-        needed = math.ceil(self.peak_bytes(smallest) / AIM) + 1
+        needed = math.ceil(self.peak_bytes(smallest) / self.aim) + 1
         split = ", ".join(
             f"{name} {format_gigabytes(size)}"
             for name, size in sorted(smallest.dry.categories.items(), key=lambda x: -x[1])

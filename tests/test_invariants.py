@@ -20,8 +20,9 @@ from torch import nn
 from actckpt.bursts import place_bursts
 from actckpt.errors import BudgetError
 from actckpt.graph import Graph
+from actckpt.margin import AIM
 from actckpt.plan import Burst, Plan, Region
-from actckpt.planning import AIM, Planned
+from actckpt.planning import Planned
 from actckpt.policies import POLICIES, Policy
 from actckpt.profile import Profile
 from actckpt.profiler.census import resident_bytes

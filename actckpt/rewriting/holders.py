@@ -144,12 +144,23 @@ def is_parameter(tensor: torch.Tensor) -> bool:
     return base is not None and isinstance(base, nn.Parameter)
 
 
+def is_seed(dtype: torch.dtype, numel: int) -> bool:
+    """Whether a tensor may be the seed and offset that a fused attention kernel drew with.
+
+    Without dropout nobody writes them on CUDA. Drawn with another seed, the attention's output,
+    which is saved beside it, would tell.
+    """
+    return dtype in (torch.int64, torch.uint64) and numel <= 2
+
+
 def bits(tensor: torch.Tensor) -> torch.Tensor | None:
     """An exclusive-or of the tensor's bits, or None where torch has none for it."""
     if tensor.layout != torch.strided or tensor.numel() == 0 or tensor.is_complex():
         return None
     if tensor.dtype == torch.uint8:
         return None  # a fused kernel's workspace (oneDNN's LSTM), with bytes that nobody writes
+    if tensor.is_cuda and is_seed(tensor.dtype, tensor.numel()):
+        return None
     with torch.no_grad():
         try:
             return torch.hash_tensor(tensor.detach())
