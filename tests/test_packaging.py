@@ -87,8 +87,10 @@ MAY_IMPORT["rewriting"] = {
 }
 MAY_IMPORT["dry_run"] = {"profiler", "rewriting", *MAY_IMPORT["profiler"], *MAY_IMPORT["rewriting"]}
 MAY_IMPORT["plan_key"] = {"graph"}
+MAY_IMPORT["margin"] = set()
 MAY_IMPORT["planning"] = {
     "dry_run",
+    "margin",
     "plan_key",
     "policies",
     "units",
