@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from actckpt.errors import BudgetError, PlanError
 from actckpt.graph import Graph
@@ -34,8 +34,8 @@ def optimal(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
     forward pass on. A linear program over all segments, with the memory at every instant as its
     constraint, says what a byte is worth when; small staged programs make the choices that are best
     at those prices, until none is better; an integer program chooses among all of them.
-    `actckpt.lower_bound` says how far from the optimum the result can be. Graphs of few results are
-    solved by trying every plan.
+    `actckpt.lower_bound` says how far from the optimum the result can be. For graphs of few results
+    every plan of simple bursts is tried as well, and the faster one taken.
 
     References:
         Gilmore and Gomory 1961, A linear programming approach to the cutting-stock problem (column
@@ -52,8 +52,29 @@ def optimal(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
     whole = pricer.estimate(untouched)
     if budget_bytes is None or whole.peak_bytes <= budget_bytes:
         return untouched
+    solvers: list[Callable[[Graph, Profile, int], Plan]] = [by_columns]
     if len(pricer.possible.saves) <= MOST_RESULTS:
-        return dataclasses.replace(exhaustive(graph, profile, budget_bytes), policy="optimal")
+        solvers.append(exhaustive)
+    found: list[Plan] = []
+    errors: list[BudgetError] = []
+    for solve in solvers:
+        try:
+            found.append(solve(graph, profile, budget_bytes))
+        except BudgetError as error:
+            errors.append(error)
+    if not found:
+        raise min(errors, key=lambda error: error.smallest_bytes or 0)
+    best = min(found, key=lambda plan: pricer.estimate(plan).time_s)
+    return dataclasses.replace(best, policy="optimal")
+
+
+def by_columns(graph: Graph, profile: Profile, budget_bytes: int) -> Plan:
+    """The fastest plan that column generation finds within the budget: `optimal` for any size.
+
+    Raises:
+        BudgetError: none fits; ``smallest_bytes`` is the lowest peak found.
+    """
+    pricer = Pricer(graph, profile)
     columns = Columns(pricer)
     alone = Packing(pricer, burst_choices(profile, pricer))
     packing = _grown(alone, columns, budget_bytes)
@@ -61,7 +82,7 @@ def optimal(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
     if packing is not None and picked is not None:
         picked = _nearer(packing, columns, picked, budget_bytes)
         if not _is_far(packing, picked, budget_bytes):
-            return dataclasses.replace(plan_of(picked), policy="optimal")
+            return plan_of(picked)
     # anew, so that the smallest for one budget is the smallest for every other
     again = Columns(pricer)
     lowest = _lowered(alone.anew(), again, 0)
@@ -75,8 +96,7 @@ def optimal(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
         start = both.fastest(budget_bytes) or smallest
         found.append(_nearer(both, again, start, budget_bytes))
     if found:
-        best = min(found, key=lambda choices: lowest.estimate(choices).time_s)
-        return dataclasses.replace(plan_of(best), policy="optimal")
+        return plan_of(min(found, key=lambda choices: lowest.estimate(choices).time_s))
     raise BudgetError(
         f"no plan within {budget_bytes} bytes: the smallest peak found is {smallest_bytes}",
         budget_bytes=budget_bytes,
