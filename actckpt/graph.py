@@ -123,6 +123,9 @@ class Input:
 class Stage:
     """One call of a module. Operations ``[first, last)`` and saves ``[first_save, last_save)``.
 
+    ``first_call`` and ``last_call`` are how many of `Graph.calls` had been made when it began and
+    ended; -1 where a function mode of the model's own, or a torch function, was in between.
+
     ``refusal`` says why this call cannot be recomputed ("" if it can). ``mutates`` lists the
     arguments' storages that the call changes in place, ``touches`` the (module path, attribute)
     pairs that it rebinds, ``generators`` the Python-side generators that it moves.
@@ -142,6 +145,8 @@ class Stage:
     mutates: tuple[int, ...] = ()
     touches: tuple[tuple[str, str], ...] = ()
     generators: tuple[str, ...] = ()
+    first_call: int = -1
+    last_call: int = -1
 
     @property
     def key(self) -> tuple[str, int]:

@@ -83,8 +83,7 @@ def row_of(name: str, found: Caught, share: float) -> Row:
         row["overhead"] = price.time_s / whole.time_s - 1
         row["used"] = price.peak_bytes / budget
         row["by"] = "operations" if plan.bursts else "calls"
-        followed_s = profile.follow_s * len(graph.calls) if plan.bursts else 0.0
-        row["following"] = followed_s / whole.time_s
+        row["following"] = price.following_s / whole.time_s
         row["gap"] = row["overhead"] - bound.overhead
     return row
 

@@ -66,7 +66,8 @@ def priced(pricer: Pricer, base: Estimate, way: Way) -> Choice | None:
     takes = frozenset(
         graph.values[graph.saves[k].value].storage for b in way for w in b.walk() for k in w.drops
     )
-    time_s = sum(sum(effect.seconds) for effect in price.effects)
+    # together choices follow about as many calls as each by itself
+    time_s = sum(sum(effect.seconds) for effect in price.effects) + price.following_s / 2
     delta = price.timeline - base.timeline
     holds = holds_of(pricer, price.effects)
     for hold in holds:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from actckpt import recomputation
+from actckpt import recomputation, stretches
 from actckpt.errors import ReplayError
-from actckpt.rewriting import bursting, following, holders, scheduled
+from actckpt.rewriting import bursting, following, holders, learned, scheduled
 from actckpt.tracing import calls
-from tests import test_bursts
+from tests import test_bursts, test_stretches
 from tests.burst_plans import each_alone, everything
 from tests.exact import assert_exact, enforce, scalar_loss
 from tests.models.blocks import chain, rows
@@ -38,31 +38,31 @@ def changes(kind: Any, name: str, value: Any) -> Callable[[], None]:
 def ignores_wires(mp: Patch) -> None:
     init = following.Following.__init__
 
-    def without(self: Any, calls: Any, *rest: Any) -> None:
-        blind = (dataclasses.replace(c, sources=(-1,) * len(c.sources)) for c in calls)
-        init(self, tuple(blind), *rest)
+    def without(self: Any, schedule: Any, *rest: Any) -> None:
+        blind = (dataclasses.replace(c, sources=(-1,) * len(c.sources)) for c in schedule.calls)
+        init(self, dataclasses.replace(schedule, calls=tuple(blind)), *rest)
 
     mp.setattr(following.Following, "__init__", without)
 
 
 def ignores_values(mp: Patch) -> None:
-    same = following._same
+    same = learned.same
 
     def loose(expected: Any, found: Any, wires: Any) -> bool:
         return isinstance(expected, float) or same(expected, found, wires)
 
-    mp.setattr(following, "_same", loose)
+    mp.setattr(learned, "same", loose)
 
 
 def takes_none_for_a_dead_tensor(mp: Patch) -> None:
-    same = following._same
+    same = learned.same
 
     def loose(expected: Any, found: Any, wires: Any) -> bool:
-        if found is None and type(expected) is following.Wired and expected.wire >= 0:
+        if found is None and type(expected) is learned.Wired and expected.wire >= 0:
             return wires[expected.wire]() is None
         return same(expected, found, wires)
 
-    mp.setattr(following, "_same", loose)
+    mp.setattr(learned, "same", loose)
 
 
 def ignores_autocast(mp: Patch) -> None:
@@ -150,6 +150,19 @@ def runs_beyond_the_limit(mp: Patch) -> None:
     mp.setattr(scheduled, "run_steps", whole)
 
 
+def carries_nothing(mp: Patch) -> None:
+    """What is changed in place between stretches goes unnoticed."""
+    mp.setattr(stretches.Stretches, "_carried", lambda self, spans, placed: [()] * len(spans))
+
+
+def follows_no_windows(mp: Patch) -> None:
+    mp.setattr(stretches.Stretches, "_touching", {})
+
+
+def is_shown_under_any_mode(mp: Patch) -> None:
+    mp.setattr(following, "_get_current_function_mode", lambda: None)
+
+
 def skips_makers(mp: Patch) -> None:
     """Of a storage that is changed in place only the first maker is known."""
     init = recomputation.Recomputation.__init__
@@ -212,6 +225,18 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
         test_bursts.test_parameters_changed_before_backward_raise,
     ),
     "runs beyond the limit": (runs_beyond_the_limit, changes(test_bursts.Branches, "more", -1)),
+    "carries nothing": (
+        carries_nothing,
+        test_stretches.test_a_result_that_is_changed_in_place_between_stretches_is_not_made_again,
+    ),
+    "follows no windows": (
+        follows_no_windows,
+        test_stretches.test_windows_of_a_result_are_followed_wherever_they_are_taken,
+    ),
+    "is shown under any mode": (
+        is_shown_under_any_mode,
+        test_stretches.test_a_mode_that_was_not_there_before_is_noticed,
+    ),
     "skips makers": (skips_makers, exact_on("in place", each_alone)),
     "keeps pins": (keeps_pins, pins_let_go),
 }

@@ -75,7 +75,8 @@ def test_the_linear_program_bounds_what_the_integer_program_finds(name: str) -> 
     assert relaxed is not None
     assert plan is not None
     assert all(price > 0 for price in relaxed.prices.values())
-    extra_s = p.pricer.estimate(plan).time_s - whole.time_s - p.pricer.following_s
+    found = p.pricer.estimate(plan)
+    extra_s = found.time_s - whole.time_s - found.following_s
     assert relaxed.value <= extra_s * (1 + 1e-6)
     assert packing.relaxation().least_time(int(0.9 * lowest.value)) is None
     smallest = packing.least_memory()

@@ -73,7 +73,8 @@ MAY_IMPORT["signature"] = {"errors"}
 MAY_IMPORT["regions"] = {"plan", *MAY_IMPORT["plan"]}
 MAY_IMPORT["recomputation"] = {"errors", "graph"}
 MAY_IMPORT["bursts"] = {"plan", "recomputation", *MAY_IMPORT["plan"]}
-MAY_IMPORT["pricing"] = {"bursts", "recomputation", "regions", *MAY_IMPORT["regions"]}
+MAY_IMPORT["stretches"] = {"bursts", *MAY_IMPORT["bursts"]}
+MAY_IMPORT["pricing"] = {"regions", "stretches", *MAY_IMPORT["regions"], *MAY_IMPORT["stretches"]}
 MAY_IMPORT["policies"] = {"pricing", *MAY_IMPORT["pricing"]}
 MAY_IMPORT["tracing"] = {"errors", "graph", "plan", "signature", "versions"}
 MAY_IMPORT["profiler"] = {"errors", "graph", "plan", "profile", "signature", "tracing", "versions"}
@@ -82,6 +83,7 @@ MAY_IMPORT["rewriting"] = {
     "recomputation",
     "regions",
     "signature",
+    "stretches",
     "tracing",
     *MAY_IMPORT["regions"],
 }
@@ -124,6 +126,7 @@ PLAIN = (
     "regions",
     "reporting",
     "policies",
+    "stretches",
 )
 
 

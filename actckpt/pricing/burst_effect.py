@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from actckpt.bursts import PlacedBurst, place_bursts
@@ -10,6 +12,7 @@ from actckpt.plan import Burst, Plan
 from actckpt.pricing.effect import GENERATOR_STATE_BYTES, Effect, Event
 from actckpt.profile import Profile
 from actckpt.recomputation import Recomputation
+from actckpt.stretches import Stretches
 
 
 class BurstEffects:
@@ -24,6 +27,7 @@ class BurstEffects:
         workspace: np.ndarray,
     ) -> None:
         self.possible = possible
+        self.stretches = Stretches(possible)
         self.graph: Graph = possible.graph
         self.profile = profile
         self.bytes = bytes_
@@ -63,7 +67,15 @@ class BurstEffects:
             events=tuple(events),
             seconds=tuple(self._seconds(p) for p in placed),
             dropped_bytes=tuple(self._dropped_bytes(p) for p in placed),
+            calls=self.stretches.needed(placed),
         )
+
+    def following_s(self, effects: Sequence[Effect]) -> float:
+        """Seconds that a forward takes longer because calls that bursts depend on are followed."""
+        calls = [e.calls for e in effects if e.calls is not None]
+        if not calls:
+            return 0.0
+        return self.profile.follow_s * self.stretches.count(np.unique(np.concatenate(calls)))
 
     def _run(
         self,

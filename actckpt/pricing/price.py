@@ -19,6 +19,7 @@ class Price:
         peak_at: index of the operation at which the peak is reached.
         region_bytes: for each region of the plan in ``Plan.walk()`` order, bytes no longer saved.
         region_s: for each region in the same order, the time of its recomputation.
+        following_s: what of ``time_s`` following the forward for bursts takes.
     """
 
     peak_bytes: int
@@ -28,3 +29,4 @@ class Price:
     peak_at: int
     region_bytes: tuple[int, ...] = ()
     region_s: tuple[float, ...] = ()
+    following_s: float = 0.0

@@ -52,6 +52,7 @@ class Estimate:
     peak_bytes: int
     added_bytes: int
     time_s: float
+    following_s: float
     timeline: np.ndarray
     effects: tuple[Effect, ...]
 
@@ -114,12 +115,6 @@ class Pricer:
     def _bursts(self) -> BurstEffects:
         return BurstEffects(self.possible, self.profile, self.bytes, self.died, self.workspace)
 
-    @property
-    def following_s(self) -> float:
-        """Seconds that a forward takes longer because its calls are followed."""
-        profile, graph = self.profile, self.graph
-        return profile.follow_s * len(graph.calls)
-
     def price(self, plan: Plan) -> Price:
         """As `actckpt.pricing.simulate.price`.
 
@@ -133,6 +128,7 @@ class Pricer:
             peak_bytes=found.peak_bytes,
             added_bytes=found.added_bytes,
             time_s=found.time_s,
+            following_s=found.following_s,
             timeline=tuple(int(x) for x in found.timeline),
             peak_at=found.peak_at,
             region_bytes=tuple(b for e in found.effects for b in e.dropped_bytes),
@@ -181,14 +177,12 @@ class Pricer:
         events = [event for effect in effects for event in effect.events]
         before = level - begun + during
         timeline = self._merge(level[: self.count] + self.workspace, before, events)
+        following_s = self._bursts.following_s(effects) if plan.bursts else 0.0
         return Estimate(
             peak_bytes=int(timeline.max(initial=0)),
             added_bytes=int((timeline - self.free[: self.count]).max(initial=0)),
-            time_s=float(
-                self.time_s.sum()
-                + sum(sum(e.seconds) for e in effects)
-                + (self.following_s if plan.bursts else 0.0)
-            ),
+            time_s=float(self.time_s.sum() + sum(sum(e.seconds) for e in effects) + following_s),
+            following_s=following_s,
             timeline=timeline,
             effects=effects,
         )

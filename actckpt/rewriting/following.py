@@ -1,53 +1,22 @@
-"""Follows a forward call by call: whether it is the traced one, on the traced tensors."""
+"""Follows a forward call by call: whether it is the traced one, on the traced tensors.
+
+Where a plan depends on some stretches of calls only, the others are not even looked at.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 from weakref import ref
 
 import torch
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode, _push_mode
 
-from actckpt.rewriting.schedule import CallProgram
+from actckpt.rewriting.learned import Learned, is_same, loose, nothing, template
+from actckpt.rewriting.schedule import RESTS, CallProgram, Schedule
 from actckpt.tracing.calls import casting, described_call, is_question, leaves, name_of
 
-_COMPARED = (
-    bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout,
-    torch.memory_format, type(Ellipsis),
-)  # fmt: skip
-
-
 _is_any_cast = torch._C._is_any_autocast_enabled
-
-
-def _nothing() -> None:
-    """The tensor of a wire that no call has returned yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wired:
-    """Stands for a tensor argument; its wire, -1 for one of unknown origin."""
-
-    wire: int
-
-
-@dataclass(frozen=True, slots=True)
-class Learned:
-    """A call as a run was seen to make it, with `Wired` in place of its tensors.
-
-    Args:
-        shown: its arguments have tensors to pin, or the random state before it is needed again.
-        casting: the autocast that it was made under.
-    """
-
-    func: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    call: CallProgram
-    shown: bool
-    casting: str
 
 
 class Following(TorchFunctionMode):
@@ -56,6 +25,7 @@ class Following(TorchFunctionMode):
     Args:
         learned: one entry a call, filled by the first run, which compares what the trace wrote,
             and one that stays None.
+        whole: follows every call, those between the stretches, too.
         given: the tensors of the first wires.
         before, after: told of each call that is as traced and has something for them, with its
             tensors.
@@ -65,8 +35,9 @@ class Following(TorchFunctionMode):
 
     def __init__(
         self,
-        calls: tuple[CallProgram, ...],
+        schedule: Schedule,
         learned: list[Learned | None],
+        whole: bool,
         given: list[torch.Tensor],
         before: Callable[[int, CallProgram, list[torch.Tensor]], None],
         after: Callable[[CallProgram, list[torch.Tensor]], None],
@@ -74,18 +45,44 @@ class Following(TorchFunctionMode):
         leave: Callable[[int, str], None],
     ) -> None:
         super().__init__()
-        self.calls = calls
+        calls = self.calls = schedule.calls
+        self.stretches = () if whole else schedule.stretches
         self.learned = learned
         # a wire's tensor while it lives: its ``id`` is another's afterwards
         self.wires: list[Callable[[], Any]] = [ref(t) for t in given]
         last = calls[-1]
-        self.wires += [_nothing] * (last.wire + last.results - len(given))
+        self.wires += [nothing] * (last.wire + last.results - len(given))
+        if self.stretches:
+            for wire in schedule.loose:
+                self.wires[wire] = loose
         self.before = before
         self.after = after
         self.saving = saving
         self.leave = leave
+        # of the next call; that of an entry that stays None while nothing is compared
         self.position = 0
-        self.left = False
+        self.resting = self.left = False
+        # calls that have been followed or left out when the stretch ends
+        self._until = -1
+        # the next stretch, and what must not change until it begins
+        self._next = 0
+        self._carried: list[tuple[Callable[[], Any], int]] = []
+        self._shown = False
+        self._below: Any = None
+
+    def __enter__(self) -> Following:
+        self._below = _get_current_function_mode()
+        if not self.stretches:
+            self._show()
+        else:
+            self._rest(0)
+            if self.stretches[0].begins is None:
+                self._begin(0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown:
+            _pop_mode()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -96,7 +93,7 @@ class Following(TorchFunctionMode):
         position, wires = self.position, self.wires
         known = self.learned[position]
         if known is None or known.func is not func:
-            if self.left or is_question(func):
+            if self.resting or is_question(func):
                 return func(*args, **kwargs)
             if known is None:
                 known = self._learn(position, func, args, kwargs)
@@ -104,7 +101,7 @@ class Following(TorchFunctionMode):
                 known = None
         if (
             known is None
-            or not _is_same(known, args, kwargs, wires)
+            or not is_same(known, args, kwargs, wires)
             or ((known.casting or _is_any_cast()) and known.casting != casting())
         ):
             self.stop(self._difference(known, func, args, kwargs))
@@ -125,18 +122,64 @@ class Following(TorchFunctionMode):
             wires[wire] = ref(t)
         if call.captures:
             self.after(call, made)
+        if position + 1 == self._until and not self.left:
+            self._rest(position + 1)
         return out
+
+    def turn(self, does: int | None) -> None:
+        """A module's forward begins or ends where a stretch is taken up, or calls are not seen."""
+        if does is None or self.left:
+            return
+        if does != RESTS:
+            self._begin(does)
+        elif self.resting and self._shown and _get_current_function_mode() is self:
+            _pop_mode()
+            self._shown = False
+
+    def _begin(self, number: int) -> None:
+        """Follows a stretch from here on."""
+        if number != self._next or not self.resting:
+            self.stop("its modules are called in another order")
+        elif any((t := of()) is not None and t._version != v for of, v in self._carried):
+            self.stop("a tensor is changed in place where it was not")
+        elif not self._show():
+            self.stop("it is run under another torch function mode")
+        else:
+            stretch = self.stretches[number]
+            self.position, self._until = stretch.first, stretch.last
+            self.resting = False
+            self._next = number + 1
+
+    def _rest(self, position: int) -> None:
+        """Compares nothing until the next stretch."""
+        self._until = position
+        self.position = len(self.calls)
+        self.resting = True
+        if self._next:
+            found = [self.wires[w] for w in self.stretches[self._next - 1].carried]
+            self._carried = [(of, t._version) for of in found if (t := of()) is not None]
+
+    def _show(self) -> bool:
+        """Sees calls from here on; only where no mode of the forward's own would come between."""
+        if not self._shown:
+            if _get_current_function_mode() is not self._below:
+                return False
+            _push_mode(self)
+            self._shown = True
+        return True
 
     def stop(self, reason: str) -> None:
         """The forward is not the traced one from here on."""
         if not self.left:
-            self.left = True
-            position, self.position = self.position, len(self.calls)
+            position = self._until if self.resting else self.position
+            self.left = self.resting = True
+            self.position = len(self.calls)
             self.leave(position, reason)
 
     def finish(self) -> None:
         """The forward has returned."""
-        if self.position < len(self.calls):
+        begun = self._next == len(self.stretches)
+        if not begun or (not self.resting and self.position < len(self.calls)):
             self.stop("it ended earlier")
 
     def _learn(self, position: int, func: Any, args: Any, kwargs: Any) -> Learned | None:
@@ -147,7 +190,7 @@ class Following(TorchFunctionMode):
         if described_call(func, args, kwargs) != call.text:
             return None
         sources = iter(call.sources)
-        given, named = _template(args, sources), _template(kwargs, sources)
+        given, named = template(args, sources), template(kwargs, sources)
         shown = call.draws or not all(c.result for c in call.captures)
         self.learned[position] = found = Learned(func, given, named, call, shown, casting())
         return found
@@ -168,63 +211,3 @@ class Following(TorchFunctionMode):
         if known.casting != casting():
             return f"{name_of(func)} is called under another autocast"
         return f"an argument of {name_of(func)} has another value"
-
-
-def _template(x: Any, sources: Iterator[int]) -> Any:
-    """``x`` with a mark in place of each tensor."""
-    if isinstance(x, torch.Tensor):
-        return Wired(next(sources))
-    if isinstance(x, list):
-        return [_template(i, sources) for i in x]
-    if isinstance(x, tuple):
-        return tuple(_template(i, sources) for i in x)
-    if type(x) is dict:
-        return {key: _template(value, sources) for key, value in x.items()}
-    if isinstance(x, slice):
-        return slice(*(_template(i, sources) for i in (x.start, x.stop, x.step)))
-    return x
-
-
-def _is_same(known: Learned, args: Any, kwargs: Any, wires: list[Callable[[], Any]]) -> bool:
-    """Whether the arguments of a call are those that are known, on the same tensors."""
-    if len(known.args) != len(args) or len(known.kwargs) != len(kwargs):
-        return False
-    for e, f in zip(known.args, args, strict=True):
-        # what most arguments are, without a call; no wire gives None where a tensor is expected,
-        # and the last one is not wire -1
-        if e is f or (type(e) is Wired and e.wire >= 0 and wires[e.wire]() is f is not None):
-            continue
-        if not _same(e, f, wires):
-            return False
-    for key, e in known.kwargs.items():
-        f = kwargs.get(key, _nothing)
-        if e is not f and not _same(e, f, wires):
-            return False
-    return True
-
-
-def _same(expected: Any, found: Any, wires: list[Callable[[], Any]]) -> bool:
-    """Whether an argument is as it was, its tensors included."""
-    kind = type(expected)
-    if kind is Wired:
-        if expected.wire < 0:
-            return isinstance(found, torch.Tensor)
-        return found is not None and wires[expected.wire]() is found  # else of a dead one
-    if kind is tuple or kind is list:
-        if not isinstance(found, kind) or len(expected) != len(found):
-            return False
-        return all(e is f or _same(e, f, wires) for e, f in zip(expected, found, strict=True))
-    if kind is not type(found):
-        return False
-    if kind is dict:
-        return expected.keys() == found.keys() and all(
-            _same(e, found[key], wires) for key, e in expected.items()
-        )
-    if kind is slice:
-        return all(
-            _same(getattr(expected, end), getattr(found, end), wires)
-            for end in ("start", "stop", "step")
-        )
-    if isinstance(expected, _COMPARED):
-        return bool(expected == found)
-    return expected is found

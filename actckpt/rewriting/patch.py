@@ -13,7 +13,7 @@ from torch import nn
 
 from actckpt.errors import PlanError
 from actckpt.rewriting.bursting import Decoded
-from actckpt.rewriting.following import Learned
+from actckpt.rewriting.learned import Learned
 from actckpt.rewriting.program import Program, StageProgram
 from actckpt.rewriting.run import CURRENT, Run
 from actckpt.rewriting.scheduled import ScheduledRun

@@ -64,7 +64,8 @@ class Program:
     @property
     def paths(self) -> frozenset[str]:
         """Paths of the modules to patch."""
-        return frozenset(path for path, _ in self.stages)
+        turns = self.schedule.turns if self.schedule is not None else {}
+        return frozenset(path for path, _ in (*self.stages, *turns))
 
 
 def compile_plan(graph: Graph, plan: Plan, profile: Profile | None = None) -> Program:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -11,9 +11,13 @@ from actckpt.bursts import PlacedBurst, place_bursts
 from actckpt.graph import FunctionCall, Graph
 from actckpt.plan import Plan
 from actckpt.recomputation import Recomputation, moved_statistics
+from actckpt.stretches import Stretch, Stretches
 
 # storage, shape, stride, offset, dtype
 Window = tuple[int, tuple[int, ...], tuple[int, ...], int, torch.dtype]
+
+# what is done where a module's forward begins or ends, beside the number of a stretch to take up
+RESTS = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,9 @@ class Schedule:
     """Everything that a run under bursts looks up. ``windows`` are the values that it deals in.
 
     ``outside``: a save that is dropped or pinned belongs to no call, but to a custom Function.
+    ``stretches`` are the calls to follow, () for all of them; ``turns`` what is done where the
+    forward of a (module path, call number) begins and where it ends: the stretch to take up,
+    `RESTS`, or None. ``loose`` are the wires of the calls in between.
     """
 
     calls: tuple[CallProgram, ...]
@@ -103,6 +110,9 @@ class Schedule:
     outside: bool
     bursts: tuple[BurstProgram, ...]
     windows: dict[int, Window]
+    stretches: tuple[Stretch, ...] = ()
+    turns: dict[tuple[str, int], tuple[int | None, int | None]] = field(default_factory=dict)
+    loose: frozenset[int] = frozenset()
 
 
 def compile_bursts(graph: Graph, plan: Plan) -> Schedule | None:
@@ -167,7 +177,32 @@ class _Compiler:
             for v in sorted(self.values)
             for value in (graph.values[v],)
         }  # fmt: skip
-        return Schedule(calls, tuple(saves), not wanted <= inside, bursts, windows)
+        stretches = self._stretches()
+        followed = {n for s in stretches for n in range(s.first, s.last)}
+        loose = frozenset(
+            wire
+            for n, c in enumerate(calls)
+            if stretches and n not in followed
+            for wire in range(c.wire, c.wire + c.results)
+        )
+        outside = not wanted <= inside
+        turns = self._turns(stretches)
+        return Schedule(calls, tuple(saves), outside, bursts, windows, stretches, turns, loose)
+
+    def _stretches(self) -> tuple[Stretch, ...]:
+        possible = Stretches(self.possible)
+        return possible.stretches(possible.needed(self.placed), self.placed)
+
+    def _turns(
+        self, stretches: tuple[Stretch, ...]
+    ) -> dict[tuple[str, int], tuple[int | None, int | None]]:
+        found: dict[tuple[str, int], list[int | None]] = {}
+        for n, stretch in enumerate(stretches):
+            for boundary, does in ((stretch.begins, n), (stretch.rests, RESTS)):
+                if boundary is not None:
+                    key = self.graph.stages[boundary.stage].key
+                    found.setdefault(key, [None, None])[boundary.end] = does
+        return {key: (begin, end) for key, (begin, end) in found.items()}
 
     def _saves(self, call: FunctionCall, wanted: Set[int]) -> tuple[int, int] | None:
         assert self.possible.root is not None

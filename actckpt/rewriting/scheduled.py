@@ -19,6 +19,7 @@ from actckpt.rewriting.record import generator_states, set_generator_states
 from actckpt.rewriting.schedule import BurstProgram, CallProgram, Capture, Schedule
 from actckpt.signature import settled
 from actckpt.tracing.call import tensors
+from actckpt.tracing.fake import is_tracing
 
 if TYPE_CHECKING:
     from actckpt.rewriting.patch import PatchedForward, Rewrite
@@ -37,6 +38,8 @@ class ScheduledRun:
         self.number, self.end = 0, len(schedule.saves)
         # whether the call being made has had one dropped or pinned
         self._taken = False
+        # calls of each module whose forward is patched
+        self._entered: Counter[str] = Counter()
         self.pins: dict[int, tuple[int, Kept]] = {}
         self.states: dict[int, Any] = {}
         self.holders: list[list[tuple[Any, int]]] = [[] for _ in schedule.bursts]
@@ -55,10 +58,12 @@ class ScheduledRun:
     def call(self, patched: PatchedForward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a patched forward: the root's followed, any other as it is."""
         if patched.path:
-            return patched.run(args, kwargs)
+            return self._inner(patched, args, kwargs)
         following = Following(
-            self.schedule.calls,
+            self.schedule,
             self.rewrite.learned,
+            # the first of all is seen whole: that it is the traced one where it need not be
+            self.rewrite.checking or is_tracing(),
             [*self.rewrite.resident_tensors(), *tensors((args, kwargs))],
             self._before_call,
             self._after_call,
@@ -73,6 +78,20 @@ class ScheduledRun:
             following.finish()
         finally:
             del self._following, self._hooks
+        return out
+
+    def _inner(self, patched: PatchedForward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs a module's forward where following may be taken up or left off."""
+        path = patched.path
+        number = self._entered[path]
+        self._entered[path] = number + 1
+        begin, end = self.schedule.turns.get((path, number), (None, None))
+        following = self._following
+        if not following.stretches:
+            return patched.run(args, kwargs)
+        following.turn(begin)
+        out = patched.run(args, kwargs)
+        following.turn(end)
         return out
 
     def _in_call(self, call: CallProgram, work: Callable[[], Any]) -> Any:

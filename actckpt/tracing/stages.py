@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import _get_current_function_mode
 
 from actckpt.graph import Input, Stage
 from actckpt.tracing.call import tensors
@@ -76,6 +77,7 @@ class StageRecorder:
             "outputs": (),
             "refusal": _scripted(module),
             "mutates": (),
+            "first_call": self._calls_made(),
         }
         self.calls[path] += 1
         self.stages.append(stage)
@@ -116,6 +118,7 @@ class StageRecorder:
             if a != b
         )
         stage["last"] = len(recorder.ops)
+        stage["last_call"] = self._calls_made()
         stage["last_save"] = len(recorder.saves)
         stage["outputs"] = self._outputs(sid, out)
         return out
@@ -128,6 +131,12 @@ class StageRecorder:
             return nullcontext()
         self.followed = CallRecorder(self.recorder, module, (args, kwargs))
         return self.followed
+
+    def _calls_made(self) -> int:
+        """How many calls are written down so far; -1 where the next one would not be by itself."""
+        if self.followed is None or _get_current_function_mode() is not self.followed:
+            return -1
+        return len(self.followed.calls)
 
     def _check_attributes(
         self, stage: dict[str, Any], before: dict[str, Any], containers: dict[str, tuple[Any, Any]]
