@@ -1,12 +1,13 @@
 """Which calls of a forward need to be followed: the stretches that bursts depend on.
 
-A torch function mode sees every call of torch's Python interface and costs microseconds a call.
-Between two calls that bursts depend on it can be taken away, where a module's forward begins or
-ends in between: that is where it can be put back.
+A torch function mode sees every call of torch's Python interface, and comparing one costs
+microseconds. What lies between two calls that bursts depend on is let pass; where a module's
+forward begins or ends in between, the mode is taken away until then.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ import numpy as np
 
 from actckpt.bursts import PlacedBurst
 from actckpt.graph import Graph
-from actckpt.recomputation import Recomputation
+from actckpt.recomputation import Recomputation, Source
 
 # fewer calls than these are followed rather than left out: a boundary costs about as much as one
 _LEAST = 3
@@ -31,21 +32,35 @@ class Boundary:
 
 
 @dataclass(frozen=True, slots=True)
+class Pass:
+    """Calls ``[first, last)`` of a stretch on which nothing depends: seen, but not compared.
+
+    ``carried`` are wires that calls before them make, calls after them are given, and bursts make
+    again: what is let pass must not change them.
+    """
+
+    first: int
+    last: int
+    carried: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Stretch:
-    """Calls ``[first, last)``, all of which are followed.
+    """Calls ``[first, last)``, all of which are seen.
 
     Attributes:
         begins: where following is taken up; None: with the forward.
-        rests: where calls need not even be looked at until the next stretch; None: nowhere.
-        carried: wires that the stretches before the end of this one make, calls after it are
-            given, and bursts make again: what lies between must not change them.
+        rests: where calls need not even be seen until the next stretch; None: nowhere.
+        passes: those of its calls that are not compared.
+        carried: as of a `Pass`, for what lies between this stretch and the next.
     """
 
     first: int
     last: int
     begins: Boundary | None
     rests: Boundary | None
-    carried: tuple[int, ...] = ()
+    passes: tuple[Pass, ...]
+    carried: tuple[int, ...]
 
 
 class Stretches:
@@ -55,51 +70,106 @@ class Stretches:
         self.possible = possible
         self.graph: Graph = possible.graph
 
+    def sources(self, placed: Iterable[PlacedBurst]) -> dict[int, Source]:
+        """Where a run gets hold of what bursts read as the forward left it."""
+        return self._depended(placed)[1]
+
     def needed(self, placed: Iterable[PlacedBurst]) -> np.ndarray:
         """The calls that bursts depend on, ascending.
 
         Those whose operations run again, that show what is pinned, during which autograd saves what
         is dropped, and that return or change a storage which bursts make or read.
         """
-        possible, graph = self.possible, self.graph
-        found: set[int] = set()
-        for p in placed:
-            found.update(possible.call_of(op) for op in p.burst.ops)
-            for sid in (*p.pins, *p.residents):
-                source = possible.source(sid)
-                assert source is not None
-                found.add(source.call if source.save < 0 else self._saving.get(source.save, -1))
-            found.update(self._saving.get(k, -1) for k in p.burst.drops)
-            for sid in p.pins | p.made:
-                found.update(self._touching.get(sid, ()))
+        found = self._depended(placed)[0]
         if -1 in found:  # a custom Function saves or makes it, outside of any call
-            return np.arange(len(graph.calls))
+            return np.arange(len(self.graph.calls))
         return np.array(sorted(found), dtype=np.int64)
 
-    def count(self, needed: np.ndarray) -> int:
-        """How many calls are followed."""
+    def _depended(self, placed: Iterable[PlacedBurst]) -> tuple[set[int], dict[int, Source]]:
+        possible = self.possible
+        calls: set[int] = set()
+        readers: dict[int, set[int]] = {}
+        for p in placed:
+            for op in p.burst.ops:
+                call = possible.call_of(op)
+                calls.add(call)
+                for sid in possible.inputs(op):
+                    if sid in p.pins or sid in p.residents:
+                        readers.setdefault(sid, set()).add(call)
+            for sid in p.residents:
+                readers.setdefault(sid, set())
+            calls.update(self._saving.get(k, -1) for k in p.burst.drops)
+            for sid in p.made:
+                calls.update(self._touching.get(sid, ()))
+        sources: dict[int, Source] = {}
+        alone = frozenset(calls)
+        for sid, read_by in readers.items():
+            source = possible.source(sid)
+            assert source is not None
+            shown = source.call if source.save < 0 else self._saving.get(source.save, -1)
+            at_reader = self._at_first(sid, read_by) if shown not in alone else None
+            sources[sid] = at_reader or source
+            if at_reader is None:
+                calls.add(shown)
+                if sid in possible.makers:
+                    calls.update(self._touching.get(sid, ()))
+        return calls, sources
+
+    def _at_first(self, sid: int, readers: set[int]) -> Source | None:
+        """The first reader's own argument, where each reader is given the same tensor."""
+        calls = self.graph.calls
+        if not readers or -1 in readers:
+            return None
+        given = {
+            (calls[c].inputs[leaf], calls[c].sources[leaf])
+            for c in readers
+            for leaf in range(len(calls[c].inputs))
+            if self._storage(calls[c].inputs[leaf]) == sid
+        }
+        first = min(readers)
+        if len(given) != 1 or self.possible.last_write.get(sid, -1) >= calls[first].first:
+            return None
+        value, wire = given.pop()
+        if wire < 0 or any(value not in calls[c].inputs for c in readers):
+            return None
+        return Source(first, calls[first].inputs.index(value), False, -1, value)
+
+    def count(self, needed: np.ndarray) -> tuple[int, int]:
+        """How many calls are compared, and how many others are seen."""
         begins, _ = self._begins(needed)
-        return int((needed - begins + 1).sum())
+        return len(needed), int((needed - begins).sum())
 
     def stretches(self, needed: np.ndarray, placed: Sequence[PlacedBurst]) -> tuple[Stretch, ...]:
         """The calls to follow, () for all of them."""
-        begins, apart = self._begins(needed)
-        if not len(needed) or not apart.any():
+        if not 0 < len(needed) < len(self.graph.calls):
             return ()
+        begins, apart = self._begins(needed)
+        runs = self._runs(needed)
+        carried = self._carried(runs, placed)
         heads = [n for n in range(len(needed)) if apart[n] or not n]
-        spans = [
-            (int(begins[head]), int(needed[tail - 1]) + 1)
-            for head, tail in zip(heads, [*heads[1:], len(needed)], strict=True)
-        ]
-        carried = self._carried(spans, placed)
-        nexts = [first for first, _ in spans[1:]] + [len(self.graph.calls)]
-        return tuple(
-            Stretch(first, last, self._last_before(first), self._rest(last, following), wires)
-            for (first, last), following, wires in zip(spans, nexts, carried, strict=True)
-        )
+        found = []
+        for head, tail in itertools.pairwise([*heads, len(needed)]):
+            first, last = int(begins[head]), int(needed[tail - 1]) + 1
+            after = int(begins[tail]) if tail < len(needed) else len(self.graph.calls)
+            passes = []
+            reached, wires = first, tuple[int, ...]()
+            for (start, stop), behind in zip(runs, carried, strict=True):
+                if first <= start < last:
+                    if start > reached:
+                        passes.append(Pass(reached, start, wires))
+                    reached, wires = stop, behind
+            begin = self._last_before(first)
+            rest = self._rest(last, after)
+            found.append(Stretch(first, last, begin, rest, tuple(passes), wires))
+        return tuple(found)
+
+    def _runs(self, needed: np.ndarray) -> list[tuple[int, int]]:
+        """Needed calls that come one after the other, as ``[first, last)``."""
+        breaks = np.flatnonzero(np.diff(needed) > 1) + 1
+        return [(int(run[0]), int(run[-1]) + 1) for run in np.split(needed, breaks)]
 
     def _begins(self, needed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For each needed call, where following it begins, and whether after a rest."""
+        """For each needed call, from which on it and what is let pass are seen; if after a rest."""
         after = np.concatenate(([0], needed[:-1] + 1)) if len(needed) else needed
         boundary = self._positions[np.searchsorted(self._positions, needed, side="right") - 1]
         apart = boundary - after >= _LEAST
@@ -165,23 +235,27 @@ class Stretches:
         return found
 
     def _carried(
-        self, spans: list[tuple[int, int]], placed: Sequence[PlacedBurst]
+        self, runs: list[tuple[int, int]], placed: Sequence[PlacedBurst]
     ) -> list[tuple[int, ...]]:
+        """Wires of what bursts make again that outlive each run."""
         graph = self.graph
         made = {sid for p in placed for sid in p.made}
         read_last: dict[int, int] = {}
-        for n, (first, last) in enumerate(spans):
+        for n, (first, last) in enumerate(runs):
             for call in graph.calls[first:last]:
                 read_last.update(dict.fromkeys(call.sources, n))
         found: list[tuple[int, ...]] = []
         alive: list[int] = []
-        for n, (first, last) in enumerate(spans):
+        for n, (first, last) in enumerate(runs):
             for call in graph.calls[first:last]:
                 alive += [
                     call.wire + leaf
                     for leaf, v in enumerate(call.outputs)
-                    if v >= 0 and graph.values[v].storage in made
+                    if self._storage(v) in made
                 ]
             alive = [wire for wire in alive if read_last.get(wire, -1) > n]
             found.append(tuple(alive))
         return found
+
+    def _storage(self, value: int) -> int:
+        return self.graph.values[value].storage if value >= 0 else -1

@@ -182,6 +182,7 @@ def _estimated(graph: Graph, machine: Machine) -> Profile:
         region_s=seen * engine.region_s,
         save_s=seen * engine.save_s,
         follow_s=seen * engine.follow_s,
+        pass_s=seen * engine.pass_s,
         burst_s=seen * engine.burst_s,
         burst_op_s=seen * engine.burst_op_s,
     )

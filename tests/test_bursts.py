@@ -161,7 +161,8 @@ class Scaled(nn.Module):
         self.linear = nn.Linear(8, 8)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = (self.linear(x) * self.factor).tanh() + x
+        hidden = self.linear(x) * self.factor
+        out: torch.Tensor = hidden * hidden.tanh() + x
         return out
 
 
@@ -371,7 +372,7 @@ def test_a_session_recomputes_by_calls_once_the_forward_changes(
     make = seeded(lambda: Chain(*(Scaled() for _ in range(6))))
     model, twin, batch = make(), make(), rows(512)
     whole = actckpt.measure(twin, batch, loss_fn=scalar_loss, steps=1)
-    budget = 0.85 * whole.peak_bytes / 1e9
+    budget = 0.65 * whole.peak_bytes / 1e9
     actckpt.optimize(model, budget, batch=batch, loss_fn=scalar_loss, policy="optimal")
     assert actckpt.report(model).plan.bursts
     with caplog.at_level(logging.INFO, logger="actckpt"):

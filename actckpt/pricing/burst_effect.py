@@ -75,7 +75,8 @@ class BurstEffects:
         calls = [e.calls for e in effects if e.calls is not None]
         if not calls:
             return 0.0
-        return self.profile.follow_s * self.stretches.count(np.unique(np.concatenate(calls)))
+        compared, passed = self.stretches.count(np.unique(np.concatenate(calls)))
+        return self.profile.follow_s * compared + self.profile.pass_s * passed
 
     def _run(
         self,

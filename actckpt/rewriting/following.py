@@ -5,7 +5,7 @@ Where a plan depends on some stretches of calls only, the others are not even lo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 from weakref import ref
 
@@ -13,8 +13,10 @@ import torch
 from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode, _push_mode
 
 from actckpt.rewriting.learned import Learned, is_same, loose, nothing, template
-from actckpt.rewriting.schedule import RESTS, CallProgram, Schedule
+from actckpt.rewriting.schedule import RESTS, CallProgram, PassedCall, Schedule
 from actckpt.tracing.calls import casting, described_call, is_question, leaves, name_of
+
+_CHANGED = "a tensor is changed in place where it was not"
 
 _is_any_cast = torch._C._is_any_autocast_enabled
 
@@ -47,6 +49,7 @@ class Following(TorchFunctionMode):
         super().__init__()
         calls = self.calls = schedule.calls
         self.stretches = () if whole else schedule.stretches
+        self._passed = {} if whole else schedule.passed
         self.learned = learned
         # a wire's tensor while it lives: its ``id`` is another's afterwards
         self.wires: list[Callable[[], Any]] = [ref(t) for t in given]
@@ -96,6 +99,9 @@ class Following(TorchFunctionMode):
             if self.resting or is_question(func):
                 return func(*args, **kwargs)
             if known is None:
+                passed = self._passed.get(position)
+                if passed is not None:
+                    return self._pass(passed, func, args, kwargs)
                 known = self._learn(position, func, args, kwargs)
             elif known.func != func:  # a getter is another object every time
                 known = None
@@ -126,6 +132,24 @@ class Following(TorchFunctionMode):
             self._rest(position + 1)
         return out
 
+    def _pass(self, passed: PassedCall, func: Any, args: Any, kwargs: Any) -> Any:
+        """Makes a call on which nothing depends."""
+        self.position += 1
+        if passed.first:
+            self._note(passed.carried)
+        out = func(*args, **kwargs)
+        if passed.last and self._is_changed():
+            self.stop(_CHANGED)
+        return out
+
+    def _note(self, carried: Iterable[int]) -> None:
+        """What must not change until the next call that is compared."""
+        found = [self.wires[w] for w in carried]
+        self._carried = [(of, t._version) for of in found if (t := of()) is not None]
+
+    def _is_changed(self) -> bool:
+        return any((t := of()) is not None and t._version != v for of, v in self._carried)
+
     def turn(self, does: int | None) -> None:
         """A module's forward begins or ends where a stretch is taken up, or calls are not seen."""
         if does is None or self.left:
@@ -140,8 +164,8 @@ class Following(TorchFunctionMode):
         """Follows a stretch from here on."""
         if number != self._next or not self.resting:
             self.stop("its modules are called in another order")
-        elif any((t := of()) is not None and t._version != v for of, v in self._carried):
-            self.stop("a tensor is changed in place where it was not")
+        elif self._is_changed():
+            self.stop(_CHANGED)
         elif not self._show():
             self.stop("it is run under another torch function mode")
         else:
@@ -156,8 +180,7 @@ class Following(TorchFunctionMode):
         self.position = len(self.calls)
         self.resting = True
         if self._next:
-            found = [self.wires[w] for w in self.stretches[self._next - 1].carried]
-            self._carried = [(of, t._version) for of in found if (t := of()) is not None]
+            self._note(self.stretches[self._next - 1].carried)
 
     def _show(self) -> bool:
         """Sees calls from here on; only where no mode of the forward's own would come between."""

@@ -53,7 +53,8 @@ class Rewrite:
         self._device_type: str | None = None
         self._contents: list[dict[str, Any]] | None = None
         calls = program.schedule.calls if program.schedule is not None else ()
-        self.learned: list[Learned | None] = [None] * (len(calls) + 1)
+        self._learned: list[Learned | None] = [None] * (len(calls) + 1)
+        self._in_part: list[Learned | None] | None = None
         self.decoded: dict[str, Decoded] = {}
         # why a forward was not the traced one, if one was not
         self.diverged = ""
@@ -96,6 +97,20 @@ class Rewrite:
             root = self.root()
             self._contents = [] if root is None else resident_tables(root)
         return residents(self._contents)
+
+    def learned(self, whole: bool) -> list[Learned | None]:
+        """What runs have seen of each call, and an entry that stays None.
+
+        Args:
+            whole: of those too that need not be compared.
+        """
+        schedule = self.program.schedule
+        if whole or schedule is None or not schedule.stretches:
+            return self._learned
+        if self._in_part is None:
+            passed = schedule.passed
+            self._in_part = [None if n in passed else k for n, k in enumerate(self._learned)]
+        return self._in_part
 
     def attributes(self, program: StageProgram) -> dict[tuple[str, str], Any]:
         """What a stage finds in the buffers and plain attributes that it rebinds.

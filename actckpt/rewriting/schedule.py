@@ -50,6 +50,18 @@ class CallProgram:
 
 
 @dataclass(frozen=True, slots=True)
+class PassedCall:
+    """A call that is seen, but not compared: the ``first`` or ``last`` of several in a row.
+
+    ``carried`` are wires that they must not change.
+    """
+
+    first: bool
+    last: bool
+    carried: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SaveProgram:
     """One tensor that autograd saves: dropped (``burst`` >= 0), pinned (``storage`` >= 0) or both.
 
@@ -102,7 +114,8 @@ class Schedule:
     ``outside``: a save that is dropped or pinned belongs to no call, but to a custom Function.
     ``stretches`` are the calls to follow, () for all of them; ``turns`` what is done where the
     forward of a (module path, call number) begins and where it ends: the stretch to take up,
-    `RESTS`, or None. ``loose`` are the wires of the calls in between.
+    `RESTS`, or None. ``passed`` are calls of the stretches that are not compared, ``loose`` the
+    wires of all that are not.
     """
 
     calls: tuple[CallProgram, ...]
@@ -112,6 +125,7 @@ class Schedule:
     windows: dict[int, Window]
     stretches: tuple[Stretch, ...] = ()
     turns: dict[tuple[str, int], tuple[int | None, int | None]] = field(default_factory=dict)
+    passed: dict[int, PassedCall] = field(default_factory=dict)
     loose: frozenset[int] = frozenset()
 
 
@@ -138,12 +152,10 @@ class _Compiler:
         graph = self.graph
         assert self.possible.root is not None
         bursts = tuple(self._burst(p) for p in self.placed)
-        pinned = {s for p in self.placed for s in (*p.pins, *p.residents)}
+        following = Stretches(self.possible)
         captures: dict[int, list[Capture]] = {}
         saved: dict[int, int] = {}
-        for sid in sorted(pinned):
-            source = self.possible.source(sid)
-            assert source is not None
+        for sid, source in sorted(following.sources(self.placed).items()):
             self.values.add(source.value)
             if source.save >= 0:
                 saved[source.save] = sid
@@ -177,21 +189,26 @@ class _Compiler:
             for v in sorted(self.values)
             for value in (graph.values[v],)
         }  # fmt: skip
-        stretches = self._stretches()
-        followed = {n for s in stretches for n in range(s.first, s.last)}
+        outside = not wanted <= inside
+        needed = following.needed(self.placed)
+        stretches = () if outside else following.stretches(needed, self.placed)
+        compared = set(needed.tolist())
         loose = frozenset(
             wire
             for n, c in enumerate(calls)
-            if stretches and n not in followed
+            if n not in compared
             for wire in range(c.wire, c.wire + c.results)
         )
-        outside = not wanted <= inside
+        passed = {
+            n: PassedCall(n == p.first, n == p.last - 1, p.carried)
+            for stretch in stretches
+            for p in stretch.passes
+            for n in range(p.first, p.last)
+        }
         turns = self._turns(stretches)
-        return Schedule(calls, tuple(saves), outside, bursts, windows, stretches, turns, loose)
-
-    def _stretches(self) -> tuple[Stretch, ...]:
-        possible = Stretches(self.possible)
-        return possible.stretches(possible.needed(self.placed), self.placed)
+        return Schedule(
+            calls, tuple(saves), outside, bursts, windows, stretches, turns, passed, loose
+        )
 
     def _turns(
         self, stretches: tuple[Stretch, ...]

@@ -59,11 +59,12 @@ class ScheduledRun:
         """Runs a patched forward: the root's followed, any other as it is."""
         if patched.path:
             return self._inner(patched, args, kwargs)
+        # the first run is compared whole: it is the traced one where it need not be, too
+        whole = self.rewrite.checking or is_tracing()
         following = Following(
             self.schedule,
-            self.rewrite.learned,
-            # the first of all is seen whole: that it is the traced one where it need not be
-            self.rewrite.checking or is_tracing(),
+            self.rewrite.learned(whole),
+            whole,
             [*self.rewrite.resident_tensors(), *tensors((args, kwargs))],
             self._before_call,
             self._after_call,
