@@ -226,7 +226,8 @@ def find_max_batch(
                 raise
             return BatchTried(size, False, error.smallest_bytes)
         peak = planned.dry.peak_bytes if scope == "step" else planned.dry.added_bytes
-        regions = sum(1 for _ in planned.plan.walk())
+        plan = planned.plan
+        regions = sum(1 for _ in (*plan.walk(), *plan.walk_bursts()))
         return BatchTried(size, True, peak, planned.price.time_s, regions)
 
     try:

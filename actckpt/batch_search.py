@@ -20,7 +20,7 @@ class BatchTried:
         fits: whether a plan within the budget was found.
         peak_bytes: of that plan, or the smallest budget that the batch needs.
         step_s: predicted time of a step; None where it does not fit.
-        regions: how many regions the plan recomputes.
+        regions: how many regions or bursts the plan recomputes.
     """
 
     batch_size: int

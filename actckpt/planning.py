@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from actckpt.dry_run import DryRun, dry_run
-from actckpt.errors import BudgetError, PlanError
+from actckpt.errors import BudgetError, PlanError, ReplayError
 from actckpt.graph import Category, Graph, Storage
 from actckpt.margin import aims
 from actckpt.plan import Plan
@@ -129,7 +129,7 @@ def _recall(
         verbatim = dataclasses.replace(request, policy=_Verbatim(earlier.plan))
         try:
             return choose_plan(model, step, verbatim, graph, earlier.profile)
-        except (BudgetError, PlanError) as error:
+        except (BudgetError, PlanError, ReplayError) as error:
             logger.warning("actckpt: the earlier plan cannot be used, planning again: %s", error)
     return None
 
@@ -140,12 +140,18 @@ def choose_plan(
     """As `make_plan`, for a graph and profile that exist already."""
     pricer = Pricer(graph, profile)
     view = graph if request.scope == "step" else without_residents(graph)
-    planned = _Search(model, step, request, graph, view, profile, pricer).run()
-    if not planned.dry.diverged:
-        return planned
-    reason = f"a second run of the forward is not as the traced one: {planned.dry.diverged}"
-    if request.policy not in BY_OPERATIONS:
-        raise PlanError(f"the plan recomputes by operations, and {reason}")
+    try:
+        planned = _Search(model, step, request, graph, view, profile, pricer).run()
+    except ReplayError as error:
+        if request.policy not in BY_OPERATIONS:
+            raise
+        reason = f"its dry run failed: {error}"
+    else:
+        if not planned.dry.diverged:
+            return planned
+        reason = f"a second run of the forward is not as the traced one: {planned.dry.diverged}"
+        if request.policy not in BY_OPERATIONS:
+            raise PlanError(f"the plan recomputes by operations, and {reason}")
     logger.info("actckpt: recomputing by calls: %s", reason)
     return _Search(model, step, request.by_calls, graph, view, profile, pricer).run()
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import actckpt
+from actckpt import planning
 from actckpt.bursts import place_bursts
 from actckpt.errors import PlanError, ReplayError
 from actckpt.graph import Graph
@@ -503,3 +504,33 @@ def test_what_the_user_sees_is_no_source() -> None:
     returned = {graph.values[v].storage for v in graph.stages[0].outputs}
     saved = {graph.values[s.value].storage for s in graph.saves}
     assert all(possible.source(s) is None for s in returned - saved)
+
+
+def test_a_dry_run_that_cannot_replay_is_planned_by_calls(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    dry = planning.dry_run
+
+    def failing(model: Any, step: Any, graph: Any, program: Any, *rest: Any) -> Any:
+        if program.schedule is not None:
+            raise ReplayError("as an operation would that nobody thought of")
+        return dry(model, step, graph, program, *rest)
+
+    model = seeded(chain(8))()
+    whole = actckpt.measure(seeded(chain(8))(), rows(512), loss_fn=scalar_loss, steps=1)
+    budget_gb = 0.9 * whole.peak_bytes / 1e9
+    monkeypatch.setattr(planning, "dry_run", failing)
+    with caplog.at_level(logging.INFO, logger="actckpt"):
+        actckpt.optimize(model, budget_gb, batch=rows(512), loss_fn=scalar_loss)
+    assert actckpt.report(model).plan.regions
+    assert any("nobody thought of" in r.getMessage() for r in caplog.records)
+    actckpt.revert(model)
+
+    def tracing_by_hand(graph: Graph, profile: Any, budget_bytes: int | None) -> Plan:
+        return everything(graph)
+
+    with pytest.raises(ReplayError, match="nobody thought of"):
+        actckpt.optimize(
+            model, budget_gb, batch=rows(512), loss_fn=scalar_loss, policy=tracing_by_hand
+        )
+    assert "forward" not in model.__dict__
