@@ -16,6 +16,7 @@ from torch import nn
 import actckpt
 from actckpt import planning
 from actckpt.bursts import place_bursts
+from actckpt.dry_run import dry_run
 from actckpt.errors import PlanError, ReplayError
 from actckpt.graph import Graph
 from actckpt.plan import Burst, Plan
@@ -509,7 +510,7 @@ def test_what_the_user_sees_is_no_source() -> None:
 def test_a_dry_run_that_cannot_replay_is_planned_by_calls(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    dry = planning.dry_run
+    dry = dry_run
 
     def failing(model: Any, step: Any, graph: Any, program: Any, *rest: Any) -> Any:
         if program.schedule is not None:
