@@ -26,6 +26,8 @@ GROUPS = (1, 2, 4, 8)
 TINY = 6
 # choices closer than this share of the untouched peak are one
 CLOSE = 1000
+# what a choice pays of following the calls that it needs: others need some of them, too
+FOLLOWED = 0.5
 
 # bursts that together drop something, and what they drop
 Way = tuple[Burst, ...]
@@ -66,8 +68,7 @@ def priced(pricer: Pricer, base: Estimate, way: Way) -> Choice | None:
     takes = frozenset(
         graph.values[graph.saves[k].value].storage for b in way for w in b.walk() for k in w.drops
     )
-    # together choices follow about as many calls as each by itself
-    time_s = sum(sum(effect.seconds) for effect in price.effects) + price.following_s / 2
+    time_s = sum(sum(effect.seconds) for effect in price.effects) + FOLLOWED * price.following_s
     delta = price.timeline - base.timeline
     holds = holds_of(pricer, price.effects)
     for hold in holds:

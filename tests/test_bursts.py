@@ -522,7 +522,7 @@ def test_a_dry_run_that_cannot_replay_is_planned_by_calls(
     budget_gb = 0.9 * whole.peak_bytes / 1e9
     monkeypatch.setattr(planning, "dry_run", failing)
     with caplog.at_level(logging.INFO, logger="actckpt"):
-        actckpt.optimize(model, budget_gb, batch=rows(512), loss_fn=scalar_loss)
+        actckpt.optimize(model, budget_gb, batch=rows(512), loss_fn=scalar_loss, policy="optimal")
     assert actckpt.report(model).plan.regions
     assert any("nobody thought of" in r.getMessage() for r in caplog.records)
     actckpt.revert(model)
