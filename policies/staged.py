@@ -113,7 +113,7 @@ class StagedSegment:
         cost[1:, count:] = pricer.time_s[self.ops] + pricer.profile.burst_op_s
         saves = np.array([len(self.possible.saves.get(s, ())) for s in self.storages])
         # what is kept is a save that nobody has to drop and fill again
-        cost[0, :count] -= pricer.profile.save_s * saves
+        cost[0, :count] -= pricer.profile.burst_save_s * saves
         return cost.ravel()
 
     # ---- rows

@@ -185,6 +185,7 @@ def _estimated(graph: Graph, machine: Machine) -> Profile:
         pass_s=seen * engine.pass_s,
         burst_s=seen * engine.burst_s,
         burst_op_s=seen * engine.burst_op_s,
+        burst_save_s=seen * engine.burst_save_s,
     )
 
 

@@ -143,7 +143,7 @@ class BurstEffects:
             time_s
             + self.profile.burst_s
             + self.profile.burst_op_s * len(p.burst.ops)
-            + self.profile.save_s * len(p.burst.drops)
+            + self.profile.burst_save_s * len(p.burst.drops)
         )
 
     def _dropped_bytes(self, p: PlacedBurst) -> int:
