@@ -21,7 +21,6 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import actckpt
-from actckpt.policies.optimal import by_columns
 from experiments.figure import INK, MUTED, OURS, TORCH, bare_axes, blank_figure
 from experiments.peers.models import MODELS, built
 from experiments.progress import progress
@@ -127,18 +126,17 @@ SMALL = ("linear, tanh", "wide inside", "activations")
 
 
 def small_rows() -> Iterator[Row]:
-    """The planner, and its solver for graphs of any size by itself, against the optimum."""
+    """The planner against the optimum."""
     for kind in SMALL:
         found = small(kind)
         whole = actckpt.price(found.graph, found.profile, actckpt.Plan("none"))
         for share in (0.9, 0.8, 0.7, 0.6):
             row = row_of(kind, found, share)
-            for name, solve in (("optimum", actckpt.exhaustive), ("columns", by_columns)):
-                row[name] = None
-                with suppress(actckpt.BudgetError):
-                    plan = solve(found.graph, found.profile, row["budget_bytes"])
-                    price = actckpt.price(found.graph, found.profile, plan)
-                    row[name] = price.time_s / whole.time_s - 1
+            row["optimum"] = None
+            with suppress(actckpt.BudgetError):
+                plan = actckpt.exhaustive(found.graph, found.profile, row["budget_bytes"])
+                best = actckpt.price(found.graph, found.profile, plan)
+                row["optimum"] = best.time_s / whole.time_s - 1
             yield row
 
 
@@ -171,7 +169,7 @@ def tables(rows: list[Row], sizes: list[Row], optima: list[Row]) -> list[str]:
     grown = [[f"{r['layers']} layers", str(r["ops"]), *line(r)[1:7], *line(r)[8:]] for r in sizes]
     best = [
         [r["model"], f"{100 * r['share']:.0f}", percent(r.get("overhead")), percent(r["optimum"]),
-         percent(r["columns"]), percent(r["bound"])]
+         percent(r["bound"])]
         for r in optima
     ]  # fmt: skip
     return [
@@ -180,9 +178,7 @@ def tables(rows: list[Row], sizes: list[Row], optima: list[Row]) -> list[str]:
         "## Solvers on GPT-2, width 128, 2 x 64 tokens",
         markdown_table(["", "operations", *columns[1:7], *columns[8:]], grown),
         "## Small chains, every plan tried",
-        markdown_table(
-            ["", "budget, %", "overhead, %", "optimum, %", "columns alone, %", "bound, %"], best
-        ),
+        markdown_table(["", "budget, %", "overhead, %", "optimum, %", "bound, %"], best),
     ]
 
 
