@@ -1,4 +1,4 @@
-"""Plans made and run on a CUDA device: peaks, times and gradients beside what was predicted.
+"""Plans made and run on a CUDA device: peaks, times, gradients, buffers beside the predicted ones.
 
 Every model runs in a process of its own; its arms share weights and optimizer, and take turns.
 Beside them torch.utils.checkpoint on every block, our plan at its measured peak, and the plan that
@@ -207,13 +207,17 @@ class Trial:
         }
 
     def equal(self, model: nn.Module) -> bool:
-        """Whether gradients are bitwise those of the first model asked about."""
+        """Whether gradients and buffers are bitwise those of the first model asked about."""
         torch.manual_seed(SEED)
+        buffers = list(self.model.buffers())
+        before = [b.clone() for b in buffers]
         self.step(model)
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        found = [p.grad for p in self.model.parameters() if p.grad is not None] + buffers
         if not self.expected:
-            self.expected = [g.clone() for g in grads]
-        same = len(grads) == len(self.expected) and all(map(torch.equal, grads, self.expected))
+            self.expected = [t.clone() for t in found]
+        same = len(found) == len(self.expected) and all(map(torch.equal, found, self.expected))
+        for b, value in zip(buffers, before, strict=True):
+            b.copy_(value)
         self.clear()
         return same
 

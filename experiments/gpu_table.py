@@ -41,7 +41,8 @@ def write(folder: Path, rows: Sequence[Row], what: Mapping[str, str]) -> None:
 def table(rows: Sequence[Row]) -> str:
     columns = [
         "", "budget", "predicted peak", "allocated", "asked for", "reserved", "within", "planning",
-        "predicted overhead", "measured overhead", "predicted step", "measured step", "gradients",
+        "predicted overhead", "measured overhead", "predicted step", "measured step",
+        "gradients and buffers",
     ]  # fmt: skip
     models = list(dict.fromkeys(row["model"] for row in rows))
     lines = []

@@ -136,7 +136,8 @@ def scalar_loss(output: Any) -> torch.Tensor:
         return loss
     for n, t in enumerate(tensors(output)):
         if t.requires_grad:
-            part = (t.float() * torch.linspace(0.5, 1.5, t.numel()).view_as(t)).square()
+            weights = torch.linspace(0.5, 1.5, t.numel(), device=t.device).view_as(t)
+            part = (t.float() * weights).square()
             total = total + (n + 1) * part.mean()
     return total
 
@@ -215,6 +216,8 @@ def outcome(
         for name, b in model.named_buffers():
             note(f"step {step} buffer {name}", b)
         note(f"step {step} torch random state", torch.get_rng_state())
+        if torch.cuda.is_available():
+            note(f"step {step} CUDA random state", torch.cuda.get_rng_state())
         state: Any = random.getstate()
         note(f"step {step} Python random state", torch.tensor(state[1]))
         state = np.random.get_state()

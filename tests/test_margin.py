@@ -13,9 +13,6 @@ from tests.exact import differences, outcome, scalar_loss
 from tests.models.blocks import chain, rows
 from tests.suite import seeded
 
-gpu = pytest.mark.gpu
-no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-
 
 class _OnGpu(nn.Module):
     """Stands for a model whose parameters are on a GPU."""
@@ -57,28 +54,3 @@ def test_only_what_may_be_a_seed_goes_unread() -> None:
     assert not is_seed(torch.int64, 3)
     assert not is_seed(torch.float32, 1)
     assert bits(torch.tensor(7)) is not None  # on the CPU it is an index
-
-
-class _Attending(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.project = nn.Linear(128, 384)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = (t.unflatten(-1, (2, 64)).transpose(1, 2) for t in self.project(x).chunk(3, -1))
-        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        out: torch.Tensor = y.transpose(1, 2).flatten(-2) + x
-        return out
-
-
-@gpu
-@no_gpu
-@pytest.mark.parametrize("policy", ["auto", "calls"])
-def test_attention_without_dropout_on_cuda(policy: str) -> None:
-    model = nn.Sequential(*(_Attending() for _ in range(6))).to("cuda", torch.bfloat16)
-    x = torch.randn(4, 256, 128, device="cuda", dtype=torch.bfloat16)
-    peak = actckpt.measure(model, x, loss_fn=scalar_loss, steps=1).added_bytes
-    actckpt.optimize(
-        model, 0.7 * peak / 1e9, batch=x, loss_fn=scalar_loss, policy=policy, scope="activations"
-    )
-    scalar_loss(model(x)).backward()  # the first run compares what comes back bit by bit

@@ -1,12 +1,12 @@
 """The operations that an accelerator would run, where they are not those of the CPU.
 
 On CPU tensors `dropout` draws a mask of the input's type, attention takes the CPU's own kernel,
-and a softmax of half precision to float32 converts first. A function mode sees those calls before
-torch decides by device, and makes a CUDA build's decision.
+batch normalization is none of cuDNN's, and a softmax of half precision to float32 converts first.
+A function mode sees those calls before torch decides by device, and makes a CUDA build's decision.
 
-References: PyTorch, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp (which attention kernel),
-aten/src/ATen/native/transformers/attention.cpp (how it is called), aten/src/ATen/native/Dropout.cpp
-and SoftMax.cpp.
+References: PyTorch, aten/src/ATen/native: transformers/cuda/sdp_utils.cpp (which attention kernel),
+transformers/attention.cpp (how it is called), Normalization.cpp (which batch normalization),
+Dropout.cpp and SoftMax.cpp.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from actckpt.tracing.stand_in import StandIn
 aten = torch.ops.aten
 
 _HALF = (torch.float16, torch.bfloat16)
+# rows that cuDNN's batch normalization takes in training, and in evaluation
+_TRAINED_ROWS, _ROWS = 880_801, 65_535
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
@@ -37,6 +39,7 @@ class AcceleratorOps(TorchFunctionMode):
         self.device = device
         self._handlers: dict[Any, Callable[..., Any]] = {
             functional.scaled_dot_product_attention: self._attention,
+            torch.batch_norm: self._batch_norm,
             functional.dropout: _functional_dropout,
             torch.dropout: _dropout,
             torch.softmax: _softmax(aten._softmax.default, torch.softmax),
@@ -64,6 +67,41 @@ class AcceleratorOps(TorchFunctionMode):
                 "only cuDNN knows the memory that it takes: plan on the device itself"
             )
         return func(*args, **kwargs)
+
+    # ---- batch normalization
+
+    def _batch_norm(
+        self,
+        input: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        running_mean: torch.Tensor | None,
+        running_var: torch.Tensor | None,
+        training: bool,
+        momentum: float,
+        eps: float,
+        cudnn_enabled: bool,
+    ) -> torch.Tensor:
+        call = (input, weight, bias, running_mean, running_var, training, momentum, eps)
+        if not cudnn_enabled or not self._normalizes_in_cudnn(*call):
+            return torch.batch_norm(*call, cudnn_enabled)
+        normalized: torch.Tensor = aten.cudnn_batch_norm(*call)[0]
+        return normalized
+
+    def _normalizes_in_cudnn(
+        self, input: Any, weight: Any, bias: Any, mean: Any, variance: Any, training: bool,
+        momentum: float, eps: float,
+    ) -> bool:  # fmt: skip
+        if self.device.rocm or weight is None or bias is None or input.dim() < 3:
+            return False
+        if (mean is None) != (variance is None) or (mean is None and not training):
+            return False
+        if torch.bfloat16 in (input.dtype, weight.dtype):
+            return False
+        if input.dtype is torch.float16 and weight.dtype is not torch.float32:
+            return False
+        most = _TRAINED_ROWS if training else _ROWS
+        return bool(input.shape[0] <= most and input.numel() < 2**31 - 1)
 
     # ---- attention
 
@@ -245,6 +283,7 @@ _COMPOSED = (
     torch.Tensor.backward,
     torch.autograd.backward,
     torch.autograd.grad,
+    functional.batch_norm,
     functional.multi_head_attention_forward,
     functional.softmax,
     functional.log_softmax,

@@ -17,6 +17,13 @@ from actckpt.tracing.mode import StepMode, flat_outputs, flat_tensors
 from actckpt.tracing.real_values import has_generator
 from actckpt.tracing.stand_in import allocated_bytes
 
+# their schemas do not say that, in training, they move the statistics given as arguments 3 and 4
+_NORMALIZATIONS = (
+    torch.ops.aten.native_batch_norm.default,
+    torch.ops.aten.cudnn_batch_norm.default,
+    torch.ops.aten.miopen_batch_norm.default,
+)
+
 
 def is_random(func: Any, args: Any, kwargs: Any) -> bool:
     """Whether an operation draws random numbers with these arguments."""
@@ -35,7 +42,7 @@ def is_random(func: Any, args: Any, kwargs: Any) -> bool:
 def written(func: Any, args: Any, kwargs: Any) -> Iterator[torch.Tensor]:
     """The arguments that an operation changes in place."""
     if not func._schema.is_mutable:
-        if func is torch.ops.aten.native_batch_norm.default and args[5]:
+        if func in _NORMALIZATIONS and args[5]:
             yield from (t for t in args[3:5] if t is not None)
         return
     for position, argument in enumerate(func._schema.arguments):
