@@ -15,6 +15,14 @@ from typing import Any
 
 from actckpt.errors import PlanError
 
+# Where running statistics stand among the arguments of operations that, in training, move them:
+# their schemas do not say so.
+STATISTICS = {
+    "aten.native_batch_norm.default": (3, 4),
+    "aten.cudnn_batch_norm.default": (3, 4),
+    "aten.miopen_batch_norm.default": (3, 4),
+}
+
 
 class Category(StrEnum):
     """What a storage is for."""

@@ -13,14 +13,8 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from actckpt.graph import Category, Graph, Op
+from actckpt.graph import STATISTICS, Category, Graph, Op
 
-# position of the running statistics among the arguments
-_STATISTICS = {
-    "aten.native_batch_norm.default": (3, 4),
-    "aten.cudnn_batch_norm.default": (3, 4),
-    "aten.miopen_batch_norm.default": (3, 4),
-}
 RESIDENT = (Category.PARAMETER, Category.BUFFER, Category.BATCH, Category.CONSTANT)
 # modules whose operations may be others when torch functions are followed (fused inference paths)
 _FUSED = ("MultiheadAttention", "TransformerEncoder", "TransformerEncoderLayer")
@@ -32,7 +26,7 @@ def moved_statistics(op: Op) -> tuple[int, ...]:
     Empty for any other operation; so it is for normalization with frozen statistics, which reads
     them.
     """
-    return _STATISTICS.get(op.name, ()) if op.writes else ()
+    return STATISTICS.get(op.name, ()) if op.writes else ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional
 
 from actckpt.errors import PlanError
-from actckpt.graph import Graph
+from actckpt.graph import Category, Graph
 from actckpt.profiler.devices import DEVICES
+from actckpt.recomputation import moved_statistics
 from actckpt.tracing.accelerator_ops import AcceleratorOps
 from actckpt.tracing.call import Call
 from actckpt.tracing.fake import FakeWorld
@@ -25,6 +26,7 @@ from tests.accelerators import (
     step_for,
     traced,
 )
+from tests.suite import CASES, loss_of
 
 CPU_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 
@@ -174,6 +176,73 @@ def test_attention_inside_torchs_own_layers_is_seen() -> None:
     assert found["_scaled_dot_product_efficient_attention"] == 1
     assert found["native_dropout"] == 3
     assert not found["bernoulli_"]
+
+
+class Normalized(nn.Module):
+    def __init__(self, norm: nn.Module, *sizes: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(sizes))
+        self.norm = norm
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.norm(x * self.scale.to(x.dtype)).float().square().mean()
+
+
+IMAGES = (2, 4, 6, 6)
+NORMALIZED: list[tuple[str, nn.Module, tuple[int, ...], torch.dtype, bool]] = [
+    ("h100-80gb", nn.BatchNorm2d(4), IMAGES, torch.float32, True),
+    ("t4", nn.BatchNorm1d(4), (2, 4, 6), torch.float32, True),
+    ("h100-80gb", nn.BatchNorm2d(4), IMAGES, torch.float16, True),
+    ("h100-80gb", nn.BatchNorm2d(4, track_running_stats=False), IMAGES, torch.float32, True),
+    ("h100-80gb", nn.BatchNorm2d(4), IMAGES, torch.bfloat16, False),
+    ("h100-80gb", nn.BatchNorm2d(4).half(), IMAGES, torch.float16, False),
+    ("h100-80gb", nn.BatchNorm2d(4, affine=False), IMAGES, torch.float32, False),
+    ("h100-80gb", nn.BatchNorm1d(4), (6, 4), torch.float32, False),
+    ("mi300x", nn.BatchNorm2d(4), IMAGES, torch.float32, False),
+]
+
+
+@pytest.mark.parametrize(("device", "norm", "sizes", "dtype", "in_cudnn"), NORMALIZED)
+def test_batch_normalization_runs_in_cudnn_where_the_device_would(
+    device: str, norm: nn.Module, sizes: tuple[int, ...], dtype: torch.dtype, in_cudnn: bool
+) -> None:
+    model = Normalized(norm, *sizes)
+    graph = trace_step(model, step_for(device, torch.empty(sizes, dtype=dtype)))
+    found = names(graph)
+    kernel, other = ("cudnn", "native") if in_cudnn else ("native", "cudnn")
+    assert found[f"{kernel}_batch_norm"] == found[f"{kernel}_batch_norm_backward"] == 1
+    assert not found[f"{other}_batch_norm"]
+
+
+def test_frozen_statistics_of_many_rows_are_not_cudnns() -> None:
+    for rows, kernel in ((65_535, "cudnn"), (65_536, "native")):
+        model = Normalized(nn.BatchNorm1d(2).eval(), rows, 2, 2)
+        graph = trace_step(model, step_for("l4", torch.empty(rows, 2, 2)))
+        (op,) = (op for op in graph.ops if op.name == f"aten.{kernel}_batch_norm.default")
+        assert not op.writes
+        assert not moved_statistics(op)
+
+
+@pytest.mark.parametrize("device", ["h100-80gb", "mi300x"])
+@pytest.mark.parametrize("name", ["resnet", "unet", "densenet"])
+def test_statistics_that_are_moved_are_written_down(name: str, device: str) -> None:
+    case = CASES[name]
+    model = case.build()
+    step = Step(
+        Call.of(case.batch()),
+        loss_fn=lambda output: loss_of(case, output),
+        stand_in=DEVICES[device].stand_in,
+    )
+    graph = trace_step(model, step)
+    norms = [op for op in graph.ops if op.name.endswith("_batch_norm.default")]
+    layers = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == len(layers) > 0
+    kernel = "cudnn" if device == "h100-80gb" else "native"
+    assert {op.name for op in norms} == {f"aten.{kernel}_batch_norm.default"}
+    moved = [sid for op in norms for sid in op.writes]
+    assert len(set(moved)) == len(moved) == 2 * len(layers)
+    assert {graph.storages[sid].category for sid in moved} == {Category.BUFFER}
+    assert all(moved_statistics(op) == (3, 4) for op in norms)
 
 
 def test_recurrent_layers_are_refused() -> None:

@@ -10,19 +10,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from actckpt.errors import TraceError
-from actckpt.graph import Category, Op, Phase, Save, Storage, Value
+from actckpt.graph import STATISTICS, Category, Op, Phase, Save, Storage, Value
 from actckpt.signature import encode
 from actckpt.tracing.fake import FakeWorld
 from actckpt.tracing.mode import StepMode, flat_outputs, flat_tensors
 from actckpt.tracing.real_values import has_generator
 from actckpt.tracing.stand_in import allocated_bytes
-
-# their schemas do not say that, in training, they move the statistics given as arguments 3 and 4
-_NORMALIZATIONS = (
-    torch.ops.aten.native_batch_norm.default,
-    torch.ops.aten.cudnn_batch_norm.default,
-    torch.ops.aten.miopen_batch_norm.default,
-)
 
 
 def is_random(func: Any, args: Any, kwargs: Any) -> bool:
@@ -42,8 +35,9 @@ def is_random(func: Any, args: Any, kwargs: Any) -> bool:
 def written(func: Any, args: Any, kwargs: Any) -> Iterator[torch.Tensor]:
     """The arguments that an operation changes in place."""
     if not func._schema.is_mutable:
-        if func in _NORMALIZATIONS and args[5]:
-            yield from (t for t in args[3:5] if t is not None)
+        statistics = STATISTICS.get(str(func), ())
+        if statistics and args[5]:  # in training
+            yield from (args[n] for n in statistics if args[n] is not None)
         return
     for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
