@@ -189,15 +189,15 @@ class Recomputation:
         return [i for i in range(call.first, index) if self.graph.ops[i].random]
 
     def _blind_arguments(self) -> dict[int, frozenset[int]]:
-        """Calls that are given activations of unknown origin, and which.
+        """Calls that are given tensors of unknown origin, and the storages of those.
 
-        Following cannot tell such a tensor from another: neither the call's operations run again
-        nor does it show what it is given.
+        Following cannot tell such a tensor from another, be it another view of a parameter: neither
+        the call's operations run again nor does it show what it is given.
         """
         found = {}
         for number, call in enumerate(self.graph.calls):
             unknown = (v for v, w in zip(call.inputs, call.sources, strict=True) if w < 0 <= v)
-            sids = frozenset(self.graph.values[v].storage for v in unknown) & self.makers.keys()
+            sids = frozenset(self.graph.values[v].storage for v in unknown)
             if sids:
                 found[number] = sids
         return found

@@ -129,8 +129,8 @@ class Stretches:
         first = min(readers)
         if len(given) != 1 or self.possible.last_write.get(sid, -1) >= calls[first].first:
             return None
-        value, wire = given.pop()
-        if wire < 0 or any(value not in calls[c].inputs for c in readers):
+        value, _ = given.pop()
+        if any(value not in calls[c].inputs for c in readers):
             return None
         return Source(first, calls[first].inputs.index(value), False, -1, value)
 

@@ -33,6 +33,25 @@ def grouped(graph: Graph, groups: list[list[int]]) -> Plan:
     return Plan("by hand", bursts=tuple(b for b in bursts if b is not None))
 
 
+def made_under(*paths: str) -> MakePlan:
+    """What modules of these paths make and autograd saves is dropped, all in one burst each."""
+
+    def make(graph: Graph) -> Plan:
+        possible = Recomputation(graph)
+        groups = [
+            [
+                s
+                for s in sorted(possible.saves)
+                if graph.stages[graph.ops[possible.makers[s][0]].stage].path.startswith(path)
+            ]
+            for path in paths
+        ]
+        assert all(groups)
+        return grouped(graph, groups)
+
+    return make
+
+
 def burst_of(
     possible: Recomputation,
     drops: list[int],

@@ -24,6 +24,7 @@ from actckpt.rewriting.pruning import Skipped
 from actckpt.tracing.call import Call, tensors
 from actckpt.tracing.step import Step
 from actckpt.tracing.tracer import trace_step
+from tests.models.blocks import rows
 from tests.suite import seeded
 
 Make = Callable[[], nn.Module]
@@ -294,3 +295,30 @@ def assert_exact(
     if prune and must_replay:
         assert seen.skipped, "no operation was skipped"
     return seen
+
+
+# Forwards that become others
+
+
+def changes(make: Make, wanted: MakePlan) -> bool:
+    """Asserts that two steps as traced and one that is not are exact; whether it was noticed."""
+    make = seeded(make)
+
+    def run() -> Body:
+        count = [0]
+
+        def step(root: nn.Module, call: Any) -> Any:
+            for module in root.modules():
+                if count[0] == 2 and hasattr(type(module), "other"):
+                    setattr(module, "other", True)  # noqa: B010
+            count[0] += 1
+            return body(root, call)
+
+        return step
+
+    expected = outcome(make(), rows(), run(), steps=3)
+    model = make()
+    enforce(model, rows(), wanted)
+    found = outcome(model, rows(), run(), steps=3)
+    assert not differences(expected, found)
+    return bool(model.__dict__["forward"].rewrite.diverged)

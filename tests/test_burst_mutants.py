@@ -13,7 +13,7 @@ from actckpt import recomputation, stretches
 from actckpt.errors import ReplayError
 from actckpt.rewriting import bursting, following, holders, learned, scheduled
 from actckpt.tracing import calls
-from tests import test_bursts, test_stretches
+from tests import test_bursts, test_stretch_changes, test_stretches
 from tests.burst_plans import each_alone, everything
 from tests.exact import assert_exact, enforce, scalar_loss
 from tests.models.blocks import chain, rows
@@ -227,11 +227,11 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "runs beyond the limit": (runs_beyond_the_limit, changes(test_bursts.Branches, "more", -1)),
     "carries nothing": (
         carries_nothing,
-        test_stretches.test_a_result_that_is_changed_in_place_between_stretches_is_not_made_again,
+        test_stretch_changes.test_a_result_that_is_changed_in_place_between_stretches_is_not_made_again,
     ),
     "follows no windows": (
         follows_no_windows,
-        test_stretches.test_windows_of_a_result_are_followed_wherever_they_are_taken,
+        test_stretch_changes.test_windows_of_a_result_are_followed_wherever_they_are_taken,
     ),
     "is shown under any mode": (
         is_shown_under_any_mode,
