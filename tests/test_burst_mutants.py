@@ -1,4 +1,4 @@
-"""Recomputation by operations broken on purpose: a test of test_bursts.py must catch each fault."""
+"""Recomputation by operations broken on purpose: a test of it must catch each fault."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from actckpt import recomputation, stretches
 from actckpt.errors import ReplayError
 from actckpt.rewriting import bursting, following, holders, learned, scheduled
 from actckpt.tracing import calls
-from tests import test_bursts, test_stretch_changes, test_stretches
+from tests import test_burst_changes, test_bursts, test_stretch_changes, test_stretches
 from tests.burst_plans import each_alone, everything
 from tests.exact import assert_exact, enforce, scalar_loss
 from tests.models.blocks import chain, rows
@@ -30,7 +30,7 @@ def exact_on(kind: str, wanted: Any = everything) -> Callable[[], None]:
 
 
 def changes(kind: Any, name: str, value: Any) -> Callable[[], None]:
-    return lambda: test_bursts.test_a_forward_that_changes_keeps_its_gradients(
+    return lambda: test_burst_changes.test_a_forward_that_changes_keeps_its_gradients(
         kind, name, value, everything
     )
 
@@ -197,21 +197,21 @@ def pins_let_go() -> None:
 
 
 MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
-    "ignores wires": (ignores_wires, changes(test_bursts.Crossed, "swap", True)),
-    "ignores values": (ignores_values, changes(test_bursts.Scaled, "factor", 0.7)),
+    "ignores wires": (ignores_wires, changes(test_burst_changes.Crossed, "swap", True)),
+    "ignores values": (ignores_values, changes(test_burst_changes.Scaled, "factor", 0.7)),
     "takes None for a dead tensor": (
         takes_none_for_a_dead_tensor,
-        changes(test_bursts.Biased, "bias", False),
+        changes(test_burst_changes.Biased, "bias", False),
     ),
-    "ignores autocast": (ignores_autocast, changes(test_bursts.Cast, "cast", False)),
+    "ignores autocast": (ignores_autocast, changes(test_burst_changes.Cast, "cast", False)),
     "trusts unknown origins": (
         trusts_unknown_origins,
-        lambda: test_bursts.test_what_nothing_is_known_of_is_not_made_again(everything),
+        lambda: test_burst_changes.test_what_nothing_is_known_of_is_not_made_again(everything),
     ),
-    "ignores attributes": (ignores_attributes, changes(test_bursts.Turned, "swap", True)),
+    "ignores attributes": (ignores_attributes, changes(test_burst_changes.Turned, "swap", True)),
     "counts no saves": (
         counts_no_saves,
-        test_bursts.test_a_call_that_saves_another_tensor_in_place_of_a_dropped_one_is_refused,
+        test_burst_changes.test_a_call_that_saves_another_tensor_than_was_dropped_is_refused,
     ),
     "moves statistics": (moves_statistics, exact_on("batchnorm")),
     "leaves the generator moved": (leaves_the_generator_moved, exact_on("dropout", each_alone)),
@@ -224,7 +224,10 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
         forgets_versions,
         test_bursts.test_parameters_changed_before_backward_raise,
     ),
-    "runs beyond the limit": (runs_beyond_the_limit, changes(test_bursts.Branches, "more", -1)),
+    "runs beyond the limit": (
+        runs_beyond_the_limit,
+        changes(test_burst_changes.Branches, "more", -1),
+    ),
     "carries nothing": (
         carries_nothing,
         test_stretch_changes.test_a_result_that_is_changed_in_place_between_stretches_is_not_made_again,

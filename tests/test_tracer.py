@@ -124,6 +124,8 @@ def variant(case: Case, dropout: float, cast: bool) -> Case:
 def test_trace_lists_the_operations_and_saves_of_a_real_step(name: str, on: bool) -> None:
     # a model in bfloat16 has nothing to cast
     cast = on and CASES[name].autocast == ("bf16" in CASES[name].tags)
+    if name == "lstm" and cast and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("torch itself runs no LSTM in bfloat16 on this CPU")
     case = variant(CASES[name], 0.1 if on else 0.0, cast)
     model = case.build()
     graph, run = traced(case, model), real(case, model)
