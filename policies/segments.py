@@ -1,9 +1,10 @@
-"""The forward pass cut into segments: a block each, with what runs between it and the next one."""
+"""The forward pass cut into segments: a block each, with some of what runs between two of them."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Hashable
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from actckpt.graph import Graph
 from actckpt.policies.blocks import blocks, opened, saved_bytes
@@ -21,13 +22,40 @@ def segments(possible: Recomputation) -> tuple[Segment, ...]:
     graph = possible.graph
     begin, end = possible.span
     whole = saved_bytes(graph, 0)
+    stages = [graph.stages[s] for s in _fine(graph, blocks(graph), whole)]
+    edges = sorted({begin, *(s.first for s in stages), *(s.last for s in stages)})
+    crossing = _crossing(possible)
     marks = {begin, end}
-    for stage in _fine(graph, blocks(graph), whole):
-        marks.add(graph.stages[stage].first)
+    for first in {s.first for s in stages if begin < s.first <= end}:
+        marks.add(_thinnest(crossing, edges[bisect_left(edges, first) - 1], first))
     last = max((graph.stages[b].last for b in blocks(graph)), default=end)
     marks.add(last)  # the head and the loss are a segment of their own
     found = sorted(m for m in marks if begin <= m <= end)
     return tuple(pairwise(found))
+
+
+def _crossing(possible: Recomputation) -> list[int]:
+    """Before each operation, the bytes that are read from there on and that nothing saves."""
+    graph = possible.graph
+    begin, end = possible.span
+    last_read: dict[int, int] = {}
+    for index in range(begin, end):
+        last_read.update(dict.fromkeys(possible.inputs(index), index))
+    change = [0] * (end + 1)
+    for sid in possible.makers.keys() - possible.saves.keys() - possible.stays:
+        storage = graph.storages[sid]
+        if storage.born < last_read.get(sid, -1):
+            change[storage.born + 1] += storage.bytes
+            change[last_read[sid] + 1] -= storage.bytes
+    return list(accumulate(change))
+
+
+def _thinnest(crossing: list[int], first: int, last: int) -> int:
+    """Where, between two blocks, the fewest bytes cross that nothing saves anyway: the last such.
+
+    What crosses a boundary is what a segment is made again from; it should be there for free.
+    """
+    return min(range(last, first - 1, -1), key=crossing.__getitem__)
 
 
 def _fine(graph: Graph, stages: tuple[int, ...], whole: int) -> list[int]:

@@ -83,6 +83,18 @@ def test_segments_leave_nothing_out(name: str) -> None:
     assert all(a[1] == b[0] for a, b in itertools.pairwise(found))
 
 
+def test_segments_begin_where_what_they_read_is_saved() -> None:
+    """The blocks of this chain are its tanh, each of which reads a product that nothing saves."""
+    graph = small("linear, tanh").graph
+    possible = Recomputation(graph)
+    found = segments(possible)
+    assert len(found) > 6
+    for begin in (first for first, _ in found[1:]):
+        read = {sid for index in range(begin, possible.span[1]) for sid in possible.inputs(index)}
+        crossing = {sid for sid in read & set(possible.makers) if graph.storages[sid].born < begin}
+        assert crossing <= possible.saves.keys()
+
+
 def test_a_row_of_the_experiment_says_what_was_found() -> None:
     row = row_of("small", small("linear, tanh"), 0.9)
     assert row["by"] in ("operations", "calls")
