@@ -36,11 +36,10 @@ class Scaled(nn.Module):
 
 
 class Sharpened(Scaled):
-    """Its product is not saved: what makes the hyperbolic tangent again makes it again, too."""
+    """Only the hyperbolic tangent is saved: whatever makes it again multiplies by the factor."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        hidden = self.linear(x)
-        out: torch.Tensor = hidden * (hidden * self.factor).tanh() + x
+        out: torch.Tensor = (self.linear(x) * self.factor).tanh()
         return out
 
 
@@ -244,13 +243,14 @@ def test_a_call_that_saves_another_tensor_than_was_dropped_is_refused() -> None:
         outcome(model, rows(8), changing(model, "frozen", True))
 
 
+@pytest.mark.usefixtures("flat_profile")
 def test_a_session_recomputes_by_calls_once_the_forward_changes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     make = seeded(lambda: Chain(*(Sharpened() for _ in range(6))))
     model, twin, batch = make(), make(), rows(512)
     whole = actckpt.measure(twin, batch, loss_fn=scalar_loss, steps=1)
-    budget = 0.65 * whole.peak_bytes / 1e9
+    budget = 0.8 * whole.peak_bytes / 1e9
     actckpt.optimize(model, budget, batch=batch, loss_fn=scalar_loss, policy="optimal")
     assert actckpt.report(model).plan.bursts
     with caplog.at_level(logging.INFO, logger="actckpt"):
