@@ -81,7 +81,8 @@ class Op:
     ``inputs`` and ``outputs`` are value ids, ``writes`` the storages changed in place, ``owner``
     the forward operation that a backward operation belongs to (-1 if none), and ``signature`` the
     index in `Graph.signatures` under which the profile knows its cost. ``plain``: it returns
-    tensors only, no lists and no None.
+    tensors only, no lists and no None. ``asked``: Python read a number that it made or wrote
+    (``.item()``, a branch), and reads it again when the forward runs again.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Op:
     owner: int = -1
     signature: int = 0
     plain: bool = True
+    asked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -315,7 +315,7 @@ def _needed(
     for index in reversed(ops):
         op = graph.ops[index]
         made = _made(graph, index)
-        if not op.view and not wanted.isdisjoint(made):
+        if op.asked or (not op.view and not wanted.isdisjoint(made)):
             needed.add(index)
             if op.random:
                 last_random = max(last_random, index)

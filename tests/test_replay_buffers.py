@@ -84,13 +84,31 @@ class Counted(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.steps.add_(1)
-        out: torch.Tensor = (self.linear(x) / float(self.steps)).tanh() + x
+        return self.scaled(x, float(self.steps))
+
+    def scaled(self, x: torch.Tensor, divisor: float) -> torch.Tensor:
+        x.exp()  # a pruned replay leaves it out
+        out: torch.Tensor = (self.linear(x) / divisor).tanh() + x
         return out
 
 
+class Shared(Counted):
+    """A factor that operations make anew and of which only a window is asked for its number."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        both = torch.stack([self.steps + 2, self.steps])
+        return self.scaled(x, both[:1].item())
+
+
+@pytest.mark.parametrize("prune", [False, True])
 @pytest.mark.parametrize("wanted", [PLANS["each"], PLANS["span"], PLANS["tree"]])
-def test_a_counter_that_is_asked_for_its_number(wanted: Plan) -> None:
-    assert_exact(lambda: Chain(*(Counted() for _ in range(3))), rows, wanted)
+@pytest.mark.parametrize("kind", [Counted, Shared])
+def test_numbers_that_the_forward_asks_for(
+    kind: type[nn.Module], wanted: Plan, prune: bool
+) -> None:
+    assert_exact(
+        lambda: Chain(*(kind() for _ in range(3))), rows, wanted, prune=prune, check=not prune
+    )
 
 
 def test_number_of_batches_after_two_steps() -> None:

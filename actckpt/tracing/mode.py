@@ -64,6 +64,9 @@ class StepMode(TorchDispatchMode):
         """A real tensor was met, and is ``fake`` from now on."""
         raise NotImplementedError
 
+    def asked(self, tensor: torch.Tensor) -> None:
+        """Python reads the number in a tensor."""
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
@@ -73,6 +76,7 @@ class StepMode(TorchDispatchMode):
         if func is aten._local_scalar_dense.default:
             found = scalar(args[0])
             if found is not None:
+                self.asked(args[0])
                 return found
         if not all(isinstance(t, FakeTensor) for t in flat_tensors(args)):
             args = tuple(self._on_sight(a) for a in args)

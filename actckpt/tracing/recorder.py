@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -160,6 +161,17 @@ class Recorder(StepMode):
 
     def constant(self, fake: torch.Tensor) -> None:
         self.storage_id(fake, Category.CONSTANT, born=-1)
+
+    def asked(self, tensor: torch.Tensor) -> None:
+        """What made or wrote the number last is marked."""
+        sid = self.known_storage(tensor)
+        if sid < 0:
+            return
+        for index, op in reversed(list(enumerate(self.ops))):
+            made = () if op.view else (self.values[v].storage for v in op.outputs)
+            if sid in op.writes or sid in made:
+                self.ops[index] = replace(op, asked=True)
+                return
 
     def seen(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         if self.recording:
