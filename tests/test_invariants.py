@@ -41,7 +41,7 @@ BUDGETED = {
     "auto at 50 %": ("auto", 0.5),
 }
 # where a budget in between is tried, too; the grid (`make grid`) has them all
-BETWEEN = ("gpt2", "resnet", "t5", "mixtral", "lstm", "siamese")
+BETWEEN = ("gpt2", "resnet", "t5", "mixtral", "lstm")
 PLANS = [
     pytest.param(name, which, id=f"{name}-{which}")
     for name in CASES
