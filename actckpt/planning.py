@@ -204,6 +204,7 @@ class _Search:
         self.aim, self.untouched_aim = aims(model)
 
     def run(self) -> Planned:
+        """The first plan that fits, or whose dry run leaves the trace: of that nothing is known."""
         if self.request.budget_bytes is None:
             return self._dry(self._ask(None))
         aim = math.floor(self.request.budget_bytes * self.aim)
@@ -225,7 +226,7 @@ class _Search:
             planned = tried.get(plan) or self._dry(plan)
             tried[plan] = planned
             over = self.peak_bytes(planned) - aim
-            if over <= 0:
+            if over <= 0 or planned.dry.diverged:
                 return planned
             logger.debug("plan is %d bytes over its aim in the dry run; replanning", over)
             asked = min(asked - over - aim // 1000, predicted - 1)
@@ -270,7 +271,7 @@ class _Search:
         if error.smallest_plan is None:
             raise error
         planned = self._dry(error.smallest_plan)
-        if self.peak_bytes(planned) <= aim:
+        if self.peak_bytes(planned) <= aim or planned.dry.diverged:
             return planned
         raise self._too_small(planned)
 

@@ -265,9 +265,12 @@ def replay_of(graph: Graph, placed: Placed) -> Replay:
         for w in graph.ops[index].writes:
             if w in available and _saved_before(graph, placed, w, index):
                 available.discard(w)
+    inside = range(graph.stages[placed.stages[0]].first, graph.stages[placed.stages[-1]].last)
+    # also where a replay stops before: what was kept has seen it
+    last_write = {w: i for i in inside for w in graph.ops[i].writes}
     while True:
         needed = _needed(graph, dropped, ops, available)
-        stale = _read_too_early(graph, ops, needed, available)
+        stale = _read_too_early(graph, needed, available, last_write)
         if not stale:
             return Replay(ops, needed, frozenset(available), stop)
         available -= stale
@@ -306,35 +309,48 @@ def _saved_before(graph: Graph, placed: Placed, storage: int, op: int) -> bool:
     )
 
 
+# random operations that draw the same numbers whatever is in their arguments; others look at them:
+# a probability must be one, and who rejects samples draws as often as it has to
+_BLIND = tuple(
+    f"aten.{name}"
+    for name in (
+        "_fused_dropout", "_scaled_dot_product", "bernoulli_.float", "cauchy_", "exponential_",
+        "geometric_", "log_normal_", "native_dropout", "normal_.", "rand_like", "randint_like",
+        "randn_like", "random_", "uniform_",
+    )
+)  # fmt: skip
+
+
 def _needed(
     graph: Graph, dropped: tuple[int, ...], ops: tuple[int, ...], available: set[int]
 ) -> frozenset[int]:
     wanted = {graph.values[graph.saves[k].value].storage for k in dropped} - available
     needed: set[int] = set()
-    last_random = -1
+    draws = False
     for index in reversed(ops):
         op = graph.ops[index]
         made = _made(graph, index)
         if op.asked or (not op.view and not wanted.isdisjoint(made)):
+            draws = draws or op.random
+        elif not (draws and op.random):
+            continue
+        elif op.name.startswith(_BLIND):
             needed.add(index)
-            if op.random:
-                last_random = max(last_random, index)
-            wanted.update(graph.values[v].storage for v in op.inputs)
-            wanted -= available
-    needed.update(i for i in ops if graph.ops[i].random and i < last_random)
+            continue
+        needed.add(index)
+        wanted.update(graph.values[v].storage for v in op.inputs)
+        wanted -= available
     return frozenset(needed)
 
 
 def _read_too_early(
-    graph: Graph, ops: tuple[int, ...], needed: frozenset[int], available: set[int]
+    graph: Graph, needed: frozenset[int], available: set[int], last_write: dict[int, int]
 ) -> set[int]:
-    last_write = {w: i for i in ops for w in graph.ops[i].writes if w in available}
     return {
         s
-        for i in ops
-        if i in needed
+        for i in needed
         for s in (graph.values[v].storage for v in graph.ops[i].inputs)
-        if s in last_write and i < last_write[s]
+        if s in available and i < last_write.get(s, -1)
     }
 
 

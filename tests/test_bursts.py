@@ -49,6 +49,22 @@ class InPlace(nn.Module):
         return out
 
 
+class Turned(nn.Module):
+    """Changes in place how its activations lie, and none of their elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.second = nn.Linear(16, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x)
+        both = torch.stack([hidden.sin(), hidden.cos()]).transpose_(0, 1)
+        both = both.unsqueeze_(0).squeeze_(0).contiguous().flatten(1)
+        out: torch.Tensor = self.second(both.tanh()) + x
+        return out
+
+
 class Draws(nn.Module):
     """Several kinds of random operations."""
 
@@ -102,6 +118,7 @@ MAKES: dict[str, Callable[[], nn.Module]] = {
     "dropout": chain(3, 0.2),
     "draws": lambda: Chain(Draws(), Draws()),
     "in place": lambda: Chain(InPlace(), InPlace()),
+    "turned": lambda: Chain(Turned(), Turned()),
     "batchnorm": lambda: Chain(Normed(), Normed()),
     "frozen statistics": lambda: Chain(Settled(), Settled()).train(),
 }

@@ -33,8 +33,15 @@ def is_random(func: Any, args: Any, kwargs: Any) -> bool:
     return True
 
 
+# operations that change how a tensor lies on its storage, and no element: views, in truth
+_LAYOUT_ONLY = ("aten::as_strided_", "aten::squeeze_", "aten::t_", "aten::transpose_",
+                "aten::unsqueeze_")  # fmt: skip
+
+
 def written(func: Any, args: Any, kwargs: Any) -> Iterator[torch.Tensor]:
-    """The arguments that an operation changes in place."""
+    """The arguments whose elements an operation changes in place."""
+    if func._schema.name in _LAYOUT_ONLY:
+        return
     if not func._schema.is_mutable:
         statistics = STATISTICS.get(str(func), ())
         if statistics and args[5]:  # in training
