@@ -92,6 +92,11 @@ class Recomputation:
             return "the forward calls no torch function"
         if any(c.text.startswith('["torch.Tensor.data.__set__"') for c in self.graph.calls):
             return "the forward sets .data of a tensor"
+        storages = self.graph.storages
+        for op in self.graph.ops:
+            if op.asked and any(storages[w].category is Category.BUFFER for w in op.writes):
+                path = self.graph.stages[op.stage].path if op.stage >= 0 else ""
+                return f"{path or 'the model'} asks for a number that every step changes"
         for s in self.graph.stages:
             if s.kind in _FUSED and s.last > s.first and self._is_evaluated(s.first, s.last):
                 return f"{s.path} may run a fused kernel in evaluation"

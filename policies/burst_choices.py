@@ -59,6 +59,7 @@ def burst_choices(profile: Profile, pricer: Pricer) -> list[Choice]:
 
 
 def priced(pricer: Pricer, base: Estimate, way: Way) -> Choice | None:
+    """A way with what it costs and frees; None if it cannot be, or drops nothing."""
     graph = pricer.graph
     try:
         price = pricer.estimate(Plan("", bursts=way))
@@ -68,6 +69,8 @@ def priced(pricer: Pricer, base: Estimate, way: Way) -> Choice | None:
     takes = frozenset(
         graph.values[graph.saves[k].value].storage for b in way for w in b.walk() for k in w.drops
     )
+    if not takes:
+        return None
     time_s = sum(sum(effect.seconds) for effect in price.effects) + FOLLOWED * price.following_s
     delta = price.timeline - base.timeline
     holds = holds_of(pricer, price.effects)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import actckpt
-from actckpt.errors import ReplayError
+from actckpt.errors import PlanError, ReplayError
 from actckpt.session import session_of
 from actckpt.tracing.call import Call
 from tests import exact
@@ -40,6 +40,19 @@ class Sharpened(Scaled):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = (self.linear(x) * self.factor).tanh()
+        return out
+
+
+class Normed(nn.Module):
+    """Batch normalization with cumulative averages, which divides by the number of batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.norm = nn.BatchNorm1d(8, momentum=None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.norm(self.linear(x)).tanh() + x
         return out
 
 
@@ -269,6 +282,27 @@ def test_a_session_recomputes_by_calls_once_the_forward_changes(
     assert plan.regions
     assert not plan.bursts
     assert sum("from now on" in r.getMessage() for r in caplog.records) == 1
+
+
+@pytest.mark.usefixtures("flat_profile")
+def test_a_counter_that_is_asked_for_its_number_is_planned_by_calls_at_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is another one in every step: the first would be the last that can be followed."""
+    make = seeded(lambda: Chain(*(Normed() for _ in range(6))))
+    model, batch = make(), rows(512)
+    whole = actckpt.measure(make(), batch, loss_fn=scalar_loss, steps=1)
+    with caplog.at_level(logging.INFO, logger="actckpt"):
+        actckpt.optimize(model, 0.8 * whole.peak_bytes / 1e9, batch=batch, loss_fn=scalar_loss)
+        assert not exact.differences(outcome(make(), batch), outcome(model, batch))
+    plan = actckpt.report(model).plan
+    assert plan.regions
+    assert not plan.bursts
+    assert not any("is not the one" in r.getMessage() for r in caplog.records)
+    with pytest.raises(
+        PlanError, match=r"blocks\.0\.norm asks for a number that every step changes"
+    ):
+        actckpt.optimize(make(), 0.001, batch=batch, loss_fn=scalar_loss, policy="optimal")
 
 
 def test_other_shapes_are_planned_by_calls_and_covered() -> None:
