@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import actckpt
-from actckpt.policies.burst_choices import FOLLOWED, burst_choices
+from actckpt.policies.burst_choices import FOLLOWED, burst_choices, priced
 from actckpt.policies.columns import Columns
 from actckpt.policies.packing import Choice, Packing, plan_of
 from actckpt.pricing.simulate import Pricer
@@ -64,6 +65,14 @@ def test_at_the_price_of_one_instant_no_known_way_of_a_segment_is_better(name: s
 
 def within(choice: Choice, segment: tuple[int, int], born: np.ndarray) -> bool:
     return all(segment[0] <= born[s] < segment[1] for s in choice.takes)
+
+
+def test_bursts_that_drop_nothing_are_no_choice() -> None:
+    p = prepared("gpt2")
+    base = p.pricer.estimate(actckpt.Plan(""))
+    way = burst_choices(p.profile, p.pricer)[0].parts
+    assert priced(p.pricer, base, way) is not None
+    assert priced(p.pricer, base, tuple(replace(b, drops=(), inner=()) for b in way)) is None
 
 
 @pytest.mark.parametrize("name", ["gpt2", "unet", "t5"])
