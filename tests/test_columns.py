@@ -70,7 +70,7 @@ def within(choice: Choice, segment: tuple[int, int], born: np.ndarray) -> bool:
 def test_bursts_that_drop_nothing_are_no_choice() -> None:
     p = prepared("gpt2")
     base = p.pricer.estimate(actckpt.Plan(""))
-    way = burst_choices(p.profile, p.pricer)[0].parts
+    way = plan_of(burst_choices(p.profile, p.pricer)[:1]).bursts
     assert priced(p.pricer, base, way) is not None
     assert priced(p.pricer, base, tuple(replace(b, drops=(), inner=()) for b in way)) is None
 
