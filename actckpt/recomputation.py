@@ -92,15 +92,20 @@ class Recomputation:
             return "the forward calls no torch function"
         if any(c.text.startswith('["torch.Tensor.data.__set__"') for c in self.graph.calls):
             return "the forward sets .data of a tensor"
-        storages = self.graph.storages
         for op in self.graph.ops:
-            if op.asked and any(storages[w].category is Category.BUFFER for w in op.writes):
+            if op.asked and self._counts(op):
                 path = self.graph.stages[op.stage].path if op.stage >= 0 else ""
                 return f"{path or 'the model'} asks for a number that every step changes"
         for s in self.graph.stages:
             if s.kind in _FUSED and s.last > s.first and self._is_evaluated(s.first, s.last):
                 return f"{s.path} may run a fused kernel in evaluation"
         return ""
+
+    def _counts(self, op: Op) -> bool:
+        """Whether an operation moves a buffer, or makes from one what its module then holds."""
+        assigns = op.stage >= 0 and bool(self.graph.stages[op.stage].touches)
+        moved = {*op.writes, *(self.graph.values[v].storage for v in op.inputs if assigns)}
+        return any(self.graph.storages[s].category is Category.BUFFER for s in moved if s >= 0)
 
     def _is_evaluated(self, first: int, last: int) -> bool:
         """Whether nothing of a span is saved: nobody trains it."""
