@@ -9,15 +9,23 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 
+import actckpt
 from actckpt.errors import BudgetError
+from actckpt.graph import Graph
 from actckpt.plan import Plan
 from actckpt.planning import Planned, Request, choose_plan
 from actckpt.profile import Profile
+from actckpt.profiler.build import build_profile
+from tests.exact import differences, outcome, scalar_loss
+from tests.models.blocks import Chain
+from tests.models.oddities import ODDITIES, WIDTH
 from tests.predictions import autocast
-from tests.suite import CASES
+from tests.suite import CASES, seeded
 from tests.test_invariants import observe, observed, subject
 
 # planned by operations in this order of magnitude of seconds, whatever the costs; others are slow
@@ -55,6 +63,36 @@ def drawn_plan(name: str, policy: str, rng: random.Random) -> tuple[Planned, int
     except BudgetError as error:
         budget_bytes = error.smallest_bytes or 0
         return planned(budget_bytes), budget_bytes
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_drawn_models_on_drawn_costs_are_exact(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(seed)
+    kinds = [rng.choice(ODDITIES) for _ in range(rng.randint(3, 7))]
+    policy = rng.choice(("auto", "auto", "calls", "selective"))
+    share = rng.uniform(0.3, 0.97)
+    make = seeded(lambda: Chain(*(kind() for kind in kinds)))
+    batch = torch.randn(64, WIDTH, generator=torch.Generator().manual_seed(seed))
+    whole = actckpt.measure(make(), batch, loss_fn=scalar_loss, steps=1)
+
+    def build(graph: Graph, **_: Any) -> Profile:
+        return drawn_profile(build_profile(graph, progress=False), random.Random(seed))
+
+    monkeypatch.setattr("actckpt.planning.build_profile", build)
+    model = make()
+
+    def optimize(budget_gb: float) -> None:
+        actckpt.optimize(
+            model, budget_gb, batch=batch, loss_fn=scalar_loss, policy=policy, scope="activations"
+        )
+
+    try:
+        optimize(share * whole.added_bytes / 1e9)
+    except BudgetError as error:
+        optimize((error.smallest_bytes or 0) / 1e9)
+    # the first run of a kernel in a process may differ from later ones
+    outcome(make(), batch, steps=1)
+    assert differences(outcome(make(), batch, steps=3), outcome(model, batch, steps=3)) == []
 
 
 @pytest.mark.parametrize("policy", ["optimal", "calls", "selective"])
