@@ -7,6 +7,7 @@ import json
 import logging
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -262,6 +263,28 @@ def test_what_the_user_sees_is_no_source() -> None:
     saved = {graph.values[s.value].storage for s in graph.saves}
     assert returned - saved
     assert all(possible.source(s) is None for s in returned - saved)
+
+
+def test_a_dry_run_that_leaves_the_trace_is_planned_by_calls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It keeps everything from there on: that it does not fit says nothing of a smaller plan."""
+    asked: list[str] = []
+
+    def leaving(model: Any, step: Any, graph: Any, program: Any, *rest: Any) -> Any:
+        found = dry_run(model, step, graph, program, *rest)
+        asked.append("operations" if program.schedule is not None else "calls")
+        if program.schedule is None:
+            return found
+        return replace(found, diverged="another value", peak_bytes=2 * found.peak_bytes)
+
+    model = seeded(chain(8))()
+    whole = actckpt.measure(seeded(chain(8))(), rows(512), loss_fn=scalar_loss, steps=1)
+    budget_gb = 0.9 * whole.peak_bytes / 1e9
+    monkeypatch.setattr(planning, "dry_run", leaving)
+    actckpt.optimize(model, budget_gb, batch=rows(512), loss_fn=scalar_loss, policy="optimal")
+    assert actckpt.report(model).plan.regions
+    assert asked[:2] == ["operations", "calls"]
 
 
 def test_a_dry_run_that_cannot_replay_is_planned_by_calls(
