@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from actckpt.plan import Plan
 from actckpt.policies.burst_choices import Way, moved, priced
 from actckpt.policies.packing import Choice
 from actckpt.policies.segments import Segment, segment_structure, segments
 from actckpt.policies.staged import StagedSegment
+from actckpt.policies.threads import in_threads
 from actckpt.pricing.simulate import Pricer
 
 # stages of a segment in whose backward pass memory has a price
@@ -25,6 +30,20 @@ _WIDTH = 6_000
 _WORK = 80_000_000
 # a linear program's mixture of choices is no plan; what is best nearby may replace it
 _NEARBY = (0.9, 1.1)
+
+
+# segments in a row, as one: its operations, and how many segments they are
+Span = tuple[Segment, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What a span's program is asked; equal keys have the same answer, moved."""
+
+    span: Segment
+    program: StagedSegment
+    cost: np.ndarray
+    key: Hashable
 
 
 class Columns:
@@ -55,61 +74,79 @@ class Columns:
         if within is None:
             return self._fresh([prices], self._spans(), known)
         first, last = within
-        spans = (s for s in self._spans(rationed=False) if first <= s[0][0] and s[0][1] <= last)
+        spans = (
+            [(span, length) for span, length in row if first <= span[0] and span[1] <= last]
+            for row in self._spans(rationed=False)
+        )
         return self._fresh([prices], spans, known)
 
     def near(self, prices: Mapping[int, float], known: Sequence[Choice]) -> list[Choice]:
         """The same at prices a little lower and higher, of single segments and pairs."""
         scaled = [{at: price * s for at, price in prices.items()} for s in _NEARBY]
-        pairs = (span for span in self._spans(rationed=False) if span[1] <= _PAIR)
+        pairs = itertools.islice(self._spans(rationed=False), _PAIR)
         return self._fresh(scaled, pairs, known)
 
     def _fresh(
         self,
         several: Sequence[Mapping[int, float]],
-        spans: Iterable[tuple[Segment, int]],
+        rows: Iterable[Sequence[Span]],
         known: Sequence[Choice],
     ) -> list[Choice]:
         parts = {choice.parts for choice in known}
-        ways = dict.fromkeys(
-            self._best(span, length, prices) for span, length in spans for prices in several
-        )
+        ways: dict[Way, None] = {}
+        for row in rows:
+            asked = [self._question(span, prices) for span in row for prices in several]
+            ways |= dict.fromkeys(self._answers([q for q in asked if q is not None]))
         found = (self._priced(way) for way in ways if way and way not in parts)
         return [choice for choice in found if choice is not None]
 
-    def _spans(self, rationed: bool = True) -> Iterator[tuple[Segment, int]]:
-        """Segments, and some in a row as one, with how many they are."""
+    def _spans(self, rationed: bool = True) -> Iterator[list[Span]]:
+        """Segments; then two in a row as one, then three, as long as there is work left."""
         parts = self.segments
         for length in range(1, len(parts) + 1):
             if rationed and length > 1 and self._work > _WORK:
                 return
             begin = 0 if length == 1 or len(parts) <= _MANY else len(parts) - length - _LONGEST
-            for start in range(max(0, begin), len(parts) - length + 1):
-                span = (parts[start][0], parts[start + length - 1][1])
-                if length <= _LONGEST or span[1] - span[0] <= _SHORT:
-                    yield span, length
+            spans = [
+                ((parts[start][0], parts[start + length - 1][1]), length)
+                for start in range(max(0, begin), len(parts) - length + 1)
+            ]
+            yield [(span, n) for span, n in spans if n <= _LONGEST or span[1] - span[0] <= _SHORT]
 
     def _priced(self, way: Way) -> Choice | None:
         if way not in self._choices:
             self._choices[way] = priced(self.pricer, self.base, way)
         return self._choices[way]
 
-    def _best(self, span: Segment, length: int, prices: Mapping[int, float]) -> Way:
-        program = self._program(span, length)
+    def _question(self, span: Span, prices: Mapping[int, float]) -> _Question | None:
+        """What to ask of a span at these prices; None where there is nothing to choose."""
+        segment, length = span
+        program = self._program(segment, length)
         if not program.needed:
-            return ()
+            return None
         first, last = program.window
         if any(first <= instant < last for instant in prices):
-            program = self._program(span, _STAGES)
+            program = self._program(segment, _STAGES)
         if program.columns > _WIDTH:
-            return ()
+            return None
         cost = program.costs(prices)
-        key = (self._structure(span), cost.tobytes())
-        if key not in self._solved:
-            self._solved[key] = (span, program.best(cost))
-            self._work += program.columns**2
-        source, way = self._solved[key]
-        return way if source == span else moved(self.pricer.possible, way, source, span)
+        return _Question(segment, program, cost, (self._structure(segment), cost.tobytes()))
+
+    def _answers(self, asked: Sequence[_Question]) -> list[Way]:
+        """The best way for each; spans of equal structure and costs are solved once."""
+        fresh = {q.key: q for q in reversed(asked) if q.key not in self._solved}
+        found = in_threads([q.program.solver(q.cost) for q in fresh.values()])
+        for question, chosen in zip(fresh.values(), found, strict=True):
+            way = () if chosen is None else question.program.bursts(chosen)
+            self._solved[question.key] = (question.span, way)
+            self._work += question.program.columns**2
+        return [self._answer(q) for q in asked]
+
+    def _answer(self, question: _Question) -> Way:
+        source, way = self._solved[question.key]
+        if source == question.span:
+            return way
+        return moved(self.pricer.possible, way, source, question.span)
 
     def _program(self, span: Segment, stages: int) -> StagedSegment:
         key = (span, stages)

@@ -179,18 +179,24 @@ class StagedSegment:
 
     # ---- solving
 
-    def best(self, cost: np.ndarray) -> tuple[Burst, ...]:
-        """The bursts of least cost; none if all is to be kept, or nothing was found."""
-        result = milp(
-            cost / (float(cost.max()) or 1.0),
-            constraints=[self._limits],
-            integrality=np.ones(len(cost)),
-            bounds=self._bounds,
-            options={"node_limit": _NODES, "mip_rel_gap": _GAP},
-        )
-        return () if result.x is None else self._bursts(result.x > 0.5)
+    def solver(self, cost: np.ndarray) -> Callable[[], np.ndarray | None]:
+        """What finds the columns of least cost that are 1, or None; it may run in any thread."""
+        limits, bounds = self._limits, self._bounds
 
-    def _bursts(self, chosen: np.ndarray) -> tuple[Burst, ...]:
+        def solve() -> np.ndarray | None:
+            result = milp(
+                cost / (float(cost.max()) or 1.0),
+                constraints=[limits],
+                integrality=np.ones(len(cost)),
+                bounds=bounds,
+                options={"node_limit": _NODES, "mip_rel_gap": _GAP},
+            )
+            return None if result.x is None else result.x > 0.5
+
+        return solve
+
+    def bursts(self, chosen: np.ndarray) -> tuple[Burst, ...]:
+        """The bursts of a solution; none if all is to be kept, or they cannot be."""
         possible = self.possible
         resident = [
             {s for s in self.storages if chosen[self._resident(k, s)]}
