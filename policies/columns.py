@@ -17,7 +17,7 @@ from actckpt.policies.threads import in_threads
 from actckpt.pricing.simulate import Pricer
 
 # stages of a segment in whose backward pass memory has a price
-_STAGES = 5
+_STAGES = 4
 # so many segments in a row are also solved as one, or more of few operations; of a long chain only
 # those near its end
 _LONGEST = 3

@@ -19,7 +19,7 @@ from actckpt.pricing.simulate import Estimate, Pricer
 
 _ROUNDS = 20
 # nodes times columns, not seconds: the same question must have the same answer on a busy machine
-_NODES = 20_000
+_NODES = 100_000
 _GAP = 4e-3
 # a guard for huge programs: those of ordinary models end by nodes, long before
 _LIMIT_S = 20.0
