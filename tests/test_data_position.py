@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     DistributedSampler,
@@ -69,6 +70,10 @@ def _shared() -> Any:
     return DataLoader(Noisy(), 4, sampler=sampler, generator=generator)
 
 
+def _distributed() -> DistributedSampler[torch.Tensor]:
+    return DistributedSampler(Plain(), num_replicas=2, rank=1, seed=5)
+
+
 LOADERS: dict[str, Callable[[], Any]] = {
     "in order": lambda: DataLoader(Noisy(), 4),
     "shuffled": lambda: DataLoader(Noisy(), 4, shuffle=True),
@@ -84,8 +89,9 @@ LOADERS: dict[str, Callable[[], Any]] = {
         Noisy(), 4, sampler=WeightedRandomSampler([1.0, 2.0] * (SIZE // 2), SIZE)
     ),
     "subset": lambda: DataLoader(Noisy(), 4, sampler=SubsetRandomSampler(range(SIZE))),
-    "distributed": lambda: DataLoader(
-        Noisy(), 2, sampler=DistributedSampler(Plain(), num_replicas=2, rank=1, seed=5)
+    "distributed": lambda: DataLoader(Noisy(), 2, sampler=_distributed()),
+    "distributed, batch by batch": lambda: DataLoader(
+        Noisy(), batch_sampler=BatchSampler(_distributed(), 2, drop_last=False)
     ),
     "two workers": lambda: DataLoader(Plain(), 4, shuffle=True, num_workers=2),
     "persistent": lambda: DataLoader(
@@ -297,6 +303,39 @@ def test_epochs_of_a_run_are_counted_across_processes(tmp_path: Path) -> None:
     run = start(tmp_path, make(), 1)
     assert [step for step, _ in run.steps(epochs=2)] == [4, 4]
     assert run.epoch == 2
+    run.close()
+
+
+@pytest.mark.parametrize("kind", ["distributed", "distributed, batch by batch"])
+def test_a_sampler_is_told_the_epoch(kind: str, tmp_path: Path) -> None:
+    def epochs(run: actckpt.Checkpointer, until: int) -> list[list[float]]:
+        rows = [(run.epoch, batch[:, 0].tolist()) for _, batch in run.steps(epochs=until)]
+        return [[x for e, row in rows if e == n for x in row] for n in dict(rows)]
+
+    sampler = _distributed()
+    expected = []
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        expected.append([float(n) for n in sampler])
+    assert len({str(order) for order in expected}) == 4
+    run = start(tmp_path, LOADERS[kind](), 1)
+    assert epochs(run, 2) == expected[:2]
+    run.save()
+    run.close()
+    run = start(tmp_path, LOADERS[kind](), 2)
+    assert epochs(run, 4) == expected[2:]
+    run.close()
+
+
+def test_a_sampler_that_is_told_by_the_user_is_left_alone(tmp_path: Path) -> None:
+    loader = LOADERS["distributed"]()
+    run = start(tmp_path, loader, 1)
+    for epoch in (7, 8, 8):
+        loader.sampler.set_epoch(epoch)
+        expected = [float(n) for n in loader.sampler]
+        read = [x for _, batch in run.steps(epochs=run.epoch + 1) for x in batch[:, 0].tolist()]
+        assert read == expected
+        assert loader.sampler.epoch == epoch
     run.close()
 
 

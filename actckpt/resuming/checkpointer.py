@@ -150,6 +150,8 @@ class Checkpointer:
     ) -> Iterator[tuple[int, Any]]:
         """(steps made so far, batch) of what is left of the run, from the exact position.
 
+        A sampler that orders by epoch (DistributedSampler) is told the epoch, unless you tell it.
+
         Args:
             loader: by default that of the constructor.
             epochs: of the whole run, including those before a resume; None is without end.

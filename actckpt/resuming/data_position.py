@@ -29,6 +29,7 @@ class DataPosition:
         self.batch = 0
         self._start: dict[str, Any] | None = None
         self._pending: dict[str, Any] | None = None
+        self._told = 0  # what a sampler was last told; they all begin at 0
 
     def state_dict(self, loader: Loader | None) -> dict[str, Any]:
         """The position as a state, between two batches."""
@@ -127,6 +128,7 @@ class DataPosition:
         if self.batch and pending is None:  # a loop that was left early; this is another pass
             self.epoch, self.batch = self.epoch + 1, 0
         tell_epoch(loader, self.epoch)
+        self._tell_sampler(loader)
         if pending is not None and self.batch:
             iterator = self._reopened(loader, pending)
             put_last()
@@ -143,6 +145,13 @@ class DataPosition:
                 "it is empty, or can be read only once. Pass one that gives batches every epoch"
             )
         self.epoch, self.batch, self._start = self.epoch + 1, 0, None
+
+    def _tell_sampler(self, loader: Loader) -> None:
+        """Sets the epoch of a sampler that has one, unless somebody else has since we did."""
+        sampler = _by_epoch(loader)
+        if sampler is not None and sampler.epoch == self._told:
+            sampler.set_epoch(self.epoch)
+            self._told = self.epoch
 
     def _is_restored(self) -> bool:
         """Whether the position was restored and nothing has been read from there yet."""
@@ -272,15 +281,15 @@ def _start_of(loader: Loader, reused: bool) -> dict[str, Any]:
         "reused": reused,
         "random": gather_random_states(),
         "generators": [g.get_state() for g in _generators(loader)],
-        "sampler_epoch": getattr(_sampler(loader), "epoch", None),
+        "sampler_epoch": getattr(_by_epoch(loader), "epoch", None),
     }
 
 
 def _put_start(loader: Loader, start: dict[str, Any]) -> None:
     put_random_states(start["random"])
     _put_generators(loader, start["generators"])
-    sampler = _sampler(loader)
-    if start["sampler_epoch"] is not None and hasattr(sampler, "set_epoch"):
+    sampler = _by_epoch(loader)
+    if start["sampler_epoch"] is not None and sampler is not None:
         sampler.set_epoch(start["sampler_epoch"])
 
 
@@ -293,11 +302,21 @@ def _sampler(loader: object) -> Any:
     return getattr(loader, "sampler", None)
 
 
+def _samplers(loader: Loader) -> list[Any]:
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    return [_sampler(loader), batch_sampler, getattr(batch_sampler, "sampler", None)]
+
+
+def _by_epoch(loader: Loader) -> Any:
+    """The sampler whose order depends on an epoch that it is told (DistributedSampler), or None."""
+    return next(
+        (s for s in _samplers(loader) if hasattr(s, "set_epoch") and hasattr(s, "epoch")), None
+    )
+
+
 def _generators(loader: Loader) -> list[torch.Generator]:
     """The generators that a loader and its samplers were given, each once."""
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    owners = [loader, _sampler(loader), batch_sampler, getattr(batch_sampler, "sampler", None)]
-    found = (getattr(owner, "generator", None) for owner in owners)
+    found = (getattr(owner, "generator", None) for owner in [loader, *_samplers(loader)])
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
