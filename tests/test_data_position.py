@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -247,6 +249,29 @@ def test_workers_that_bring_batches_as_they_come_are_not_exact(tmp_path: Path) -
         assert reason in "".join(found), found
         assert len(found) == bool(reason)
         run.close()
+
+
+@pytest.mark.parametrize("saved", [3, 7, 10])
+def test_workers_end_with_their_loader(saved: int, tmp_path: Path) -> None:
+    run = start(tmp_path, LOADERS["persistent"](), 1)
+    pairs(run, saved)
+    run.save()
+    run.close()
+    loader = LOADERS["persistent"]()
+    run = start(tmp_path, loader, 2)
+    pairs(run, STEPS)
+    workers = list(loader._iterator._workers)
+    gone = weakref.ref(loader)
+    run.close()
+    gc.collect()
+    gc.disable()
+    try:
+        # to the garbage collector it would be left in no good order: 10 s until it gives up
+        del run, loader
+        assert gone() is None
+    finally:
+        gc.enable()
+    assert not any(worker.is_alive() for worker in workers)
 
 
 @pytest.mark.parametrize("loader", [[], DataLoader(Plain(), 64, drop_last=True), iter([1, 2])])

@@ -236,6 +236,9 @@ class _SkipFirst:
             self._first = False
             if self._begin is not None:
                 self._begin()
+                # workers that persist keep this, and it would keep their loader: a cycle, which
+                # the garbage collector ends by closing their queues first, and waits for 10 s
+                self._begin = None
                 self._iterator = iter(self._sampler)
             assert self._iterator is not None
             for done in range(self._count):
