@@ -1,6 +1,6 @@
 """N steps = k steps, SIGKILL, N - k steps in another process: every bit of the state.
 
-`make test` resumes a few small models, `make resume` every one of the suite.
+`make test` resumes a small model, `make resume` every one of the suite.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tests.suite import CASES
 ROOT = Path(__file__).parent.parent
 SAVED = 2
 WHOLE = bool(os.environ.get("ACTCKPT_RESUME"))
-# random operations and tied weights; BatchNorm
-FEW = [["gpt2_dropout", "resnet"]]
+# random operations; planned in a second
+FEW = [["lstm"]]
 GROUPS = [[name] for name in sorted(CASES)] if WHOLE else FEW
 TIGHT = {"policy": "auto", "scope": "activations", "share": 0.5}
 
