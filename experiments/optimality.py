@@ -2,8 +2,8 @@
 
 Everything is relative to the cost model: predicted seconds of operations measured on this machine.
 On small graphs every way to keep, drop and group results is tried, and the best is the optimum
-among plans without bursts inside bursts. `optimal` does that there, too; that column generation alone
-finds it is what tests/test_optimal.py asks.
+among plans without bursts inside bursts. `optimal` does that there, too; that column generation
+alone finds it is what tests/test_optimal.py asks.
 
     python -m experiments.optimality [--quick]
 """
@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,35 +118,50 @@ class Residual(nn.Module):
         return x + inner
 
 
-def small() -> dict[str, nn.Module]:
-    """Few operations, wide enough that following them costs next to nothing."""
+def _chain() -> list[nn.Module]:
+    return [m for _ in range(6) for m in (nn.Linear(256, 256), nn.Tanh())]
+
+
+def _wide_inside() -> list[nn.Module]:
+    return [
+        *(nn.Linear(256, 1024), nn.GELU(), nn.Linear(1024, 256), nn.Sigmoid()),
+        *(nn.Linear(256, 512), nn.Softplus(), nn.Linear(512, 256)),
+    ]
+
+
+def _activations() -> list[nn.Module]:
+    return [nn.Linear(256, 256), nn.Tanh(), nn.SiLU(), nn.Softplus(), nn.GELU(), nn.Sigmoid()]
+
+
+def _residual() -> list[nn.Module]:
+    blocks = (Residual(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 256)) for _ in range(2))
+    return [*blocks, nn.LayerNorm(256)]
+
+
+# few operations, wide enough that following them costs next to nothing
+SMALL: dict[str, Callable[[], list[nn.Module]]] = {
+    "linear, tanh": _chain,
+    "wide inside": _wide_inside,
+    "activations": _activations,
+    "residual": _residual,
+}
+
+
+def small(kind: str) -> Caught:
+    """A graph small enough to try every plan."""
     torch.manual_seed(SEED)
-    return {
-        "linear, tanh": nn.Sequential(
-            *(m for _ in range(6) for m in (nn.Linear(256, 256), nn.Tanh()))
-        ),
-        "wide inside": nn.Sequential(
-            *(nn.Linear(256, 1024), nn.GELU(), nn.Linear(1024, 256), nn.Sigmoid()),
-            *(nn.Linear(256, 512), nn.Softplus(), nn.Linear(512, 256)),
-        ),
-        "activations": nn.Sequential(
-            nn.Linear(256, 256), nn.Tanh(), nn.SiLU(), nn.Softplus(), nn.GELU(), nn.Sigmoid()
-        ),
-        "residual": nn.Sequential(
-            *(Residual(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 256)) for _ in range(2)),
-            nn.LayerNorm(256),
-        ),
-    }
+    body = nn.Sequential(*SMALL[kind]())
+    return caught(
+        nn.Sequential(body, nn.Linear(256, 8)),
+        torch.randn(4096, 256),
+        loss_fn=lambda out: out.square().mean(),
+    )
 
 
 def small_rows() -> Iterator[Row]:
     """The planner against the optimum, from the smallest peak on."""
-    for kind, body in small().items():
-        found = caught(
-            nn.Sequential(body, nn.Linear(256, 8)),
-            torch.randn(4096, 256),
-            loss_fn=lambda out: out.square().mean(),
-        )
+    for kind in SMALL:
+        found = small(kind)
         graph, profile = found.graph, found.profile
         whole = actckpt.price(graph, profile, actckpt.Plan("none"))
         try:
@@ -156,10 +170,8 @@ def small_rows() -> Iterator[Row]:
             smallest = (error.smallest_bytes or 0) / whole.peak_bytes
         for part in (0.75, 0.5, 0.25, 0.0):
             row = row_of(kind, found, smallest + part * (1 - smallest) + 1e-9)
-            best = actckpt.price(
-                graph, profile, actckpt.exhaustive(graph, profile, row["budget_bytes"])
-            )
-            row["optimum"] = best.time_s / whole.time_s - 1
+            best = actckpt.exhaustive(graph, profile, row["budget_bytes"])
+            row["optimum"] = actckpt.price(graph, profile, best).time_s / whole.time_s - 1
             yield row
 
 

@@ -162,8 +162,8 @@ def write(folder: Path, versions: dict[str, str], rows: list[Row]) -> None:
         seed=SEED,
         models="those of experiments.peers",
         budgets="shares of the untouched step's activation peak, scope='activations'",
-        time="processor time of one thread, the heap kept, arms interleaved, medians and quartiles of "
-        "the ratios round by round; A/A is the untouched model against itself",
+        time="processor time of one thread, the heap kept, arms interleaved, medians and quartiles "
+        "of the ratios round by round; A/A is the untouched model against itself",
         rounds=rounds,
     )
     write_json_lines("prediction", about, rows, folder=folder)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 
-
 # of glibc's malloc.h
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 

@@ -145,6 +145,24 @@ def test_other_shapes_and_what_only_one_has(tmp_path: Path, capsys: Capture) -> 
     assert "state.json cannot be read" in capsys.readouterr().err
 
 
+# show
+
+
+def test_models_of_the_same_tensors_show_the_same_fingerprint(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    def shown(name: str, model: nn.Module) -> str:
+        saved(tmp_path / name, model)
+        assert command("show", tmp_path / name) == 0
+        (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("model xxh3"))
+        return line
+
+    first = shown("a", nn.Linear(2, 3))
+    assert shown("b", nn.Linear(2, 3)) == first
+    others = [nn.Linear(3, 2), nn.Linear(2, 3).double(), nn.Sequential(nn.Linear(2, 3))]
+    assert first not in [shown(str(n), other) for n, other in enumerate(others)]
+
+
 # all of them
 
 

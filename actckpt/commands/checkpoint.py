@@ -64,6 +64,7 @@ def show_checkpoint(args: argparse.Namespace) -> int:
     print(f"{manifest.size_bytes} bytes in {len(manifest.files)} files")
     if manifest.tag:
         print(f"tag {manifest.tag}")
+    print(f"model {manifest.fingerprint} (names, dtypes and shapes of its tensors)")
     for name, value in manifest.metrics.items():
         print(f"metric {name} = {value!r}")
     for name, text in manifest.versions.items():
