@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -32,32 +32,46 @@ class BatchKey:
         )
 
 
-def batch_key(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BatchKey:
-    """The key of one forward call of ``model`` as things are now."""
+class Contents(NamedTuple):
+    """The modules of a model and their parameters, shared ones once and more than once."""
+
+    modules: list[nn.Module]
+    parameters: list[nn.Parameter]
+
+
+def contents(model: nn.Module) -> Contents:
+    """What is in a model now; in a quarter of the time of ``model.modules()``, every forward."""
+    modules: list[nn.Module] = []
+    parameters: list[nn.Parameter] = []
+    seen: set[int] = set()
+    stack: list[nn.Module | None] = [model]
+    while stack:
+        module = stack.pop()
+        if module is None or id(module) in seen:
+            continue
+        seen.add(id(module))
+        modules.append(module)
+        if own := module._parameters:
+            parameters += [p for p in own.values() if p is not None]
+        if inside := module._modules:
+            stack += inside.values()
+    return Contents(modules, parameters)
+
+
+def batch_key(found: Contents, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BatchKey:
+    """The key of one forward call of a model as things are now."""
     structure: list[Any] = []
     shapes: list[tuple[int, ...]] = []
     _flatten((args, kwargs), structure, shapes)
-    modules = list(_walk(model))
-    parameters = [p for m in modules for p in m._parameters.values() if p is not None]
+    parameters = found.parameters
     device = parameters[0].device.type if parameters else "cpu"
     state = (
         autocast_state(device),
-        tuple(m.training for m in modules),
-        tuple((p.requires_grad, p.dtype) for p in parameters),
+        tuple([m.training for m in found.modules]),
+        tuple([p.requires_grad for p in parameters]),
+        tuple([p.dtype for p in parameters]),
     )
     return BatchKey(tuple(structure), tuple(shapes), state)
-
-
-def _walk(model: nn.Module) -> Iterator[nn.Module]:
-    """The modules of a model; in a quarter of the time of ``model.modules()``, every forward."""
-    seen: set[int] = set()
-    stack = [model]
-    while stack:
-        module = stack.pop()
-        if id(module) not in seen:
-            seen.add(id(module))
-            yield module
-            stack.extend(m for m in module._modules.values() if m is not None)
 
 
 def _flatten(x: Any, structure: list[Any], shapes: list[tuple[int, ...]]) -> None:

@@ -31,10 +31,10 @@ class Profile:
 
     ``dispatch_s`` is what a dispatch mode adds to one operation, ``region_s`` what one region adds
     to a step, ``save_s`` what one recomputed save adds, ``follow_s`` what following adds to one
-    function call and ``pass_s`` to one that it sees and does not compare, ``burst_s`` what one
-    burst, ``burst_op_s`` what one of its operations and ``burst_save_s`` what one of the saves that
-    it makes again adds: the overheads of the engine, as steps show them in which tensors have
-    emptied the caches
+    function call, ``pass_s`` to one that it sees and does not compare, and ``stretch_s`` what
+    taking it up and leaving it off adds; ``burst_s`` what one burst, ``burst_op_s`` what one of its
+    operations and ``burst_save_s`` what one of the saves that it makes again adds: the overheads of
+    the engine, as steps show them in which tensors have emptied the caches
     (``python -m experiments.prediction``); a warm loop shows half.
     """
 
@@ -43,8 +43,9 @@ class Profile:
     dispatch_s: float = 20e-6
     region_s: float = 100e-6
     save_s: float = 6e-6
-    follow_s: float = 14e-6
-    pass_s: float = 4e-6
+    follow_s: float = 30e-6
+    pass_s: float = 10e-6
+    stretch_s: float = 80e-6
     burst_s: float = 40e-6
     burst_op_s: float = 8e-6
     burst_save_s: float = 30e-6

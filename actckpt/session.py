@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from actckpt.batch_key import BatchKey, batch_key
+from actckpt.batch_key import BatchKey, batch_key, contents
 from actckpt.errors import PlanError
 from actckpt.plan import Plan
 from actckpt.plan_key import plan_key
@@ -98,15 +98,16 @@ class Session:
         Raises:
             BudgetError, PlanError, TraceError: the model is then as before the call.
         """
-        key = batch_key(self.model, call.args, call.kwargs)
+        key = batch_key(contents(self.model), call.args, call.kwargs)
         step = Step(call, self.loss_fn, self.target, self.optimizer, self.accumulate)
         self._enforce(self._make(key, step))
 
     def before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Called before every forward with gradients: another batch may need another plan."""
-        key = batch_key(self.model, args, kwargs)
+        found = contents(self.model)
+        key = batch_key(found, args, kwargs)
         self._note_divergence()
-        resident = any(p.grad is not None for p in self.model.parameters())
+        resident = any(p.grad is not None for p in found.parameters)
         if self.current is not None and self._serves(self.current, key, resident):
             return
         for entry in self.entries:
@@ -136,7 +137,8 @@ class Session:
         """Whether the loss that was given belongs to a batch of this size."""
         if self.loss_fn is None or self.target is None or not self.entries:
             return True
-        return self.entries[0].key.shapes == batch_key(self.model, call.args, call.kwargs).shapes
+        here = batch_key(contents(self.model), call.args, call.kwargs)
+        return self.entries[0].key.shapes == here.shapes
 
     def _serves(self, entry: _Entry, key: BatchKey, resident: bool) -> bool:
         if entry.planned.plan.bursts and (self.changes or entry.key != key):

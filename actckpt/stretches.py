@@ -134,10 +134,10 @@ class Stretches:
             return None
         return Source(first, calls[first].inputs.index(value), False, -1, value)
 
-    def count(self, needed: np.ndarray) -> tuple[int, int]:
-        """How many calls are compared, and how many others are seen."""
-        begins, _ = self._begins(needed)
-        return len(needed), int((needed - begins).sum())
+    def count(self, needed: np.ndarray) -> tuple[int, int, int]:
+        """How many calls are compared, how many others are seen, and in how many stretches."""
+        begins, apart = self._begins(needed)
+        return len(needed), int((needed - begins).sum()), 1 + int(apart[1:].sum())
 
     def stretches(self, needed: np.ndarray, placed: Sequence[PlacedBurst]) -> tuple[Stretch, ...]:
         """The calls to follow, () for all of them."""

@@ -65,7 +65,7 @@ def test_stretches_hold_what_is_needed(name: str, seed: int) -> None:
         if found:
             passed = {n for s in found for p in s.passes for n in range(p.first, p.last)}
             assert followed - passed == set(needed.tolist())
-            assert what.count(needed) == (len(needed), len(passed))
+            assert what.count(needed) == (len(needed), len(passed), len(found))
         for stretch, after in itertools.pairwise(found):
             assert stretch.first < stretch.last < after.first
             assert after.begins is not None
@@ -90,7 +90,8 @@ def test_fewer_drops_are_followed_in_fewer_calls_and_priced_so() -> None:
     some = sorted(possible.saves)
     prices = [p.pricer.price(grouped(p.graph, [group])) for group in (some[:2], some)]
     assert 0 < 2 * prices[0].following_s < prices[1].following_s
-    assert prices[1].following_s <= p.profile.follow_s * len(p.graph.calls)
+    most_s = (p.profile.follow_s + p.profile.stretch_s / 4) * len(p.graph.calls)
+    assert prices[1].following_s <= most_s
 
 
 # What a run sees

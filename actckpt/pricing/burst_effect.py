@@ -75,8 +75,9 @@ class BurstEffects:
         calls = [e.calls for e in effects if e.calls is not None]
         if not calls:
             return 0.0
-        compared, passed = self.stretches.count(np.unique(np.concatenate(calls)))
-        return self.profile.follow_s * compared + self.profile.pass_s * passed
+        compared, passed, stretches = self.stretches.count(np.unique(np.concatenate(calls)))
+        profile = self.profile
+        return profile.follow_s * compared + profile.pass_s * passed + profile.stretch_s * stretches
 
     def _run(
         self,
