@@ -41,8 +41,8 @@ class Profile:
     device: str
     costs: tuple[Cost, ...]
     dispatch_s: float = 20e-6
-    region_s: float = 100e-6
-    save_s: float = 6e-6
+    region_s: float = 300e-6
+    save_s: float = 35e-6
     follow_s: float = 30e-6
     pass_s: float = 10e-6
     stretch_s: float = 80e-6

@@ -183,6 +183,7 @@ def _estimated(graph: Graph, machine: Machine) -> Profile:
         save_s=seen * engine.save_s,
         follow_s=seen * engine.follow_s,
         pass_s=seen * engine.pass_s,
+        stretch_s=seen * engine.stretch_s,
         burst_s=seen * engine.burst_s,
         burst_op_s=seen * engine.burst_op_s,
         burst_save_s=seen * engine.burst_save_s,
