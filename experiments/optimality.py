@@ -130,12 +130,12 @@ def _wide_inside() -> list[nn.Module]:
 
 
 def _activations() -> list[nn.Module]:
-    return [nn.Linear(256, 256), nn.Tanh(), nn.SiLU(), nn.Softplus(), nn.GELU(), nn.Sigmoid()]
+    return [nn.Linear(256, 256), nn.Tanh(), nn.Softplus(), nn.GELU(), nn.Sigmoid()]
 
 
 def _residual() -> list[nn.Module]:
     blocks = (Residual(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 256)) for _ in range(2))
-    return [*blocks, nn.LayerNorm(256)]
+    return [*blocks]
 
 
 # few operations, wide enough that following them costs next to nothing
