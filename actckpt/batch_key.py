@@ -33,7 +33,7 @@ class BatchKey:
 
 
 class Contents(NamedTuple):
-    """The modules of a model and their parameters, shared ones once and more than once."""
+    """The modules of a model, each once, and their parameters, as often as modules hold them."""
 
     modules: list[nn.Module]
     parameters: list[nn.Parameter]
