@@ -55,18 +55,19 @@ def ignores_values(mp: Patch) -> None:
 
 
 def takes_none_for_a_dead_tensor(mp: Patch) -> None:
-    same = learned.same
+    is_made = learned.Learned.is_made
 
-    def loose(expected: Any, found: Any, wires: Any) -> bool:
-        if found is None and type(expected) is learned.Wired and expected.wire >= 0:
-            return wires[expected.wire]() is None
-        return same(expected, found, wires)
+    def loose(self: Any, args: Any, kwargs: Any, wires: Any) -> bool:
+        none = {n for n, wire in self.wired if args[n] is None and wires[wire]() is None}
+        wired = tuple((n, wire) for n, wire in self.wired if n not in none)
+        return is_made(dataclasses.replace(self, wired=wired), args, kwargs, wires)
 
-    mp.setattr(learned, "same", loose)
+    mp.setattr(learned.Learned, "is_made", loose)
+    ignores_what_gradients_are_wanted_of(mp)  # which would see it, too
 
 
 def ignores_autocast(mp: Patch) -> None:
-    for module in (calls, following):
+    for module in (calls, following, learned):
         mp.setattr(module, "casting", lambda: "")
     mp.setattr(following, "_is_any_cast", lambda: False)
     fits = scheduled.ScheduledRun._fits
@@ -89,22 +90,21 @@ def ignores_attributes(mp: Patch) -> None:
 def counts_no_saves(mp: Patch) -> None:
     in_call = scheduled.ScheduledRun._in_call
 
-    def trusting(self: Any, call: Any, work: Any) -> Any:
-        def counted() -> Any:
-            out = work()
-            self.number = self.end
-            return out
-
-        return in_call(self, call, counted)
+    def trusting(self: Any, call: Any, _: bool, work: Any) -> Any:
+        return in_call(self, call, True, work)
 
     mp.setattr(scheduled.ScheduledRun, "_in_call", trusting)
+
+
+def ignores_what_gradients_are_wanted_of(mp: Patch) -> None:
+    mp.setattr(learned.Learned, "wanted", lambda *_: [])
 
 
 def moves_statistics(mp: Patch) -> None:
     decoded = bursting.decoded
 
-    def whole(step: Any) -> Any:
-        return decoded(dataclasses.replace(step, blank=()))
+    def whole(step: Any, windows: Any) -> Any:
+        return decoded(dataclasses.replace(step, blank=()), windows)
 
     mp.setattr(bursting, "decoded", whole)
     mp.setattr(
@@ -211,7 +211,11 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     "ignores attributes": (ignores_attributes, changes(test_burst_changes.Turned, "swap", True)),
     "counts no saves": (
         counts_no_saves,
-        test_burst_changes.test_a_call_that_saves_another_tensor_than_was_dropped_is_refused,
+        test_burst_changes.test_a_first_call_that_saves_another_tensor_than_was_dropped_is_refused,
+    ),
+    "ignores what gradients are wanted of": (
+        ignores_what_gradients_are_wanted_of,
+        lambda: test_burst_changes.test_a_call_that_saves_other_tensors_keeps_them(True),
     ),
     "moves statistics": (moves_statistics, exact_on("batchnorm")),
     "leaves the generator moved": (leaves_the_generator_moved, exact_on("dropout", each_alone)),

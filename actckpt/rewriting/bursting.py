@@ -24,17 +24,26 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """An operation ready to be called; ``direct`` are (position, number) of plain arguments."""
+    """A step ready to be run.
 
+    Attributes:
+        args, kwargs: with `Slot` in place of tensors.
+        direct: (position, storage, value) of each argument that is a tensor.
+        nested: positions of arguments with tensors inside.
+        outputs: (storage, value) of each result.
+    """
+
+    step: StepProgram
     func: Any
     args: list[Any]
     kwargs: dict[str, Any]
-    direct: tuple[tuple[int, int], ...]
+    direct: tuple[tuple[int, int, int], ...]
     nested: tuple[int, ...]
+    outputs: tuple[tuple[int, int], ...]
 
 
-def decoded(step: StepProgram) -> Decoded:
-    """The step's operation with `Slot` in place of its tensors."""
+def decoded(step: StepProgram, windows: dict[int, Window]) -> Decoded:
+    """What a step does, looked up once."""
     count = -1
 
     def make(*_: Any) -> Slot:
@@ -45,9 +54,16 @@ def decoded(step: StepProgram) -> Decoded:
     func, args, kwargs = decode(step.signature, make)
     for position in step.blank:
         args[position] = None
-    direct = tuple((n, a.number) for n, a in enumerate(args) if isinstance(a, Slot))
-    nested = tuple(n for n, a in enumerate(args) if isinstance(a, list))
-    return Decoded(func, args, kwargs, direct, nested)
+    values = [(n, step.inputs[a.number]) for n, a in enumerate(args) if isinstance(a, Slot)]
+    return Decoded(
+        step,
+        func,
+        args,
+        kwargs,
+        direct=tuple((n, windows[value][0], value) for n, value in values),
+        nested=tuple(n for n, a in enumerate(args) if isinstance(a, list)),
+        outputs=tuple((windows[value][0], value) for value in step.outputs),
+    )
 
 
 def run_steps(
@@ -56,14 +72,14 @@ def run_steps(
     found: dict[int, Views],
     states: dict[int, Any],
     limit: int | None,
-    cache: dict[str, Decoded],
+    cache: dict[int, Decoded],
 ) -> None:
     """Runs a burst; ``found`` holds what it begins with, and afterwards what is to stay.
 
     Args:
         states: the random state before each call that draws.
         limit: operations from here on are left out; None runs all.
-        cache: decoded operations by signature.
+        cache: decoded steps by ``id``; the schedule keeps them alive.
     """
     windows = schedule.windows
     autocast = torch._C._DisableAutocast()  # the trace has its casts as operations
@@ -76,39 +92,37 @@ def run_steps(
                     break
                 if step.draws >= 0:
                     set_generator_states(states[step.draws])
-                key = step.signature
-                call = cache.get(key)
+                call = cache.get(id(step))
                 if call is None:
-                    call = cache[key] = decoded(step)
-                _run(call, step, found, windows)
+                    call = cache[id(step)] = decoded(step, windows)
+                _run(call, found, windows)
                 for sid in step.done:
                     found.pop(sid, None)
     finally:
         del below, autocast
 
 
-def _run(
-    call: Decoded, step: StepProgram, found: dict[int, Views], windows: dict[int, Window]
-) -> None:
+def _run(call: Decoded, found: dict[int, Views], windows: dict[int, Window]) -> None:
     args = call.args.copy()
-    inputs = step.inputs
-    for position, number in call.direct:
-        value = inputs[number]
-        views = found[windows[value][0]]
+    for position, sid, value in call.direct:
+        views = found[sid]
         tensor = views.get(value)
         args[position] = view_of(views, value, windows) if tensor is None else tensor
+    kwargs = call.kwargs
+    if call.nested or kwargs:
+        inputs = call.step.inputs
 
-    def tensor_of(slot: Slot) -> torch.Tensor:
-        value = inputs[slot.number]
-        return view_of(found[windows[value][0]], value, windows)
+        def tensor_of(slot: Slot) -> torch.Tensor:
+            value = inputs[slot.number]
+            return view_of(found[windows[value][0]], value, windows)
 
-    for position in call.nested:
-        args[position] = _filled(args[position], tensor_of)
-    kwargs = _filled(call.kwargs, tensor_of) if call.kwargs else call.kwargs
+        for position in call.nested:
+            args[position] = _filled(args[position], tensor_of)
+        kwargs = _filled(kwargs, tensor_of)
     out = call.func(*args, **kwargs)
     results = (out,) if isinstance(out, torch.Tensor) else _flat(out)
-    for value, result in zip(step.outputs, results, strict=True):
-        found.setdefault(windows[value][0], {})[value] = result
+    for (sid, value), result in zip(call.outputs, results, strict=True):
+        found.setdefault(sid, {})[value] = result
 
 
 def view_of(views: Views, value: int, windows: dict[int, Window]) -> torch.Tensor:

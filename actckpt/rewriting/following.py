@@ -12,7 +12,7 @@ from weakref import ref
 import torch
 from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode, _push_mode
 
-from actckpt.rewriting.learned import Learned, is_same, loose, nothing, template
+from actckpt.rewriting.learned import Learned, Wires, loose, nothing
 from actckpt.rewriting.schedule import RESTS, CallProgram, PassedCall, Schedule
 from actckpt.tracing.calls import casting, described_call, is_question, leaves, name_of
 
@@ -31,7 +31,8 @@ class Following(TorchFunctionMode):
         given: the tensors of the first wires.
         before, after: told of each call that is as traced and has something for them, with its
             tensors.
-        saving: makes the calls during which autograd saves what is dropped or pinned.
+        saving: makes the calls during which autograd saves what is dropped or pinned; told whether
+            what they save has been counted before.
         leave: told at the first one that is not, and why; nothing is compared from then on.
     """
 
@@ -43,7 +44,7 @@ class Following(TorchFunctionMode):
         given: list[torch.Tensor],
         before: Callable[[int, CallProgram, list[torch.Tensor]], None],
         after: Callable[[CallProgram, list[torch.Tensor]], None],
-        saving: Callable[[CallProgram, Callable[[], Any]], Any],
+        saving: Callable[[CallProgram, bool, Callable[[], Any]], Any],
         leave: Callable[[int, str], None],
     ) -> None:
         super().__init__()
@@ -52,9 +53,12 @@ class Following(TorchFunctionMode):
         self._passed = {} if whole else schedule.passed
         self.learned = learned
         # a wire's tensor while it lives: its ``id`` is another's afterwards
-        self.wires: list[Callable[[], Any]] = [ref(t) for t in given]
-        last = calls[-1]
-        self.wires += [nothing] * (last.wire + last.results - len(given))
+        self.wires: Wires = [nothing] * (calls[-1].wire + calls[-1].results)
+        # fewer or more than in the trace: those behind are taken for others, and compared
+        count = min(calls[0].wire, len(given))
+        for wire in schedule.asked if self.stretches else range(count):
+            if wire < count:
+                self.wires[wire] = ref(given[wire])
         if self.stretches:
             for wire in schedule.loose:
                 self.wires[wire] = loose
@@ -107,7 +111,7 @@ class Following(TorchFunctionMode):
                 known = None
         if (
             known is None
-            or not is_same(known, args, kwargs, wires)
+            or not known.is_made(args, kwargs, wires)
             or ((known.casting or _is_any_cast()) and known.casting != casting())
         ):
             self.stop(self._difference(known, func, args, kwargs))
@@ -115,21 +119,39 @@ class Following(TorchFunctionMode):
         self.position = position + 1
         call = known.call
         if known.shown:
-            self.before(position, call, list(leaves((args, kwargs))))
+            self.before(position, call, known.tensors(args, kwargs))
         if call.saves is None:
             out = func(*args, **kwargs)
         else:
-            out = self.saving(call, lambda: func(*args, **kwargs))
-        made = [out] if type(out) is torch.Tensor else list(leaves(out))
-        if len(made) != call.results:
-            self.stop(f"{name_of(func)} returned {len(made)} tensors, not {call.results}")
-            return out
-        for wire, t in enumerate(made, call.wire):
-            wires[wire] = ref(t)
+            out = self._save(position, known, func, args, kwargs)
+        if type(out) is torch.Tensor and call.results == 1:
+            wires[call.wire] = ref(out)
+            made = [out]
+        else:
+            made = leaves(out)
+            if len(made) != call.results:
+                self.stop(f"{name_of(func)} returned {len(made)} tensors, not {call.results}")
+                return out
+            for wire, t in enumerate(made, call.wire):
+                wires[wire] = ref(t)
         if call.captures:
             self.after(call, made)
         if position + 1 == self._until and not self.left:
             self._rest(position + 1)
+        return out
+
+    def _save(self, position: int, known: Learned, func: Any, args: Any, kwargs: Any) -> Any:
+        """Makes a call during which autograd saves what is dropped or pinned."""
+        wants = known.wanted(args, kwargs)
+        if known.wants is not None and known.wants != wants:
+            self.position = position
+            self.stop(
+                f"gradients are wanted of others of the tensors that {name_of(func)} is given"
+            )
+            return func(*args, **kwargs)
+        out = self.saving(known.call, known.wants is not None, lambda: func(*args, **kwargs))
+        if not self.left:
+            known.wants = wants
         return out
 
     def _pass(self, passed: PassedCall, func: Any, args: Any, kwargs: Any) -> Any:
@@ -212,10 +234,7 @@ class Following(TorchFunctionMode):
         call = self.calls[position]
         if described_call(func, args, kwargs) != call.text:
             return None
-        sources = iter(call.sources)
-        given, named = template(args, sources), template(kwargs, sources)
-        shown = call.draws or not all(c.result for c in call.captures)
-        self.learned[position] = found = Learned(func, given, named, call, shown, casting())
+        self.learned[position] = found = Learned.of(func, args, kwargs, call)
         return found
 
     def _difference(self, known: Learned | None, func: Any, args: Any, kwargs: Any) -> str:
@@ -224,7 +243,7 @@ class Following(TorchFunctionMode):
             return f"it calls {name_of(func)} after its traced end"
         if known is None:
             return f"it calls {name_of(func)} with other arguments, or instead of another"
-        given = list(leaves((args, kwargs)))
+        given = leaves((args, kwargs))
         sources = known.call.sources
         if len(given) == len(sources) and any(
             wire >= 0 and self.wires[wire]() is not t

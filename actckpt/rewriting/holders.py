@@ -23,7 +23,7 @@ class Kept:
 
     def __init__(self, tensor: torch.Tensor) -> None:
         # not the output of an operation itself: that would be a reference cycle
-        self.tensor = tensor if tensor.grad_fn is None else tensor.detach()
+        self.tensor = tensor if tensor.is_leaf else tensor.detach()
         self.guard = self.tensor  # an alias counts the same versions
         self.version = tensor._version
 

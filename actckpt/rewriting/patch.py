@@ -55,7 +55,7 @@ class Rewrite:
         calls = program.schedule.calls if program.schedule is not None else ()
         self._learned: list[Learned | None] = [None] * (len(calls) + 1)
         self._in_part: list[Learned | None] | None = None
-        self.decoded: dict[str, Decoded] = {}
+        self.decoded: dict[int, Decoded] = {}
         # why a forward was not the traced one, if one was not
         self.diverged = ""
 
@@ -293,7 +293,9 @@ class PatchedForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         run = CURRENT.run
-        if run is not None and run.rewrite.root() is self.rewrite.root():
+        if run is not None and (
+            run.rewrite is self.rewrite or run.rewrite.root() is self.rewrite.root()
+        ):
             return run.call(self, args, kwargs)
         if self.path or not torch.is_grad_enabled():
             return self.run(args, kwargs)

@@ -31,12 +31,23 @@ class Capture:
 
 
 @dataclass(frozen=True, slots=True)
+class CallSaves:
+    """Numbers [first, last) of the tensors that autograd saves in a call.
+
+    ``wanted`` is the last one that is dropped or pinned.
+    """
+
+    first: int
+    last: int
+    wanted: int
+
+
+@dataclass(frozen=True, slots=True)
 class CallProgram:
     """One call to follow; ``draws``: the random state before it is needed again.
 
     ``first`` is its first operation: a run that leaves the trace here has done those before.
-    ``saves`` are the numbers [first, last) of what autograd saves meanwhile, None where all of it
-    stays as autograd has it.
+    ``saves`` is what autograd saves meanwhile, None where all of it stays as autograd has it.
     """
 
     text: str
@@ -46,7 +57,7 @@ class CallProgram:
     first: int
     draws: bool
     captures: tuple[Capture, ...]
-    saves: tuple[int, int] | None
+    saves: CallSaves | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +126,7 @@ class Schedule:
     ``stretches`` are the calls to follow, () for all of them; ``turns`` what is done where the
     forward of a (module path, call number) begins and where it ends: the stretch to take up,
     `RESTS`, or None. ``passed`` are calls of the stretches that are not compared, ``loose`` the
-    wires of all that are not.
+    wires of all that are not, ``asked`` those that compared ones read and no call makes.
     """
 
     calls: tuple[CallProgram, ...]
@@ -127,6 +138,7 @@ class Schedule:
     turns: dict[tuple[str, int], tuple[int | None, int | None]] = field(default_factory=dict)
     passed: dict[int, PassedCall] = field(default_factory=dict)
     loose: frozenset[int] = frozenset()
+    asked: frozenset[int] = frozenset()
 
 
 def compile_bursts(graph: Graph, plan: Plan) -> Schedule | None:
@@ -199,6 +211,9 @@ class _Compiler:
             if n not in compared
             for wire in range(c.wire, c.wire + c.results)
         )
+        asked = frozenset(
+            wire for n in compared for wire in calls[n].sources if 0 <= wire < calls[0].wire
+        )
         passed = {
             n: PassedCall(n == p.first, n == p.last - 1, p.carried)
             for stretch in stretches
@@ -207,7 +222,7 @@ class _Compiler:
         }
         turns = self._turns(stretches)
         return Schedule(
-            calls, tuple(saves), outside, bursts, windows, stretches, turns, passed, loose
+            calls, tuple(saves), outside, bursts, windows, stretches, turns, passed, loose, asked
         )
 
     def _turns(
@@ -221,11 +236,13 @@ class _Compiler:
                     found.setdefault(key, [None, None])[boundary.end] = does
         return {key: (begin, end) for key, (begin, end) in found.items()}
 
-    def _saves(self, call: FunctionCall, wanted: Set[int]) -> tuple[int, int] | None:
+    def _saves(self, call: FunctionCall, wanted: Set[int]) -> CallSaves | None:
         assert self.possible.root is not None
         begin = self.possible.root.first_save
-        first, last = call.first_save, call.last_save
-        return (first - begin, last - begin) if not wanted.isdisjoint(range(first, last)) else None
+        found = wanted & set(range(call.first_save, call.last_save))
+        if not found:
+            return None
+        return CallSaves(call.first_save - begin, call.last_save - begin, max(found) - begin)
 
     def _burst(self, p: PlacedBurst) -> BurstProgram:
         graph, possible = self.graph, self.possible

@@ -36,8 +36,10 @@ class ScheduledRun:
         self.schedule = schedule
         # of the next save, and of those beyond what is being done
         self.number, self.end = 0, len(schedule.saves)
-        # whether the call being made has had one dropped or pinned
-        self._taken = False
+        # whether the call being made has had one dropped or pinned, and has hooks; the last that
+        # is looked at
+        self._taken = self._hooked = False
+        self._last = -1
         # calls of each module whose forward is patched
         self._entered: Counter[str] = Counter()
         self.pins: dict[int, tuple[int, Kept]] = {}
@@ -95,25 +97,31 @@ class ScheduledRun:
         following.turn(end)
         return out
 
-    def _in_call(self, call: CallProgram, work: Callable[[], Any]) -> Any:
+    def _in_call(self, call: CallProgram, counted: bool, work: Callable[[], Any]) -> Any:
         """Does what a call does, with a look at what autograd saves meanwhile.
 
-        Everywhere else autograd saves by itself: a hook takes microseconds, many are called only
-        to keep what they are given, and few of a plan's saves are dropped.
+        Everywhere else autograd saves by itself, and so it does after the last one that is dropped
+        or pinned where a run has counted before: a hook takes microseconds, in backward again.
         """
         if self.schedule.outside:
             return work()
-        assert call.saves is not None
-        begin, self.end = call.saves
-        self.number, self._taken = begin, False
-        with self._hooks:
+        saves = call.saves
+        assert saves is not None
+        self.number, self.end, self._taken = saves.first, saves.last, False
+        self._last = saves.wanted if counted else -1
+        self._hooks.__enter__()
+        self._hooked = True
+        try:
             out = work()
-        if self.number != self.end:
+        finally:
+            if self._hooked:
+                self._hooks.__exit__()
+        if not counted and self.number != self.end:
             # the same call on the same tensors: gradients are wanted of others than in the trace
             if self._taken:
                 raise ReplayError(
-                    f"a call saved {self.number - begin} tensors for backward, not "
-                    f"{self.end - begin} as when it was planned for, and some are dropped. "
+                    f"a call saved {self.number - saves.first} tensors for backward, not "
+                    f"{saves.last - saves.first} as when it was planned for, and some are dropped. "
                     "Likely cause: requires_grad or no_grad differ from the step that was "
                     "planned. What works: actckpt.optimize(model, ...) again after such a change"
                 )
@@ -138,6 +146,9 @@ class ScheduledRun:
     def _pack(self, tensor: torch.Tensor) -> Any:
         number = self.number
         self.number = number + 1
+        if number == self._last:  # autograd saves the rest of the call's by itself
+            self._hooks.__exit__()
+            self._hooked = False
         if number < self.end:
             program = self.schedule.saves[number]
         else:

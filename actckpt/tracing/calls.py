@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -42,12 +42,11 @@ QUESTIONS = frozenset(
 
 def is_question(func: Any) -> bool:
     """Whether a call only asks about a tensor: not followed."""
-    if getattr(func, "namespace", "") in ("prim", "profiler"):
-        return True  # what fake tensors ask each other
     if type(func) is GETTER:
         of: Any = func.__self__
         return func.__name__ == "__get__" and of.__name__ not in _MAKERS
-    return func in QUESTIONS
+    # the latter is what fake tensors ask each other
+    return func in QUESTIONS or getattr(func, "namespace", "") in ("prim", "profiler")
 
 
 def name_of(func: Any) -> str:
@@ -117,7 +116,7 @@ class CallRecorder(TorchFunctionMode):
         recorder = self.recorder
         if is_question(func) or not recorder.recording or recorder.paused:
             return func(*args, **kwargs)
-        given = list(leaves((args, kwargs)))
+        given = leaves((args, kwargs))
         sources = tuple(self._found(t) for t in given)
         inputs = self._values(given)
         text = self._quietly(lambda: described_call(func, args, kwargs))
@@ -126,7 +125,7 @@ class CallRecorder(TorchFunctionMode):
         begun = FunctionCall(text, sources, inputs, (), self.wires, first, first, save, save)
         self.calls.append(begun)
         out = func(*args, **kwargs)
-        made = list(leaves(out))
+        made = leaves(out)
         self.calls[number] = replace(
             begun,
             outputs=self._values(made),
@@ -151,15 +150,21 @@ class CallRecorder(TorchFunctionMode):
             self.recorder.paused = False
 
 
-def leaves(tree: Any) -> Iterator[torch.Tensor]:
+def leaves(tree: Any) -> list[torch.Tensor]:
     """The tensors in nested lists, tuples, dicts and slices, in order; nothing else is opened."""
+    found: list[torch.Tensor] = []
+    _gather(tree, found)
+    return found
+
+
+def _gather(tree: Any, found: list[torch.Tensor]) -> None:
     if isinstance(tree, torch.Tensor):
-        yield tree
-    elif isinstance(tree, slice):
-        yield from leaves((tree.start, tree.stop, tree.step))
+        found.append(tree)
     elif isinstance(tree, (list, tuple)):
         for item in tree:
-            yield from leaves(item)
+            _gather(item, found)
     elif type(tree) is dict:
         for item in tree.values():
-            yield from leaves(item)
+            _gather(item, found)
+    elif isinstance(tree, slice):
+        _gather((tree.start, tree.stop, tree.step), found)
