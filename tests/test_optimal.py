@@ -12,7 +12,7 @@ from actckpt.policies.optimal import by_columns
 from actckpt.policies.segments import segments
 from actckpt.pricing.simulate import Pricer
 from actckpt.recomputation import Recomputation
-from experiments.optimality import row_of, small
+from experiments.optimality import SMALL, row_of, small
 from tests.predictions import prepared
 
 # seconds that the planner may miss: its gap, and predictions are not better than that
@@ -42,16 +42,23 @@ def test_plans_of_small_chains_are_the_best_there_are(kind: str) -> None:
     assert compared
 
 
-def test_the_solver_for_any_size_finds_the_optimum_of_small_chains() -> None:
-    found = small("linear, tanh")
+@pytest.mark.parametrize("kind", SMALL)
+def test_the_solver_for_any_size_finds_the_optimum_of_small_graphs(kind: str) -> None:
+    found = small(kind)
     pricer = Pricer(found.graph, found.profile)
     whole = pricer.estimate(actckpt.Plan("none"))
-    for share in (0.95, 0.85, 0.75, 0.6):
+    compared = 0
+    for share in (0.95, 0.85, 0.77, 0.7, 0.62):
         budget = int(share * whole.peak_bytes)
-        best = pricer.price(actckpt.exhaustive(found.graph, found.profile, budget))
+        try:
+            best = pricer.price(actckpt.exhaustive(found.graph, found.profile, budget))
+        except actckpt.BudgetError:
+            continue
+        compared += 1
         planned = pricer.price(by_columns(found.graph, found.profile, budget))
         assert planned.peak_bytes <= budget
         assert planned.time_s <= best.time_s * (1 + CLOSE)
+    assert compared >= 3
 
 
 def test_what_is_too_large_to_try_is_said() -> None:
