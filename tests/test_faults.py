@@ -55,7 +55,7 @@ def test_nothing_is_lost_and_every_fault_fires(scene: str, scan: str, books: Any
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_what_is_broken_on_purpose_is_caught(mutant: str, books: Any) -> None:
-    assert books["mutants"][mutant]
+    assert MUTANTS[mutant].harm in books["mutants"][mutant]
 
 
 def test_the_program_says_so(books: Any) -> None:

@@ -54,7 +54,8 @@ def main() -> int:
         }
         args.json.write_text(json.dumps(data), encoding="utf-8")
     sound = all(t.fired == t.injected and not t.violations for t in books)
-    return 0 if sound and all(mutants.values()) else 1
+    caught_at = all(mutant.harm in mutants[name] for name, mutant in MUTANTS.items())
+    return 0 if sound and caught_at else 1
 
 
 def _now_s() -> float:
