@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from actckpt.tracing.fake import FakeWorld
 from actckpt.tracing.kernel_outputs import fake_outputs
-from actckpt.tracing.real_values import propagate, scalar
+from actckpt.tracing.real_values import known_results, propagate, scalar
 
 aten = torch.ops.aten
 
@@ -81,7 +81,14 @@ class StepMode(TorchDispatchMode):
         if not all(isinstance(t, FakeTensor) for t in flat_tensors(args)):
             args = tuple(self._on_sight(a) for a in args)
         accelerated = self.world.stand_in is not None
-        out = fake_outputs(func, args, kwargs, accelerated=accelerated)
+        try:
+            out = fake_outputs(func, args, kwargs, accelerated=accelerated)
+        except DynamicOutputShapeException:
+            # of labels and masks the values may be known
+            found = known_results(func, args, kwargs)
+            if found is None:
+                raise
+            out = found
         if func in (aten.detach.default, aten.alias.default):
             propagate(func, args, kwargs, out)
         if func in SKIPPED or func.namespace in ("prim", "profiler"):

@@ -13,20 +13,38 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 _ATTRIBUTE = "_actckpt_real"
-_LARGEST_INTEGER_NUMEL = 1 << 20
+# of a storage behind which values were written that are not known
+_STALE = "_actckpt_stale"
+_LARGEST_NUMEL = 1 << 20
+aten = torch.ops.aten
+# their results' shapes depend on the lengths of labels, not on activations
+_SHAPED_BY_INTEGERS = {aten._ctc_loss.Tensor}
+# their results depend on the shape of a tensor alone
+_BLIND = {
+    aten.ones_like.default,
+    aten.zeros_like.default,
+    aten.full_like.default,
+    aten.new_ones.default,
+    aten.new_zeros.default,
+    aten.new_full.default,
+}
 _LARGEST_FLOAT_NUMEL = 64
 
 
-def is_small(t: torch.Tensor) -> bool:
-    """Whether a tensor is worth carrying: integers and masks up to a million, a few floats."""
-    if t.layout != torch.strided or t.is_complex():
-        return False
-    return t.numel() <= (_LARGEST_FLOAT_NUMEL if t.is_floating_point() else _LARGEST_INTEGER_NUMEL)
+def _is_small(t: torch.Tensor) -> bool:
+    """Whether a tensor is worth carrying where all that it is made of is known: a million."""
+    return t.layout == torch.strided and not t.is_complex() and t.numel() <= _LARGEST_NUMEL
+
+
+def _is_asked(t: torch.Tensor) -> bool:
+    """Whether the values of a tensor are worth knowing: integers and masks, a few floats."""
+    few = not t.is_floating_point() or t.numel() <= _LARGEST_FLOAT_NUMEL
+    return few and _is_small(t)
 
 
 def attach_real(fake: torch.Tensor, real: torch.Tensor) -> None:
     """Lets ``fake`` answer with a copy of ``real``'s values; does nothing for large tensors."""
-    if is_small(real) and not real.requires_grad and not isinstance(real, FakeTensor):
+    if _is_asked(real) and not real.requires_grad and not isinstance(real, FakeTensor):
         with torch.utils._python_dispatch._disable_current_modes():
             fake.__dict__[_ATTRIBUTE] = real.detach().clone()
 
@@ -34,37 +52,69 @@ def attach_real(fake: torch.Tensor, real: torch.Tensor) -> None:
 def real_of(fake: torch.Tensor) -> torch.Tensor | None:
     """The values behind ``fake``, or None if they are not known."""
     if not isinstance(fake, FakeTensor):
-        return fake if is_small(fake) else None
-    return fake.__dict__.get(_ATTRIBUTE)
+        return fake if _is_asked(fake) else None
+    real: torch.Tensor | None = fake.__dict__.get(_ATTRIBUTE)
+    if real is None or getattr(real.untyped_storage(), _STALE, False):
+        return None
+    return real
 
 
 def propagate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Runs ``func`` on the known values and attaches the result to the fake ``out``.
 
-    When an argument is unknown, results stay unknown and arguments written in place become so.
+    When an argument is unknown, results stay unknown, and what is written in place becomes so, with
+    all that lies in the same storage.
     """
     if out is None:  # lists changed in place (an optimizer's counters): values change with them
         outputs = [t for t in args[0] if _is_fake(t)] if _changes_list(func, args) else []
     else:
         outputs = [o for o in (out if isinstance(out, (list, tuple)) else (out,)) if _is_fake(o)]
-    if not outputs or not all(is_small(o) for o in outputs):
+    # drawn ones are other values in every step; a few may be asked (the layers to leave out)
+    wanted = _is_asked if torch.Tag.nondeterministic_seeded in func.tags else _is_small
+    if not outputs or not all(wanted(o) for o in outputs):
         return
-    known, real_args, real_kwargs = _real_arguments(args, kwargs)
-    # a generator of the user's own is real, and must not move
-    if known and not has_generator(args, kwargs):
-        # devices do not matter for values: everything small is computed on the CPU
-        if "device" in real_kwargs:
-            real_kwargs["device"] = torch.device("cpu")
-        with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
-            real_out = func(*real_args, **real_kwargs)
-        if real_out is None:
-            return
-        reals = real_out if isinstance(real_out, (list, tuple)) else (real_out,)
-        for o, r in zip(outputs, [r for r in reals if isinstance(r, torch.Tensor)], strict=True):
+    known, reals = _run(func, args, kwargs)
+    if known:
+        for o, r in zip(outputs, reals, strict=True) if reals else ():
             o.__dict__[_ATTRIBUTE] = r
     else:
         for o in outputs:
-            o.__dict__.pop(_ATTRIBUTE, None)
+            real = o.__dict__.pop(_ATTRIBUTE, None)
+            if real is not None:
+                setattr(real.untyped_storage(), _STALE, True)
+
+
+def known_results(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Fakes of what ``func`` returns where its shapes depend on values; None if these are unknown.
+
+    Called under the fake mode.
+    """
+    fakes = [a for a in args if _is_fake(a)]
+    known, reals = _run(func, args, kwargs) if fakes else (False, [])
+    if not known:
+        return None
+    made = [
+        torch.empty_strided(r.shape, r.stride(), dtype=r.dtype, device=fakes[0].device)
+        for r in reals
+    ]
+    return made[0] if len(func._schema.returns) == 1 and len(made) == 1 else tuple(made)
+
+
+def _run(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[bool, list[torch.Tensor]]:
+    """Whether the values of all arguments that matter are known; what ``func`` makes of them."""
+    known, real_args, real_kwargs = _real_arguments(func, args, kwargs)
+    # a generator of the user's own is real, and must not move
+    if not known or has_generator(args, kwargs):
+        return False, []
+    # devices do not matter for values: everything small is computed on the CPU
+    if "device" in real_kwargs:
+        real_kwargs["device"] = torch.device("cpu")
+    with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
+        out = func(*real_args, **real_kwargs)
+    results = out if isinstance(out, (list, tuple)) else (out,)
+    return True, [r for r in results if isinstance(r, torch.Tensor)]
 
 
 def has_generator(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -91,7 +141,7 @@ def _is_fake(x: Any) -> bool:
 
 
 def _real_arguments(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[bool, list[Any], dict[str, Any]]:
     known = True
 
@@ -99,6 +149,11 @@ def _real_arguments(
         nonlocal known
         if isinstance(x, torch.Tensor):
             real = real_of(x)
+            if real is None and (
+                func in _BLIND or (func in _SHAPED_BY_INTEGERS and x.is_floating_point())
+            ):
+                with torch.utils._python_dispatch._disable_current_modes():
+                    real = torch.zeros(x.shape, dtype=x.dtype)
             if real is None:
                 known = False
             return real

@@ -1,0 +1,141 @@
+"""What a forward asks of masks, lengths and labels is answered; of activations it is refused."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import actckpt
+from actckpt.errors import TraceError
+from actckpt.tracing.call import Call
+from tests.burst_plans import each_alone, everything
+from tests.exact import (
+    Body,
+    assert_exact,
+    differences,
+    enforce,
+    outcome,
+    plan,
+    region,
+    scalar_loss,
+    seeded,
+)
+from tests.models.blocks import WIDTH, rows
+from tests.suite import generator
+
+FRAMES, LABELS, KINDS = 20, 6, 5
+
+
+class Asked(nn.Module):
+    """Goes on by ``tanh`` where all of a mask is set, by ``sin`` where not."""
+
+    def __init__(self, mask: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.linear, self.mask = nn.Linear(WIDTH, WIDTH), mask
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.linear(x)
+        out: torch.Tensor = hidden.tanh() if bool(self.mask(hidden).all()) else hidden.sin()
+        return out
+
+
+def runs(model: nn.Module, batch: Any) -> set[str]:
+    """The operations of the traced forward."""
+    graph = actckpt.trace(model, batch, loss_fn=scalar_loss)
+    return {op.name.split(".")[1] for op in graph.ops}
+
+
+@pytest.mark.parametrize(
+    ("mask", "name"),
+    [
+        (lambda h: torch.ones(h.shape[0], 64), "tanh"),  # as Hugging Face's models make it
+        (lambda h: torch.zeros(h.shape[0], 64), "sin"),
+        (lambda h: torch.ones_like(h), "tanh"),
+        (lambda h: h.new_full(h.shape, 2.0) > 1, "tanh"),
+        (lambda h: torch.arange(h.numel()).float().view_as(h).cos() < 2, "tanh"),
+    ],
+)
+def test_masks_made_of_constants_are_known(
+    mask: Callable[[torch.Tensor], torch.Tensor], name: str
+) -> None:
+    assert name in runs(Asked(mask), rows())
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
+@pytest.mark.parametrize("through", [lambda m: m[:, :3], lambda m: m.view(-1)[:9], lambda m: m])
+def test_what_activations_are_written_into_is_not_known(
+    dtype: torch.dtype, through: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    def mask(hidden: torch.Tensor) -> torch.Tensor:
+        found = torch.ones(hidden.shape, dtype=dtype)
+        window = through(found)
+        window.copy_((hidden.flatten()[: window.numel()] > 0).view(window.shape))
+        return found
+
+    with pytest.raises(TraceError, match="values of activations"):
+        runs(Asked(mask), rows())
+
+
+def test_drawn_masks_are_not_known() -> None:
+    with pytest.raises(TraceError, match="values of activations"):
+        runs(Asked(lambda h: torch.rand(h.shape[0], 64) < 0.9), rows())
+
+
+class Speech(nn.Module):
+    """Connectionist temporal classification of padded labels: their number gives shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, KINDS))
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = self.body(x).log_softmax(-1)
+        lengths = torch.ones_like(x[..., 0]).sum(-1).long()
+        known = labels >= 0
+        flat = labels.masked_select(known)
+        loss = nn.functional.ctc_loss(found.transpose(0, 1), flat, lengths, known.sum(-1))
+        return {"loss": loss}
+
+
+def speech() -> tuple[torch.Tensor, torch.Tensor]:
+    labels = torch.randint(1, KINDS, (3, LABELS), generator=generator())
+    labels[0, 4:] = labels[2, 2:] = -100
+    return torch.randn(3, FRAMES, 8, generator=generator()), labels
+
+
+def test_labels_of_known_number_give_shapes() -> None:
+    graph = actckpt.trace(Speech(), speech())
+    shapes = {tuple(v.shape) for v in graph.values}
+    assert (12,) in shapes  # the labels that are none of the padding
+    assert (3, FRAMES, 2 * LABELS + 1) in shapes  # of each step and label, and blanks between
+    assert_exact(Speech, speech, everything, loss_fn=lambda out: out["loss"])
+
+
+def others_later() -> Body:
+    """Steps whose labels are fewer from the second on."""
+    steps = itertools.count()
+
+    def run(model: nn.Module, call: Call) -> Any:
+        x, labels = call.args
+        if next(steps):
+            labels = labels.clone()
+            labels[:, 3:] = -100
+        out = model(x, labels)
+        out["loss"].backward()
+        return out
+
+    return run
+
+
+@pytest.mark.parametrize("wanted", [everything, each_alone, plan(region("body"))])
+def test_labels_of_another_number_in_a_later_step(wanted: Any) -> None:
+    make = seeded(Speech)
+    expected = outcome(make(), speech(), others_later(), steps=3)
+    model = make()
+    enforce(model, speech(), wanted, loss_fn=lambda out: out["loss"])
+    assert not differences(expected, outcome(model, speech(), others_later(), steps=3))
