@@ -23,10 +23,9 @@ from tests.exact import (
     plan,
     region,
     scalar_loss,
-    seeded,
 )
 from tests.models.blocks import WIDTH, rows
-from tests.suite import generator
+from tests.suite import generator, seeded
 
 FRAMES, LABELS, KINDS = 20, 6, 5
 
