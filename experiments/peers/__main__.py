@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument(
         "--peaks-only",
         action="store_true",
-        help="no plans at the peers' times: a fifth of the time",
+        help="no plans sought at the peers' times, only taken: a fifth of the time",
     )
     parser.add_argument("--write", action="store_true", help="only tables and plot, anew")
     options = parser.parse_args()
@@ -106,8 +106,9 @@ def _about(versions: dict[str, str]) -> dict[str, Any]:
         "round by round; A/A is the untouched model against itself",
         budget="ours at its peak: the peer's measured peak with scope='activations', and more "
         "where the measured peak leaves room; ours at its time: the smallest budget whose plan is "
-        "predicted to be no slower than the peer, by bisection, or that at its peak where it is "
-        "lower and measured no slower",
+        "predicted to be no slower than the peer, by bisection (with --peaks-only the lowest of "
+        "those at the peaks of its group that is measured no slower), or that at its peak where it "
+        "is lower and measured no slower",
     )
 
 

@@ -33,7 +33,8 @@ class Case:
     Args:
         peers: names, of one group.
         rounds: timed rounds of all arms.
-        peaks_only: no plans at the peers' times, each of which takes several plans to find.
+        peaks_only: at the peers' times no plans of their own, each of which takes several to find,
+            but that of the lowest peak among those at the group's peaks that are as fast.
     """
 
     model: str
@@ -81,7 +82,8 @@ def rows_of(case: Case) -> tuple[dict[str, str], list[Row]]:
             at_peak[name] = _planned(planner.filling, arms[name].peak_bytes, peak_of)
         for name in peers:
             slower = ratio(hasty[name], hasty[UNTOUCHED]).median
-            at_time[name] = "not asked" if case.peaks_only else _planned(planner.no_slower, slower)
+            if not case.peaks_only:
+                at_time[name] = _planned(planner.no_slower, slower)
     used = {p.name: p for p in (*at_peak.values(), *at_time.values()) if isinstance(p, Plan)}
     for name, plan in used.items():
         try:
@@ -116,6 +118,12 @@ def rows_of(case: Case) -> tuple[dict[str, str], list[Row]]:
         row["over_peer"] = over(plan.name, peer)
         return row
 
+    def as_fast(peer: str) -> Plan | str:
+        """The plan of the lowest peak among those measured to be no slower than a peer."""
+        found = [p for n, p in used.items() if n in times and over(n, peer)["median"] <= 1]
+        plans = sorted(found, key=lambda p: arms[p.name].peak_bytes)
+        return plans[0] if plans else "none of those at the group's peaks is as fast"
+
     common = {
         "model": case.model,
         "what": subject.what,
@@ -135,7 +143,7 @@ def rows_of(case: Case) -> tuple[dict[str, str], list[Row]]:
                 "prepare_s": prepare_s[name],
                 **measured(name),
                 "ours_at_its_peak": ours(at_peak[name], name),
-                "ours_at_its_time": ours(at_time[name], name),
+                "ours_at_its_time": ours(at_time.get(name) or as_fast(name), name),
             }
         rows.append(row)
     return _versions(planner), rows
