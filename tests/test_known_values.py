@@ -80,9 +80,16 @@ def test_what_activations_are_written_into_is_not_known(
         runs(Asked(mask), rows())
 
 
-def test_drawn_masks_are_not_known() -> None:
+@pytest.mark.parametrize(
+    "mask",
+    [
+        lambda h: torch.rand(h.shape[0], 64) < 0.9,
+        lambda h: torch.ones(h.shape[0], 64).bernoulli_(0.5),
+    ],
+)
+def test_drawn_masks_are_not_known(mask: Callable[[torch.Tensor], torch.Tensor]) -> None:
     with pytest.raises(TraceError, match="values of activations"):
-        runs(Asked(lambda h: torch.rand(h.shape[0], 64) < 0.9), rows())
+        runs(Asked(mask), rows())
 
 
 class Speech(nn.Module):

@@ -16,6 +16,9 @@ _ATTRIBUTE = "_actckpt_real"
 # of a storage behind which values were written that are not known
 _STALE = "_actckpt_stale"
 _LARGEST_NUMEL = 1 << 20
+# real numbers that are made of known ones (a mask of ones), and others
+_LARGEST_FLOAT_NUMEL = 1 << 16
+_FEW = 64
 aten = torch.ops.aten
 # their results' shapes depend on the lengths of labels, not on activations
 _SHAPED_BY_INTEGERS = {aten._ctc_loss.Tensor}
@@ -28,23 +31,18 @@ _BLIND = {
     aten.new_zeros.default,
     aten.new_full.default,
 }
-_LARGEST_FLOAT_NUMEL = 64
 
 
-def _is_small(t: torch.Tensor) -> bool:
-    """Whether a tensor is worth carrying where all that it is made of is known: a million."""
-    return t.layout == torch.strided and not t.is_complex() and t.numel() <= _LARGEST_NUMEL
-
-
-def _is_asked(t: torch.Tensor) -> bool:
-    """Whether the values of a tensor are worth knowing: integers and masks, a few floats."""
-    few = not t.is_floating_point() or t.numel() <= _LARGEST_FLOAT_NUMEL
-    return few and _is_small(t)
+def _is_small(t: torch.Tensor, floats: int = _FEW) -> bool:
+    """Whether a tensor is worth carrying: integers and masks up to a million, ``floats`` others."""
+    if t.layout != torch.strided or t.is_complex():
+        return False
+    return t.numel() <= (floats if t.is_floating_point() else _LARGEST_NUMEL)
 
 
 def attach_real(fake: torch.Tensor, real: torch.Tensor) -> None:
     """Lets ``fake`` answer with a copy of ``real``'s values; does nothing for large tensors."""
-    if _is_asked(real) and not real.requires_grad and not isinstance(real, FakeTensor):
+    if _is_small(real) and not real.requires_grad and not isinstance(real, FakeTensor):
         with torch.utils._python_dispatch._disable_current_modes():
             fake.__dict__[_ATTRIBUTE] = real.detach().clone()
 
@@ -52,7 +50,7 @@ def attach_real(fake: torch.Tensor, real: torch.Tensor) -> None:
 def real_of(fake: torch.Tensor) -> torch.Tensor | None:
     """The values behind ``fake``, or None if they are not known."""
     if not isinstance(fake, FakeTensor):
-        return fake if _is_asked(fake) else None
+        return fake if _is_small(fake) else None
     real: torch.Tensor | None = fake.__dict__.get(_ATTRIBUTE)
     if real is None or getattr(real.untyped_storage(), _STALE, False):
         return None
@@ -70,18 +68,17 @@ def propagate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
     else:
         outputs = [o for o in (out if isinstance(out, (list, tuple)) else (out,)) if _is_fake(o)]
     # drawn ones are other values in every step; a few may be asked (the layers to leave out)
-    wanted = _is_asked if torch.Tag.nondeterministic_seeded in func.tags else _is_small
-    if not outputs or not all(wanted(o) for o in outputs):
-        return
-    known, reals = _run(func, args, kwargs)
+    floats = _FEW if torch.Tag.nondeterministic_seeded in func.tags else _LARGEST_FLOAT_NUMEL
+    small = all(_is_small(o, floats) for o in outputs)
+    known, reals = _run(func, args, kwargs) if small and outputs else (False, [])
     if known:
         for o, r in zip(outputs, reals, strict=True) if reals else ():
             o.__dict__[_ATTRIBUTE] = r
-    else:
-        for o in outputs:
-            real = o.__dict__.pop(_ATTRIBUTE, None)
-            if real is not None:
-                setattr(real.untyped_storage(), _STALE, True)
+        return
+    for o in outputs:
+        real = o.__dict__.pop(_ATTRIBUTE, None)
+        if real is not None:
+            setattr(real.untyped_storage(), _STALE, True)
 
 
 def known_results(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
