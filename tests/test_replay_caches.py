@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import actckpt
 from actckpt.errors import ReplayError
 from actckpt.plan import Plan, Region
 from actckpt.tracing.call import Call
@@ -42,6 +44,20 @@ def llama() -> nn.Module:
         LlamaConfig(
             vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=LAYERS,
             num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
+        )
+    )  # fmt: skip
+    return model
+
+
+def mistral() -> nn.Module:
+    """Its cache has a sliding window, narrower than the batch: the width is a tensor."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    model: nn.Module = MistralForCausalLM(
+        MistralConfig(
+            vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=LAYERS,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
+            sliding_window=4,
         )
     )  # fmt: skip
     return model
@@ -107,9 +123,20 @@ def test_gpt2_root_and_saved_operations() -> None:
     assert_exact(gpt2, ids, plan(region("transformer", None, region("transformer.h.1"))), run=run)
 
 
+@pytest.mark.parametrize("make", [llama, mistral])
 @pytest.mark.parametrize("wanted", trees("model.layers", LAYERS))
-def test_llama_with_its_cache_growing(wanted: Plan) -> None:
-    assert_exact(llama, ids, wanted, run=run)
+def test_llama_and_mistral_with_their_caches_growing(
+    make: Callable[[], nn.Module], wanted: Plan
+) -> None:
+    assert_exact(make, ids, wanted, run=run)
+
+
+def test_the_dry_run_of_a_cache_with_a_sliding_window() -> None:
+    """Fake tensors in the cache keep the values that they answer with."""
+    model = mistral()
+    actckpt.optimize(model, None, batch=ids(), policy="full")
+    assert actckpt.report(model).plan.regions
+    model(**ids()).loss.backward()
 
 
 def test_a_second_replay_finds_the_cache_as_the_first_did() -> None:

@@ -13,7 +13,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
+from actckpt.tracing.real_values import attach_real, real_of
+
+# of a cache's integers that are copied
+_FEW = 64
 _PLAIN = (
     type(None), bool, int, float, complex, str, bytes, slice, range, enum.Enum, torch.dtype,
     torch.device, torch.layout, torch.memory_format, torch.Size, type, types.FunctionType,
@@ -63,7 +68,8 @@ def snapshot_caches(tree: Any) -> Any:
     """``tree`` with every cache replaced by a structural copy that owns no memory.
 
     Tensors inside become meta tensors of the same shape: a stage may ask a cache for lengths of
-    other layers, but one that reads their values fails loudly in the recomputation.
+    other layers, but one that reads their values fails loudly in the recomputation. A few integers
+    (the width of a sliding window) are settings or counters, and copied.
     """
     if is_cache(tree):
         return _copy_cache(tree)
@@ -77,10 +83,21 @@ def snapshot_caches(tree: Any) -> Any:
     return tree
 
 
+def _copy_numbers(x: torch.Tensor) -> torch.Tensor:
+    with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
+        copied = x.clone()
+    real = real_of(x) if isinstance(x, FakeTensor) else None
+    if real is not None:
+        attach_real(copied, real)
+    return copied
+
+
 def _copy_cache(x: Any) -> Any:
     if isinstance(x, torch.Tensor):
         if x.numel() == 0:
             return x
+        if x.numel() <= _FEW and not (x.is_floating_point() or x.is_complex()):
+            return _copy_numbers(x)
         with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
             return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
     if isinstance(x, list):
