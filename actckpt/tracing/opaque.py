@@ -15,10 +15,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from actckpt.tracing.real_values import attach_real, real_of
+from actckpt.tracing.real_values import FEW, attach_real, real_of
 
-# of a cache's integers that are copied
-_FEW = 64
 _PLAIN = (
     type(None), bool, int, float, complex, str, bytes, slice, range, enum.Enum, torch.dtype,
     torch.device, torch.layout, torch.memory_format, torch.Size, type, types.FunctionType,
@@ -96,7 +94,7 @@ def _copy_cache(x: Any) -> Any:
     if isinstance(x, torch.Tensor):
         if x.numel() == 0:
             return x
-        if x.numel() <= _FEW and not (x.is_floating_point() or x.is_complex()):
+        if x.numel() <= FEW and not (x.is_floating_point() or x.is_complex()):
             return _copy_numbers(x)
         with torch.utils._python_dispatch._disable_current_modes(), torch.no_grad():
             return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")

@@ -18,7 +18,7 @@ _STALE = "_actckpt_stale"
 _LARGEST_NUMEL = 1 << 20
 # real numbers that are made of known ones (a mask of ones), and others
 _LARGEST_FLOAT_NUMEL = 1 << 16
-_FEW = 64
+FEW = 64
 aten = torch.ops.aten
 # their results' shapes depend on the lengths of labels, not on activations
 _SHAPED_BY_INTEGERS = {aten._ctc_loss.Tensor}
@@ -33,7 +33,7 @@ _BLIND = {
 }
 
 
-def _is_small(t: torch.Tensor, floats: int = _FEW) -> bool:
+def _is_small(t: torch.Tensor, floats: int = FEW) -> bool:
     """Whether a tensor is worth carrying: integers and masks up to a million, ``floats`` others."""
     if t.layout != torch.strided or t.is_complex():
         return False
@@ -68,7 +68,7 @@ def propagate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
     else:
         outputs = [o for o in (out if isinstance(out, (list, tuple)) else (out,)) if _is_fake(o)]
     # drawn ones are other values in every step; a few may be asked (the layers to leave out)
-    floats = _FEW if torch.Tag.nondeterministic_seeded in func.tags else _LARGEST_FLOAT_NUMEL
+    floats = FEW if torch.Tag.nondeterministic_seeded in func.tags else _LARGEST_FLOAT_NUMEL
     small = all(_is_small(o, floats) for o in outputs)
     known, reals = _run(func, args, kwargs) if small and outputs else (False, [])
     if known:
