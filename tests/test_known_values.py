@@ -80,6 +80,20 @@ def test_what_activations_are_written_into_is_not_known(
         runs(Asked(mask), rows())
 
 
+def test_running_statistics_are_not_known_once_moved() -> None:
+    norm = nn.BatchNorm1d(WIDTH)
+
+    def mask(hidden: torch.Tensor) -> torch.Tensor:
+        norm(hidden)
+        assert norm.running_mean is not None
+        return norm.running_mean != 0
+
+    model = Asked(mask)
+    model.norm = norm
+    with pytest.raises(TraceError, match="values of activations"):
+        runs(model, rows())
+
+
 @pytest.mark.parametrize(
     "mask",
     [

@@ -75,10 +75,18 @@ def propagate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
         for o, r in zip(outputs, reals, strict=True) if reals else ():
             o.__dict__[_ATTRIBUTE] = r
         return
-    for o in outputs:
+    for o in (*outputs, *_statistics(func, args)):
         real = o.__dict__.pop(_ATTRIBUTE, None)
         if real is not None:
             setattr(real.untyped_storage(), _STALE, True)
+
+
+def _statistics(func: Any, args: tuple[Any, ...]) -> list[torch.Tensor]:
+    """BatchNorm's running statistics, which its kernels move without saying so."""
+    if "batch_norm" not in func.__name__:
+        return []
+    named = zip(func._schema.arguments, args, strict=False)
+    return [x for a, x in named if a.name.startswith("running_") and _is_fake(x)]
 
 
 def known_results(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
