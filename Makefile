@@ -46,7 +46,6 @@ grid: setup
 
 figures: setup
 	$(BIN)/python -m experiments.chain
-	$(BIN)/python -m experiments.versus_checkpoint
 	$(BIN)/python -m experiments.peers
 	$(BIN)/python -m experiments.optimality
 	$(BIN)/python -m experiments.prediction

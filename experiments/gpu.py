@@ -32,6 +32,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import actckpt
+from experiments.arguments import add_models
 from experiments.gpu_table import write
 from experiments.progress import progress
 from experiments.results import FOLDER
@@ -411,7 +412,7 @@ def _pixels(batch: int, size: int, classes: int, dtype: torch.dtype) -> dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.gpu", description=__doc__)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(MODELS)}")
+    add_models(parser, MODELS)
     parser.add_argument("--quick", action="store_true", help="small models; also on the CPU")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="timed rounds, at least 2")
     parser.add_argument(
@@ -425,8 +426,6 @@ def main() -> None:
         os.environ[QUICK] = "1"
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic products
     names, until = options.models or list(MODELS), time.time() + options.seconds
-    if unknown := [name for name in names if name not in MODELS]:
-        parser.error(f"no model {', '.join(unknown)}; there are {', '.join(MODELS)}")
     path = folder / "gpu_rows.jsonl"
     path.unlink(missing_ok=True)
     context = multiprocessing.get_context("spawn")

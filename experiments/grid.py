@@ -30,6 +30,7 @@ import torch
 from torch import nn
 
 import actckpt
+from experiments.arguments import several
 from experiments.progress import progress
 from experiments.results import FOLDER, circumstances, markdown_table, write_markdown
 from tests.predictions import Agreement, agreement, autocast
@@ -412,28 +413,19 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m experiments.grid", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
 
-    def several(names: Iterable[str]) -> Any:
-        known = tuple(names)
-
-        def parse(text: str) -> tuple[str, ...]:
-            chosen = tuple(text.split(","))
-            if unknown := set(chosen) - set(known):
-                raise argparse.ArgumentTypeError(f"{unknown} not among {', '.join(known)}")
-            return chosen
-
-        return parse
-
     def percents(text: str) -> tuple[float, ...]:
         return tuple(float(p) for p in text.split(","))
 
-    parser.add_argument("--models", type=several(CASES), default=tuple(CASES), metavar="M,M")
+    parser.add_argument(
+        "--models", type=several("model", CASES), default=tuple(CASES), metavar="M,M"
+    )
     parser.add_argument(
         "--policies",
-        type=several(actckpt.POLICIES),
+        type=several("policy", actckpt.POLICIES),
         default=tuple(actckpt.POLICIES),
         metavar="P,P",
     )
-    parser.add_argument("--scopes", type=several(SCOPES), default=SCOPES, metavar="S,S")
+    parser.add_argument("--scopes", type=several("scope", SCOPES), default=SCOPES, metavar="S,S")
     parser.add_argument("--budgets", type=percents, default=PERCENTS, metavar="N,N")
     parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count(), metavar="N")
     parser.add_argument("--every", action="store_true", help="ask for every cell")

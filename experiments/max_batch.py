@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 import actckpt
+from experiments.arguments import add_models
 from experiments.peers.models import MODELS, SEED, built
 from experiments.peers.subject import Subject, cross_entropy
 from experiments.progress import progress
@@ -130,14 +131,12 @@ def write(folder: Path, versions: dict[str, str], rows: list[Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.max_batch", description=__doc__)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(MODELS)}")
+    add_models(parser, MODELS)
     parser.add_argument(
         "--quick", action="store_true", help="small models, to try; writes to runs/max_batch"
     )
     options = parser.parse_args()
     names = options.models or list(SUBJECTS)
-    if unknown := [name for name in names if name not in MODELS]:
-        parser.error(f"no model {', '.join(unknown)}; there are {', '.join(MODELS)}")
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the allocation log's own lines
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
+from experiments.arguments import add_models
 from experiments.figure import INK, MUTED, OURS, UNTOUCHED, bare_axes, blank_figure
 from experiments.peers.models import MODELS, SEED, built
 from experiments.peers.ours import Planner
@@ -176,15 +177,13 @@ def write(folder: Path, versions: dict[str, str], rows: list[Row]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.prediction", description=__doc__)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(MODELS)}")
+    add_models(parser, MODELS)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="timed rounds, at least 2")
     parser.add_argument(
         "--quick", action="store_true", help="small models, to try; writes to runs/prediction"
     )
     options = parser.parse_args()
     names = options.models or list(MODELS)
-    if unknown := [name for name in names if name not in MODELS]:
-        parser.error(f"no model {', '.join(unknown)}; there are {', '.join(MODELS)}")
     folder = Path("runs/prediction") if options.quick else FOLDER
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the allocation log's own lines
     path = folder / "prediction.jsonl"

@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from experiments.arguments import add_models
 from experiments.peers.arms import GROUPS, PEERS
 from experiments.peers.figure import draw
 from experiments.peers.measure import Case, Row, rows_of
@@ -30,7 +31,7 @@ ROUNDS = 15
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.peers", description=__doc__)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(MODELS)}")
+    add_models(parser, MODELS)
     parser.add_argument("--group", action="append", choices=GROUPS, help="only these peers")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="timed rounds, at least 2")
     parser.add_argument(
@@ -44,8 +45,6 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="only tables and plot, anew")
     options = parser.parse_args()
     names = options.models or list(MODELS)
-    if unknown := [name for name in names if name not in MODELS]:
-        parser.error(f"no model {', '.join(unknown)}; there are {', '.join(MODELS)}")
     folder = Path("runs/peers") if options.quick else FOLDER
     about, rows = _read(folder)
     if options.write:
