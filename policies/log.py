@@ -33,16 +33,19 @@ def halves(graph: Graph, chain: tuple[int, ...]) -> list[Region]:
     regions: list[Region] = []
     while len(chain) > 1:
         middle = len(chain) // 2
-        regions.append(tree(graph, chain[:middle]))
+        regions += trees(graph, chain[:middle])
         chain = chain[middle:]
-    return [*regions, tree(graph, chain)]
+    return [*regions, *trees(graph, chain)]
 
 
-def tree(graph: Graph, chain: tuple[int, ...]) -> Region:
-    """The region over ``chain`` whose two halves are regions inside it, down to single blocks."""
-    if len(chain) == 1:
-        return region(graph, chain[0])
-    middle = len(chain) // 2
-    return region(
-        graph, chain[0], chain[-1], tree(graph, chain[:middle]), tree(graph, chain[middle:])
-    )
+def trees(graph: Graph, part: tuple[int, ...]) -> list[Region]:
+    """A region over part of a chain whose two halves are regions inside it, down to single blocks.
+
+    Several where the part is no chain: branches that read the same without what makes it.
+    """
+    found = []
+    for run in chains(graph, part):
+        middle = len(run) // 2
+        inside = [*trees(graph, run[:middle]), *trees(graph, run[middle:])] if middle else []
+        found.append(region(graph, run[0], run[-1], *inside))
+    return found

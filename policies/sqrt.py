@@ -28,7 +28,14 @@ def sqrt(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
 
 
 def segments(graph: Graph, chain: tuple[int, ...], count: int) -> list[Region]:
-    """``chain`` in ``count`` regions whose lengths differ by at most one, longer ones last."""
+    """``chain`` in ``count`` regions whose lengths differ by at most one, longer ones last.
+
+    More of them where a part is no chain: branches that read the same without what makes it.
+    """
     count = max(1, min(count, len(chain)))
     cuts = [i * len(chain) // count for i in range(count + 1)]
-    return [region(graph, chain[a], chain[b - 1]) for a, b in pairwise(cuts) if a < b]
+    return [
+        region(graph, run[0], run[-1])
+        for a, b in pairwise(cuts)
+        for run in chains(graph, chain[a:b])
+    ]

@@ -1,19 +1,22 @@
-"""Drawn at random: chains of blocks of every kind under region trees of every shape."""
+"""Drawn at random: chains and networks of blocks of every kind, under plans of every shape."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
 
+import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from actckpt.errors import BudgetError
 from actckpt.graph import Graph
 from actckpt.plan import Plan, Region, SavedOp
-from tests.exact import assert_exact, region
-from tests.models.blocks import WIDTH, Chain, Residual, rows
+from actckpt.policies import POLICIES
+from tests.exact import assert_exact, dear, region
+from tests.models.blocks import WIDTH, Chain, Network, Residual, rows
 
 
 class InPlace(nn.Module):
@@ -155,3 +158,45 @@ def test_random_chains_under_random_plans(data: st.DataObject) -> None:
         return Plan("drawn", tuple(with_saved(graph, r, chosen) for r in trees))
 
     assert_exact(make, rows, wanted, prune=prune, steps=2, must_replay=False)
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> tuple[list[int], list[tuple[int, ...]]]:
+    """Kinds of blocks, and which results each reads: mostly the last one, or the one before."""
+    kinds = draw(st.lists(st.integers(0, len(KINDS) - 1), min_size=2, max_size=7))
+    reads = []
+    for n in range(len(kinds)):
+        near = st.integers(max(0, n - 2), n)
+        reads.append(tuple(draw(st.lists(near, min_size=1, max_size=2, unique=True))))
+    return kinds, reads
+
+
+@pytest.mark.parametrize("policy", ["full", "sqrt", "log", "selective", "calls"])
+@settings(
+    phases=[Phase.explicit, Phase.generate],
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(network=networks())
+# branches that read what comes before them, and not each other: half of them is no chain
+@example(network=([0, 0, 0, 0], [(0,), (1,), (1,), (1,)]))
+@example(network=([0] * 6, [(0,), (1,), (1,), (1,), (1,), (1,)]))
+def test_random_networks_under_every_policy(
+    policy: str, network: tuple[list[int], list[tuple[int, ...]]]
+) -> None:
+    kinds, reads = network
+
+    def make() -> nn.Module:
+        blocks = [*(KINDS[k]() for k in kinds), nn.Linear(WIDTH, WIDTH)]
+        return Network(blocks, [*reads, (len(kinds),)])
+
+    def wanted(graph: Graph) -> Plan:
+        try:
+            return POLICIES[policy](graph, dear(graph), 1 if policy == "calls" else None)
+        except BudgetError as error:
+            return error.smallest_plan or pytest.fail("no smallest plan")
+
+    assert_exact(make, rows, wanted, steps=2, must_replay=False)

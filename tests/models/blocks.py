@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -35,6 +35,26 @@ class Chain(nn.Module):
         for block in self.blocks:
             x = block(x)
         return x
+
+
+class Network(nn.Module):
+    """Blocks that each read what some earlier results add up to; the last results go out.
+
+    Args:
+        reads: for each block, of which results (0 is the input); one alone is passed as it is.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], reads: Sequence[tuple[int, ...]]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.reads = tuple(reads)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        results = [x]
+        for block, reads in zip(self.blocks, self.reads, strict=True):
+            first, *others = (results[i] for i in reads)
+            results.append(block(sum(others, start=first) if others else first))
+        return results[-3:]
 
 
 def chain(depth: int = 4, p: float = 0.0) -> Callable[[], nn.Module]:
