@@ -191,8 +191,9 @@ class Graph:
 
     ``stages[0]`` is the root call, ``calls`` are the torch functions that it called itself, in
     order. ``loss_seen`` and ``optimizer_seen`` say what the step contained;
-    ``resident_gradients`` whether gradients existed when it began. ``stands_for``: the accelerator
-    whose operations and sizes these are, where the tensors of ``device`` stood in.
+    ``resident_gradients`` whether gradients existed when it began; ``shaped_by_values`` whether a
+    shape follows from values, as of a mask that picks rows. ``stands_for``: the accelerator whose
+    operations and sizes these are, where the tensors of ``device`` stood in.
     """
 
     device: str
@@ -208,6 +209,7 @@ class Graph:
     versions: dict[str, str] = field(default_factory=dict)
     calls: tuple[FunctionCall, ...] = ()
     stands_for: str = ""
+    shaped_by_values: bool = False
 
     @cached_property
     def children(self) -> tuple[tuple[int, ...], ...]:
@@ -290,6 +292,7 @@ class Graph:
                     for c in data["calls"]
                 ),
                 stands_for=data.get("stands_for", ""),
+                shaped_by_values=data.get("shaped_by_values", False),
             )
         except (KeyError, TypeError) as error:
             raise PlanError(f"not a graph: {error}") from error

@@ -159,3 +159,79 @@ def test_labels_of_another_number_in_a_later_step(wanted: Any) -> None:
     model = make()
     enforce(model, speech(), wanted, loss_fn=lambda out: out["loss"])
     assert not differences(expected, outcome(model, speech(), others_later(), steps=3))
+
+
+class Picking(nn.Module):
+    """Predicts those labels that are none of the padding."""
+
+    def __init__(self, pick: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.pick = pick
+        self.body = nn.Sequential(nn.Linear(8, 32), nn.Tanh())
+        self.head = nn.Sequential(nn.Linear(32, 32), nn.GELU(), nn.Linear(32, KINDS))
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        known = labels >= 0
+        picked = self.pick(self.body(x)[:, :LABELS], known)
+        return {"loss": nn.functional.cross_entropy(self.head(picked), labels[known])}
+
+
+def written(hidden: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """The mask is asked in backward, too, for the gradient of what was written."""
+    hidden = hidden.clone()
+    hidden[known] = hidden[0, 0] * 2
+    return hidden[known]
+
+
+PICKS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "index": lambda hidden, known: hidden[known],
+    "select": lambda hidden, known: hidden.masked_select(known.unsqueeze(-1)).view(-1, 32),
+    "nonzero": lambda hidden, known: hidden.flatten(0, 1)[known.flatten().nonzero().squeeze(1)],
+    "repeat": lambda hidden, known: hidden[:, 0].repeat_interleave(known.sum(1), 0),
+    "written": written,
+}
+each_pick = pytest.mark.parametrize("pick", PICKS.values(), ids=PICKS)
+
+
+@each_pick
+def test_rows_that_a_known_mask_picks_give_shapes(pick: Any) -> None:
+    graph = actckpt.trace(Picking(pick), speech())
+    assert graph.shaped_by_values
+    assert (12, 32) in {tuple(v.shape) for v in graph.values}
+    assert_exact(lambda: Picking(pick), speech, everything, loss_fn=lambda out: out["loss"])
+
+
+@each_pick
+@pytest.mark.parametrize("wanted", [everything, each_alone, plan(region("body"), region("head"))])
+def test_a_mask_that_picks_others_in_a_later_step(wanted: Any, pick: Any) -> None:
+    make = seeded(lambda: Picking(pick))
+    expected = outcome(make(), speech(), others_later(), steps=3)
+    model = make()
+    enforce(model, speech(), wanted, loss_fn=lambda out: out["loss"])
+    assert not differences(expected, outcome(model, speech(), others_later(), steps=3))
+
+
+@pytest.mark.usefixtures("flat_profile")
+def test_the_report_says_that_values_give_shapes() -> None:
+    def notes(model: nn.Module, batch: Any) -> str:
+        actckpt.optimize(model, None, batch=batch, policy="full")
+        return " ".join(actckpt.report(model).notes)
+
+    assert "a shape depends on values" in notes(Picking(PICKS["index"]), speech())
+    assert "a shape depends on values" not in notes(nn.Linear(WIDTH, 1), rows())
+
+
+@pytest.mark.parametrize("pick", [PICKS["index"], PICKS["select"]])
+def test_masks_of_activations_give_no_shapes(pick: Any) -> None:
+    class Positive(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 32)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hidden = self.linear(x)
+            out: torch.Tensor = pick(hidden, hidden[..., 0] > 0)
+            return out
+
+    with pytest.raises(TraceError, match="values of activations"):
+        actckpt.trace(Positive(), torch.ones(3, FRAMES, 8), loss_fn=lambda out: out.sum())

@@ -66,6 +66,11 @@ def _unbounded(graph: Graph) -> list[str]:
             "no optimizer was seen: its state and its step are not bounded until its first step "
             "(pass optimizer)"
         )
+    if graph.shaped_by_values:
+        notes.append(
+            "a shape depends on values (rows that a mask picks, lengths of labels): the memory is "
+            "that of this batch's, and what another takes beyond it is not bounded"
+        )
     return notes
 
 

@@ -6,7 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from actckpt.tracing.fake import FakeWorld
@@ -55,6 +59,7 @@ class StepMode(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.world = world
         self.paused = False
+        self.shaped_by_values = False
 
     def seen(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """An operation has run."""
@@ -83,12 +88,12 @@ class StepMode(TorchDispatchMode):
         accelerated = self.world.stand_in is not None
         try:
             out = fake_outputs(func, args, kwargs, accelerated=accelerated)
-        except DynamicOutputShapeException:
+        except (DynamicOutputShapeException, DataDependentOutputException):
             # of labels and masks the values may be known
             found = known_results(func, args, kwargs)
             if found is None:
                 raise
-            out = found
+            out, self.shaped_by_values = found, True
         if func in (aten.detach.default, aten.alias.default):
             propagate(func, args, kwargs, out)
         if func in SKIPPED or func.namespace in ("prim", "profiler"):

@@ -57,6 +57,13 @@ def real_of(fake: torch.Tensor) -> torch.Tensor | None:
     return real
 
 
+def know(fake: torch.Tensor, real: torch.Tensor | None) -> torch.Tensor:
+    """``fake``, which has the values of `real_of` another, if those are known."""
+    if real is not None:
+        fake.__dict__[_ATTRIBUTE] = real
+    return fake
+
+
 def propagate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Runs ``func`` on the known values and attaches the result to the fake ``out``.
 
@@ -96,13 +103,44 @@ def known_results(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
     """
     fakes = [a for a in args if _is_fake(a)]
     known, reals = _run(func, args, kwargs) if fakes else (False, [])
-    if not known:
-        return None
+    if not known or not reals:
+        return _picked(func, args)
     made = [
         torch.empty_strided(r.shape, r.stride(), dtype=r.dtype, device=fakes[0].device)
         for r in reals
     ]
     return made[0] if len(func._schema.returns) == 1 and len(made) == 1 else tuple(made)
+
+
+def _picked(func: Any, args: tuple[Any, ...]) -> Any:
+    """A fake of what masks of known values pick from a tensor; None if they are not known."""
+    if func is aten.masked_select.default:
+        source, mask = args
+        count = _count(mask, torch.broadcast_shapes(source.shape, mask.shape))
+        return None if count is None else source.new_empty(count)
+    if func is aten.index.Tensor:
+        source, indices = args
+        found: list[torch.Tensor | None] = []
+        for index in indices:
+            if index is None or index.dtype != torch.bool:
+                found.append(index)
+                continue
+            count = _count(index, index.shape)
+            if count is None:
+                return None
+            # a mask is one index for each of its dimensions: the positions at which it is set
+            found += [index.new_empty(count, dtype=torch.int64) for _ in range(index.dim())]
+        return func(source, found)
+    return None
+
+
+def _count(mask: torch.Tensor, shape: torch.Size) -> int | None:
+    """How many elements of a mask are set once it has a shape, or None if that is not known."""
+    real = real_of(mask)
+    if real is None:
+        return None
+    with torch.utils._python_dispatch._disable_current_modes():
+        return int(real.broadcast_to(shape).count_nonzero())
 
 
 def _run(

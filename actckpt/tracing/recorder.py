@@ -15,7 +15,7 @@ from actckpt.graph import STATISTICS, Category, Op, Phase, Save, Storage, Value
 from actckpt.signature import encode
 from actckpt.tracing.fake import FakeWorld
 from actckpt.tracing.mode import StepMode, flat_outputs, flat_tensors
-from actckpt.tracing.real_values import has_generator
+from actckpt.tracing.real_values import has_generator, know, real_of
 from actckpt.tracing.stand_in import allocated_bytes
 
 
@@ -71,12 +71,13 @@ class _Lifetime:
 class _Handle:
     """What autograd holds in place of a saved tensor: enough to make it again, and no memory."""
 
-    __slots__ = ("__weakref__", "kept", "save", "value")
+    __slots__ = ("__weakref__", "kept", "real", "save", "value")
 
-    def __init__(self, save: int, value: int, kept: torch.Tensor | None) -> None:
+    def __init__(self, save: int, value: int, tensor: torch.Tensor, kept: bool) -> None:
         self.save = save
         self.value = value
-        self.kept = kept
+        self.kept = tensor.detach() if kept else None
+        self.real = real_of(tensor)  # a mask's values are asked in backward, too
 
 
 class Recorder(StepMode):
@@ -251,7 +252,7 @@ class Recorder(StepMode):
         index = len(self.saves)
         stage = self.stage_stack[-1] if self.stage_stack else -1
         self.saves.append([len(self.ops), value, stage, -1, -1, held])
-        handle = _Handle(index, value, tensor.detach() if held else None)
+        handle = _Handle(index, value, tensor, held)
 
         def released() -> None:
             self._release(index)
@@ -291,7 +292,7 @@ class Recorder(StepMode):
             window = base.as_strided(value.shape, value.stride, value.offset)
             # the window keeps the base, so that later windows share its storage
             window.__dict__["_actckpt_base"] = base
-            return window
+            return know(window, handle.real)
         finally:
             self.paused = False
 

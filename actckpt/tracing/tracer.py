@@ -158,6 +158,7 @@ def _assemble(
         optimizer_seen=step.optimizer is not None,
         resident_gradients=step.accumulate,
         versions=versions(),
+        shaped_by_values=recorder.shaped_by_values,
         calls=tuple(stages.followed.calls) if stages.followed is not None else (),
         stands_for=step.stand_in.name if step.stand_in is not None else "",
     )
