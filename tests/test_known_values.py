@@ -235,3 +235,96 @@ def test_masks_of_activations_give_no_shapes(pick: Any) -> None:
 
     with pytest.raises(TraceError, match="values of activations"):
         actckpt.trace(Positive(), torch.ones(3, FRAMES, 8), loss_fn=lambda out: out.sum())
+
+
+class Guarded(nn.Module):
+    """Clamps what has overflowed, as Hugging Face's models do in half precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = x + nn.functional.gelu(layer(x))
+            if not torch.isfinite(x).all():
+                x = x.nan_to_num().clamp(-10, 10)
+        return x
+
+
+CHECKS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "isnan": lambda h: h.isnan().any(),
+    "isfinite": lambda h: not torch.isfinite(h).all(),
+    "either": lambda h: (h.isnan() | h.isinf()).any(),
+    "a part": lambda h: h.isnan().flatten()[1:].any(),
+    "how many": lambda h: h.isinf().float().sum() > 0,
+    "where": lambda h: h.isnan().nonzero().numel(),
+    "not itself": lambda h: (h != h).any(),
+}
+
+
+few_and_many = pytest.mark.parametrize("count", [5, (1 << 20) // WIDTH + 1], ids=["few", "many"])
+
+
+def changed(hidden: torch.Tensor) -> torch.Tensor:
+    """A mask that is written into after it was made, through a window, too."""
+    mask = hidden.isnan()
+    mask |= hidden.isinf()
+    mask[:2] = hidden[:2] > 0
+    return mask.any()
+
+
+@few_and_many
+def test_masks_that_activations_change_are_not_known(count: int) -> None:
+    class Checked(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hidden = super().forward(x)
+            return hidden.sin() if changed(hidden) else hidden.tanh()
+
+    with pytest.raises(TraceError, match="values of activations"):
+        runs(Checked(WIDTH, WIDTH), rows(count))
+
+
+@few_and_many
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
+def test_activations_are_taken_for_finite(check: Callable[[torch.Tensor], Any], count: int) -> None:
+    class Checked(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hidden = super().forward(x)
+            return hidden.sin() if check(hidden) else hidden.tanh()
+
+    names = runs(Checked(WIDTH, WIDTH), rows(count))
+    assert "tanh" in names
+    assert "sin" not in names
+
+
+def test_known_numbers_are_not_taken_for_finite() -> None:
+    class Masked(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            mask = torch.full((4, 4), -torch.inf).triu(1)
+            hidden = super().forward(x)
+            return hidden.sin() if mask.isinf().any() else hidden.tanh()
+
+    assert "sin" in runs(Masked(WIDTH, WIDTH), rows())
+
+
+def overflows_later() -> Body:
+    """Steps of which the second overflows."""
+    steps = itertools.count()
+
+    def run(model: nn.Module, call: Call) -> Any:
+        x = call.args[0]
+        out = model(torch.full_like(x, 3.3e38) if next(steps) == 1 else x)
+        scalar_loss(out).backward()
+        return out
+
+    return run
+
+
+@pytest.mark.parametrize("wanted", [everything, each_alone, plan("layers.1"), plan("")])
+def test_a_step_that_is_not_finite_goes_its_own_way(wanted: Any) -> None:
+    make = seeded(Guarded)
+    expected = outcome(make(), rows(), overflows_later(), steps=3)
+    model = make()
+    enforce(model, rows(), wanted)
+    assert not differences(expected, outcome(model, rows(), overflows_later(), steps=3))

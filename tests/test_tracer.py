@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import random
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -191,6 +192,42 @@ def test_a_mask_cached_while_tracing_is_no_fake_tensor_afterwards() -> None:
     assert not model.seen
     assert not model.by_length
     model(x).backward()
+
+
+class ReadOnly(OrderedDict[str, Any]):
+    """A mapping that refuses to be changed, as the configs of diffusers' models."""
+
+    frozen = False
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("it is read-only")
+
+    clear = update = pop = setdefault = _refuse
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if self.frozen:
+            self._refuse()
+        super().__setitem__(key, value)
+
+
+def test_read_only_containers_are_let_alone() -> None:
+    class Configured(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(4, 4)
+            self.config = ReadOnly()
+            self.config["width"], self.config["scale"] = 4, torch.tensor(0.5)
+            self.config.frozen = True
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = super().forward(x) * self.config["scale"]
+            return out
+
+    model = Configured()
+    before = dict(model.config)
+    actckpt.trace(model, torch.ones(2, 4), loss_fn=lambda out: out.sum())
+    assert all(model.config[key] is value for key, value in before.items())
+    assert type(model.config) is ReadOnly
+    assert list(model.config) == list(before)
 
 
 @each_case

@@ -7,7 +7,7 @@ import random
 import sys
 import threading
 import warnings
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -19,11 +19,13 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from actckpt.tracing.accelerator_ops import AcceleratorOps
 from actckpt.tracing.call import map_tensors
+from actckpt.tracing.containers import containers, same_items
 from actckpt.tracing.real_values import attach_real
 from actckpt.tracing.stand_in import StandIn
 from actckpt.tracing.step import Step
 
 TRACING = threading.local()
+_DICTS = (dict, OrderedDict, defaultdict)
 
 
 class FakeWorld:
@@ -72,7 +74,7 @@ def faked(model: nn.Module, step: Step) -> Iterator[tuple[FakeWorld, Step]]:
     """
     world = FakeWorld(step.stand_in)
     modules = list(model.modules())
-    dicts = [(m, dict(m.__dict__), _contents(m)) for m in modules]
+    dicts = [(m, dict(m.__dict__), list(containers(m))) for m in modules]
     parameters = list(model.parameters())
     grads = [p.grad for p in parameters]
     with ExitStack() as stack:
@@ -114,21 +116,14 @@ def stands_in() -> bool:
     return getattr(TRACING, "stand_in", None) is not None
 
 
-def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
-    """The module's own containers with a shallow copy of each."""
-    found: list[tuple[Any, Any]] = []
-    for value in module.__dict__.values():
-        if isinstance(value, (dict, list, set)):
-            found.append((value, copy.copy(value)))
-    return found
-
-
 def _restore(
-    module: nn.Module, attributes: dict[str, Any], contents: list[tuple[Any, Any]]
+    module: nn.Module, attributes: dict[str, Any], contents: list[tuple[str, Any, Any]]
 ) -> None:
     module.__dict__.clear()
     module.__dict__.update(attributes)
-    for container, saved in contents:
+    for _, container, saved in contents:
+        if same_items(container, saved):
+            continue  # read-only ones (diffusers' configs) would refuse
         if isinstance(container, list):
             container[:] = saved
         else:
@@ -154,9 +149,10 @@ def _swap(module: nn.Module, world: FakeWorld) -> None:
             continue
         if isinstance(value, torch.Tensor):
             module.__dict__[name] = world.fake(value)
-        elif isinstance(value, list) and any(isinstance(v, torch.Tensor) for v in value):
+        # others are met on sight: a container of a kind of its own may refuse
+        elif type(value) is list and any(isinstance(v, torch.Tensor) for v in value):
             value[:] = [world.fake(v) if isinstance(v, torch.Tensor) else v for v in value]
-        elif isinstance(value, dict) and any(isinstance(v, torch.Tensor) for v in value.values()):
+        elif type(value) in _DICTS and any(isinstance(v, torch.Tensor) for v in value.values()):
             for key, v in list(value.items()):
                 if isinstance(v, torch.Tensor):
                     value[key] = world.fake(v)

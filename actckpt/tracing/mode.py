@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from actckpt.tracing.fake import FakeWorld
 from actckpt.tracing.kernel_outputs import fake_outputs
-from actckpt.tracing.real_values import known_results, propagate, scalar
+from actckpt.tracing.real_values import propagate, scalar
+from actckpt.tracing.value_shapes import known_results
 
 aten = torch.ops.aten
 

@@ -6,7 +6,8 @@ operation whose tensor arguments all have known values is run on them, too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 _ATTRIBUTE = "_actckpt_real"
 # of a storage behind which values were written that are not known
 _STALE = "_actckpt_stale"
-_LARGEST_NUMEL = 1 << 20
+LARGEST_NUMEL = 1 << 20
 # real numbers that are made of known ones (a mask of ones), and others
 _LARGEST_FLOAT_NUMEL = 1 << 16
 FEW = 64
@@ -33,11 +34,15 @@ _BLIND = {
 }
 
 
+# from a tensor to the values behind it
+_Of = Callable[[torch.Tensor], torch.Tensor | None]
+
+
 def _is_small(t: torch.Tensor, floats: int = FEW) -> bool:
     """Whether a tensor is worth carrying: integers and masks up to a million, ``floats`` others."""
     if t.layout != torch.strided or t.is_complex():
         return False
-    return t.numel() <= (floats if t.is_floating_point() else _LARGEST_NUMEL)
+    return t.numel() <= (floats if t.is_floating_point() else LARGEST_NUMEL)
 
 
 def attach_real(fake: torch.Tensor, real: torch.Tensor) -> None:
@@ -71,14 +76,18 @@ def propagate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
     all that lies in the same storage.
     """
     if out is None:  # lists changed in place (an optimizer's counters): values change with them
-        outputs = [t for t in args[0] if _is_fake(t)] if _changes_list(func, args) else []
+        outputs = [t for t in args[0] if is_fake(t)] if _changes_list(func, args) else []
     else:
-        outputs = [o for o in (out if isinstance(out, (list, tuple)) else (out,)) if _is_fake(o)]
+        outputs = [o for o in (out if isinstance(out, (list, tuple)) else (out,)) if is_fake(o)]
     # drawn ones are other values in every step; a few may be asked (the layers to leave out)
     floats = FEW if torch.Tag.nondeterministic_seeded in func.tags else _LARGEST_FLOAT_NUMEL
     small = all(_is_small(o, floats) for o in outputs)
-    known, reals = _run(func, args, kwargs) if small and outputs else (False, [])
-    if known:
+    if func._schema.is_mutable:  # what lies in one element's memory cannot be written into
+        small = small and not any(_overlaps(real_of(o)) for o in outputs)
+    known, reals = run(func, args, kwargs) if small and outputs else (False, [])
+    if not known:
+        reals = _alike(func, args, kwargs, outputs)
+    if known or reals:
         for o, r in zip(outputs, reals, strict=True) if reals else ():
             o.__dict__[_ATTRIBUTE] = r
         return
@@ -88,66 +97,74 @@ def propagate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
             setattr(real.untyped_storage(), _STALE, True)
 
 
+def _if_finite(func: Any, args: tuple[Any, ...]) -> bool | None:
+    """What a check for numbers that are not finite answers where all are; None if it is none.
+
+    Models ask whether something overflowed, and do something about it; a step is planned as if
+    nothing did. One in which something does goes another way, as any forward that changes.
+    """
+    if func in (aten.isnan.default, aten.isinf.default):
+        return False
+    if func in (aten.eq.Tensor, aten.ne.Tensor) and args[0] is args[1]:
+        return func is aten.eq.Tensor
+    if func is aten.ne.Scalar and args[1] == math.inf:
+        return True  # the other half of `isfinite`
+    return None
+
+
+def _alike(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """The result if all its elements are known to be the same, however many; else none.
+
+    It takes the memory of one element.
+    """
+    if len(outputs) != 1 or func._schema.is_mutable:
+        return []
+    shape = outputs[0].shape
+    with torch.utils._python_dispatch._disable_current_modes():
+        answer = _if_finite(func, args)
+        if answer is not None:
+            return [torch.tensor(answer).expand(shape)]
+        if func._schema.returns[0].alias_info is not None:  # a view
+            one = _one_of(args[0])
+            return [] if one is None else [one.expand(shape)]
+        if func in _BLIND or not (
+            torch.Tag.pointwise in func.tags or func is aten._to_copy.default
+        ):
+            return []
+        known, reals = run(func, args, kwargs, _one_of)
+        return [r.expand(shape) for r in reals] if known else []
+
+
+def _one_of(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The one value that all elements of a tensor have, if that is known."""
+    real = real_of(tensor)
+    if real is None or any(real.stride()) or not real.numel():
+        return None
+    return real.as_strided((), ())
+
+
+def _overlaps(real: torch.Tensor | None) -> bool:
+    """Whether elements share memory."""
+    if real is None:
+        return False
+    return any(n > 1 and step == 0 for n, step in zip(real.shape, real.stride(), strict=True))
+
+
 def _statistics(func: Any, args: tuple[Any, ...]) -> list[torch.Tensor]:
     """BatchNorm's running statistics, which its kernels move without saying so."""
     if "batch_norm" not in func.__name__:
         return []
     named = zip(func._schema.arguments, args, strict=False)
-    return [x for a, x in named if a.name.startswith("running_") and _is_fake(x)]
+    return [x for a, x in named if a.name.startswith("running_") and is_fake(x)]
 
 
-def known_results(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Fakes of what ``func`` returns where its shapes depend on values; None if these are unknown.
-
-    Called under the fake mode.
-    """
-    fakes = [a for a in args if _is_fake(a)]
-    known, reals = _run(func, args, kwargs) if fakes else (False, [])
-    if not known or not reals:
-        return _picked(func, args)
-    made = [
-        torch.empty_strided(r.shape, r.stride(), dtype=r.dtype, device=fakes[0].device)
-        for r in reals
-    ]
-    return made[0] if len(func._schema.returns) == 1 and len(made) == 1 else tuple(made)
-
-
-def _picked(func: Any, args: tuple[Any, ...]) -> Any:
-    """A fake of what masks of known values pick from a tensor; None if they are not known."""
-    if func is aten.masked_select.default:
-        source, mask = args
-        count = _count(mask, torch.broadcast_shapes(source.shape, mask.shape))
-        return None if count is None else source.new_empty(count)
-    if func is aten.index.Tensor:
-        source, indices = args
-        found: list[torch.Tensor | None] = []
-        for index in indices:
-            if index is None or index.dtype != torch.bool:
-                found.append(index)
-                continue
-            count = _count(index, index.shape)
-            if count is None:
-                return None
-            # a mask is one index for each of its dimensions: the positions at which it is set
-            found += [index.new_empty(count, dtype=torch.int64) for _ in range(index.dim())]
-        return func(source, found)
-    return None
-
-
-def _count(mask: torch.Tensor, shape: torch.Size) -> int | None:
-    """How many elements of a mask are set once it has a shape, or None if that is not known."""
-    real = real_of(mask)
-    if real is None:
-        return None
-    with torch.utils._python_dispatch._disable_current_modes():
-        return int(real.broadcast_to(shape).count_nonzero())
-
-
-def _run(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+def run(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], of: _Of = real_of
 ) -> tuple[bool, list[torch.Tensor]]:
     """Whether the values of all arguments that matter are known; what ``func`` makes of them."""
-    known, real_args, real_kwargs = _real_arguments(func, args, kwargs)
+    known, real_args, real_kwargs = _real_arguments(func, args, kwargs, of)
     # a generator of the user's own is real, and must not move
     if not known or has_generator(args, kwargs):
         return False, []
@@ -179,19 +196,19 @@ def _changes_list(func: Any, args: tuple[Any, ...]) -> bool:
     return first is not None and first.is_write and isinstance(args[0], (list, tuple))
 
 
-def _is_fake(x: Any) -> bool:
+def is_fake(x: Any) -> bool:
     return isinstance(x, FakeTensor)
 
 
 def _real_arguments(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], of: _Of
 ) -> tuple[bool, list[Any], dict[str, Any]]:
     known = True
 
     def convert(x: Any) -> Any:
         nonlocal known
         if isinstance(x, torch.Tensor):
-            real = real_of(x)
+            real = of(x)
             if real is None and (
                 func in _BLIND or (func in _SHAPED_BY_INTEGERS and x.is_floating_point())
             ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 import weakref
 from collections import Counter
@@ -17,6 +16,7 @@ from torch.overrides import _get_current_function_mode
 from actckpt.graph import Input, Stage
 from actckpt.tracing.call import tensors
 from actckpt.tracing.calls import CallRecorder
+from actckpt.tracing.containers import containers, same_items
 from actckpt.tracing.opaque import Opaque, opaque_arguments
 from actckpt.tracing.recorder import Recorder
 
@@ -86,7 +86,7 @@ class StageRecorder:
             stage["refusal"] = f"takes {opaque}, which a recomputation could see changed"
         versions = [t._version for t in tensors((args, kwargs))]
         before, buffers = dict(module.__dict__), dict(module._buffers)
-        containers = _containers(module)
+        contents = [c for c in containers(module) if c[0] not in _TABLES]
         generators = (random.getstate(), _numpy_state())
         self._stack.append(sid)
         try:
@@ -107,7 +107,7 @@ class StageRecorder:
             for name in {**before, **module.__dict__}
             if name not in _TABLES and before.get(name) is not module.__dict__.get(name)
         ) + tuple((path, name) for name, b in module._buffers.items() if buffers.get(name) is not b)
-        self._check_attributes(stage, before, containers)
+        self._check_attributes(stage, before, contents)
         after = (random.getstate(), _numpy_state())
         stage["generators"] = tuple(
             name
@@ -139,13 +139,13 @@ class StageRecorder:
         return len(self.followed.calls)
 
     def _check_attributes(
-        self, stage: dict[str, Any], before: dict[str, Any], containers: dict[str, tuple[Any, Any]]
+        self, stage: dict[str, Any], before: dict[str, Any], contents: list[tuple[str, Any, Any]]
     ) -> None:
         """Refuses what a recomputation would do to the module's plain attributes once more."""
         reasons = [
             f"changes the {type(now).__name__} {name}, which a recomputation would do again"
-            for name, (now, copied) in containers.items()
-            if not _same_items(now, copied)
+            for name, now, copied in contents
+            if not same_items(now, copied)
         ]
         read = {v for op in self.recorder.ops[stage["first"] :] for v in op.inputs}
         storages = {self.recorder.values[v].storage for v in read}
@@ -193,26 +193,6 @@ def _numpy_state() -> str:
 
 
 _TABLES = {"_parameters", "_buffers", "_modules", "forward"}
-
-
-def _containers(module: nn.Module) -> dict[str, tuple[Any, Any]]:
-    """The module's own lists, dicts and sets, each with a shallow copy."""
-    return {
-        name: (value, copy.copy(value))
-        for name, value in module.__dict__.items()
-        if isinstance(value, (list, dict, set)) and name not in _TABLES
-    }
-
-
-def _same_items(now: Any, before: Any) -> bool:
-    """Whether a container holds the same objects (tensors are not compared by value)."""
-    if len(now) != len(before):
-        return False
-    if isinstance(now, dict):
-        return all(k in before and v is before[k] for k, v in now.items())
-    if isinstance(now, set):
-        return bool(now == before)
-    return all(a is b for a, b in zip(now, before, strict=True))
 
 
 def _scripted(module: nn.Module) -> str:
