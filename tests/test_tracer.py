@@ -29,20 +29,21 @@ from tests.suite import CASES, Case, call, loss_of, trainable
 each_case = pytest.mark.parametrize("name", CASES)
 
 
-class OpNames(TorchDispatchMode):
-    """Names of the operations of a real step, without autograd's bookkeeping."""
+class Listed(TorchDispatchMode):
+    """The operations of a real step and its results' strides, without autograd's bookkeeping."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.names: list[str] = []
+        self.ops: list[str] = []
         self.made: set[int] = set()  # storages of results
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func not in SKIPPED and func.namespace not in ("prim", "profiler"):
-            self.names.append(str(func))
         out = func(*args, **(kwargs or {}))
+        if func not in SKIPPED and func.namespace not in ("prim", "profiler"):
+            strides = [t.stride() for t in flat_outputs(out) if t.layout == torch.strided]
+            self.ops.append(f"{func} {strides}")
         self.made.update(t.untyped_storage()._cdata for t in flat_outputs(out))
         return out
 
@@ -65,7 +66,7 @@ def real(case: Case, model: nn.Module) -> Real:
     resident = (*model.parameters(), *model.buffers(), *tensors(batch))
     held = {t.untyped_storage()._cdata for t in resident}
     saved: dict[int, torch.UntypedStorage] = {}
-    mode = OpNames()
+    mode = Listed()
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -79,13 +80,19 @@ def real(case: Case, model: nn.Module) -> Real:
             loss = loss_of(case, output)
         loss.backward()
     model.zero_grad(set_to_none=True)
-    return Real(mode.names, sum(s.nbytes() for s in saved.values()))
+    return Real(mode.ops, sum(s.nbytes() for s in saved.values()))
 
 
 def traced(case: Case, model: nn.Module) -> Graph:
     """The trace of the same, without an optimizer."""
     with autocast(case):
         return trace_step(model, case_step(case, case.batch(), None))
+
+
+def listed(graph: Graph) -> list[str]:
+    """Its operations, as `Listed` has a real step's."""
+    strides = [v.stride for v in graph.values]
+    return [f"{op.name} {[strides[v] for v in op.outputs]}" for op in graph.ops]
 
 
 def saved_bytes(graph: Graph) -> int:
@@ -130,8 +137,41 @@ def test_trace_lists_the_operations_and_saves_of_a_real_step(name: str, on: bool
     case = variant(CASES[name], 0.1 if on else 0.0, cast)
     model = case.build()
     graph, run = traced(case, model), real(case, model)
-    assert not difference([op.name for op in graph.ops], run.ops)
+    assert not difference(listed(graph), run.ops)
     assert saved_bytes(graph) == run.saved_bytes
+
+
+class Pyramid(nn.Module):
+    """A pooled image is contiguous and channels last at once; what becomes of it is resized."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.SiLU())
+        self.pooled = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU()
+        )
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.Hardsigmoid())
+        self.norm, self.last = nn.LayerNorm(16), nn.Conv2d(16, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        stem = self.stem(x)
+        pooled = nn.functional.interpolate(self.pooled(stem), stem.shape[2:], mode="bilinear")
+        both = torch.cat([stem * self.gate(stem), pooled], dim=1)
+        normed = self.norm(both.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        out: torch.Tensor = self.last(normed).square().mean()
+        return out
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("count", [2, 5])
+def test_images_are_laid_out_as_they_are(count: int, layout: torch.memory_format) -> None:
+    model = Pyramid()
+    model.to(memory_format=layout)  # type: ignore[call-overload]
+    x = torch.randn(count, 3, 16, 16).contiguous(memory_format=layout)
+    graph = actckpt.trace(model, x)
+    with Listed() as mode:
+        model(x)
+    assert not difference(listed(graph)[: graph.forward_end], mode.ops)
 
 
 def everything(model: nn.Module) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Results whose size fake kernels get wrong, as the real kernels make them."""
+"""Results whose size or layout fake kernels get wrong, as the real kernels make them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ _NORMS = {
     aten._native_batch_norm_legit.default: 1,
     aten._native_batch_norm_legit_functional.default: 1,
 }
+_BATCH_NORMS = {
+    aten.native_batch_norm.default,
+    aten._native_batch_norm_legit.default,
+    aten._native_batch_norm_legit_functional.default,
+}
+_ALWAYS_CONTIGUOUS = {aten.native_layer_norm.default, aten.native_layer_norm_backward.default}
 _WORKSPACE = 3
 
 
@@ -38,7 +44,37 @@ def fake_outputs(
     if func is aten._grouped_mm.default:
         # the fake kernel takes bfloat16 only, and does not align its rows
         return _grouped_product(*args, **kwargs)
-    return corrected(func, args, kwargs, func(*args, **kwargs), accelerated=accelerated)
+    out = corrected(func, args, kwargs, func(*args, **kwargs), accelerated=accelerated)
+    return _laid_out(func, args, out, accelerated)
+
+
+def _laid_out(func: Any, args: tuple[Any, ...], out: Any, accelerated: bool) -> Any:
+    """Results in the layout that real kernels give them, where fake ones give another.
+
+    Where dimensions are 1 (a pooled image, a batch of one) a tensor can be contiguous and channels
+    last at once. Fake kernels then keep its strides, real ones write the contiguous ones, and later
+    ones choose their layout by that.
+    """
+    if func in _ALWAYS_CONTIGUOUS:
+        return (_as_contiguous(out[0]), *out[1:])
+    if func in _BATCH_NORMS:
+        on_cpu = args[0].device.type == "cpu" and not accelerated
+        return (_as_contiguous(out[0]), *out[1:]) if on_cpu and args[0].is_contiguous() else out
+    if torch.Tag.pointwise not in func.tags or func._schema.is_mutable:
+        return out
+    if not isinstance(out, torch.Tensor) or 1 not in out.shape:
+        return out
+    sources = [a for a in args if isinstance(a, torch.Tensor) and a.dim()]
+    if all(a.shape == out.shape and a.is_contiguous() for a in sources):
+        return _as_contiguous(out)
+    return out
+
+
+def _as_contiguous(out: Any) -> Any:
+    if out is None:
+        return None
+    strides = torch._prims_common.make_contiguous_strides_for(out.shape)
+    return out if out.stride() == strides else out.as_strided(out.shape, strides)
 
 
 def _grouped_product(
