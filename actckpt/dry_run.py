@@ -11,7 +11,7 @@ from torch import nn
 from actckpt.graph import Category, Graph, Phase
 from actckpt.profile import Cost, Profile
 from actckpt.profiler.live import LiveMeter
-from actckpt.rewriting.patch import Rewrite, install
+from actckpt.rewriting.patch import Rewrite, in_force
 from actckpt.rewriting.program import Program
 from actckpt.signature import encode
 from actckpt.tracing.call import tensors
@@ -66,8 +66,10 @@ def dry_run(
         costs = dict(zip(graph.signatures, profile.costs, strict=True))
     with faked(model, step) as (world, fake_step):
         rewrite = Rewrite(model, program, check=False)
-        install(rewrite)
-        with LiveMeter(torch.device(graph.device).type, stand_in=step.stand_in) as live:
+        with (
+            in_force(model, rewrite),
+            LiveMeter(torch.device(graph.device).type, stand_in=step.stand_in) as live,
+        ):
             meter = _Meter(world, live, costs)
             with torch.enable_grad(), world.mode, meter:
                 _enter_residents(model, fake_step, graph, live)

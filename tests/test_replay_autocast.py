@@ -12,6 +12,7 @@ from torch import nn
 
 from actckpt.plan import Plan
 from actckpt.tracing.call import Call
+from tests.burst_plans import everything
 from tests.exact import assert_exact, halves, plan, region, saving, scalar_loss
 from tests.models.blocks import WIDTH, Chain, Residual, chain, rows
 
@@ -117,8 +118,9 @@ def test_gradients_under_autocast(make: Callable[[], nn.Module], wanted: Plan, r
     assert_exact(make, rows, wanted, run=run, context=bf16)
 
 
-def test_backward_alone_inside_autocast() -> None:
-    assert_exact(chain(3), rows, PLANS["tree"], run=backward_inside_another)
+@pytest.mark.parametrize("wanted", [PLANS["tree"], everything], ids=["calls", "operations"])
+def test_backward_alone_inside_autocast(wanted: Any) -> None:
+    assert_exact(chain(3), rows, wanted, run=backward_inside_another)
 
 
 def test_autocast_without_its_cache() -> None:

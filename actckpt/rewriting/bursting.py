@@ -82,24 +82,24 @@ def run_steps(
         cache: decoded steps by ``id``; the schedule keeps them alive.
     """
     windows = schedule.windows
-    autocast = torch._C._DisableAutocast()  # the trace has its casts as operations
-    below = torch._C._AutoDispatchBelowAutograd()
-    try:
-        # an LSTM's kernel asks whether gradients are enabled, and they were
-        with torch.enable_grad():
-            for step in burst.steps:
-                if limit is not None and step.op >= limit:
-                    break
-                if step.draws >= 0:
-                    set_generator_states(states[step.draws])
-                call = cache.get(id(step))
-                if call is None:
-                    call = cache[id(step)] = decoded(step, windows)
-                _run(call, found, windows)
-                for sid in step.done:
-                    found.pop(sid, None)
-    finally:
-        del below, autocast
+    # the trace has its casts as operations, wherever backward was called; an LSTM's kernel asks
+    # whether gradients are enabled, and they were
+    with (
+        torch._C._DisableAutocast(),
+        torch._C._AutoDispatchBelowAutograd(),
+        torch.enable_grad(),
+    ):
+        for step in burst.steps:
+            if limit is not None and step.op >= limit:
+                break
+            if step.draws >= 0:
+                set_generator_states(states[step.draws])
+            call = cache.get(id(step))
+            if call is None:
+                call = cache[id(step)] = decoded(step, windows)
+            _run(call, found, windows)
+            for sid in step.done:
+                found.pop(sid, None)
 
 
 def _run(call: Decoded, found: dict[int, Views], windows: dict[int, Window]) -> None:

@@ -19,6 +19,7 @@ from actckpt.rewriting.run import CURRENT, Run
 from actckpt.rewriting.scheduled import ScheduledRun
 from actckpt.tracing.calls import resident_tables, residents
 from actckpt.tracing.fake import is_tracing
+from actckpt.tracing.forwards import TAKEN, Replaced, replaced, wrapped
 
 logger = logging.getLogger("actckpt")
 
@@ -192,7 +193,7 @@ class _Table(NamedTuple):
     buffers: dict[str, torch.Tensor | None]
 
 
-class PatchedForward:
+class PatchedForward(Replaced):
     """Stands in a module's ``__dict__`` as ``forward``; knows its module weakly.
 
     Weakly, so that a deep copy or an unpickled model runs its own weights.
@@ -201,23 +202,24 @@ class PatchedForward:
     def __init__(
         self, module: nn.Module, path: str, rewrite: Rewrite, original: Callable[..., Any] | None
     ) -> None:
-        self._module = weakref.ref(module)
+        super().__init__(module, original)
         self.path = path
         self.rewrite = rewrite
-        self.original = original
         self._tables: list[_Table] | None = None
         self._inside: list[weakref.ref[nn.Module]] | None = None
 
     @property
-    def module(self) -> nn.Module:
-        module = self._module()
-        if module is None:
-            raise PlanError("the module of this forward no longer exists")
-        return module
-
-    @property
     def device_type(self) -> str:
         return self.rewrite.device_type
+
+    @property
+    def __func__(self) -> Callable[..., Any]:
+        """A function of the module and its arguments, as a method has.
+
+        Who wraps that and binds it again (Accelerate) can copy the module: a copy finds its own.
+        """
+        self.module.__dict__[TAKEN] = self
+        return forward_of
 
     @property
     def __wrapped__(self) -> Callable[..., Any]:
@@ -227,13 +229,6 @@ class PatchedForward:
         module = self.module
         bound: Callable[..., Any] = type(module).forward.__get__(module)
         return bound
-
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The module's own forward."""
-        if self.original is not None:
-            return self.original(*args, **kwargs)
-        module = self.module
-        return type(module).forward(module, *args, **kwargs)
 
     def watched(self, program: StageProgram) -> list[tuple[torch.Tensor, int]]:
         """Parameters and buffers that the forward reads and does not change, with versions."""
@@ -292,6 +287,10 @@ class PatchedForward:
         return next((name for name, t in named if t is tensor), "a parameter")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.instead is not None:
+            return self.instead(*args, **kwargs)
+        if self.off:
+            return self.run(args, kwargs)
         run = CURRENT.run
         if run is not None and (
             run.rewrite is self.rewrite or run.rewrite.root() is self.rewrite.root()
@@ -311,8 +310,7 @@ class PatchedForward:
         if self.rewrite.planner is not None:
             self.rewrite.planner.before_forward(args, kwargs)
         # planning may have put another plan, and so another patch, in place
-        current = self.module.__dict__.get("forward")
-        patched = current if isinstance(current, PatchedForward) else self
+        patched = patch_of(self.module) or self
         previous = CURRENT.run
         CURRENT.run = run = patched.rewrite.begin()
         try:
@@ -329,44 +327,78 @@ class PatchedForward:
         clone = PatchedForward(
             module, self.path, deepcopy(self.rewrite, memo), deepcopy(self.original, memo)
         )
+        clone.off = self.off
         return clone
 
     def __reduce__(self) -> Any:
         return PatchedForward, (self._module(), self.path, self.rewrite, self.original)
 
 
+def forward_of(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The forward of a module whose patch was taken as a function."""
+    patched = module.__dict__.get(TAKEN)
+    if patched is None:
+        return type(module).forward(module, *args, **kwargs)
+    return patched(*args, **kwargs)
+
+
+def patch_of(module: nn.Module) -> PatchedForward | None:
+    """The patch on a module, or under what stands there."""
+    found = replaced(module)
+    return found if isinstance(found, PatchedForward) else None
+
+
 def install(rewrite: Rewrite) -> None:
-    """Puts a rewrite in force on its model, in place of any other."""
+    """Puts a rewrite in force on its model, in place of any other.
+
+    A patch that somebody has wrapped stays where it is, and follows the new plan.
+    """
     model = rewrite.root()
     if model is None:
         raise PlanError("the planned model no longer exists")
     uninstall(model)
     for path in {"", *rewrite.program.paths}:
         module = rewrite.module(path)
-        module.__dict__["forward"] = PatchedForward(
-            module, path, rewrite, module.__dict__.get("forward")
-        )
+        patched = patch_of(module)
+        if patched is not None:
+            patched.path, patched.rewrite, patched.off = path, rewrite, False
+        else:
+            original = module.__dict__.get("forward")
+            module.__dict__["forward"] = PatchedForward(module, path, rewrite, original)
 
 
 def uninstall(model: nn.Module) -> Rewrite | None:
     """Takes the rewrite off a model, if there is one, and returns it."""
     found = installed(model)
     for module in model.modules():
-        patched = module.__dict__.get("forward")
-        if isinstance(patched, PatchedForward) and (
-            found is None or patched.rewrite.root() is model
-        ):
-            if patched.original is None:
-                del module.__dict__["forward"]
-            else:
-                module.__dict__["forward"] = patched.original
+        patched = patch_of(module)
+        if patched is None or (found is not None and patched.rewrite.root() is not model):
+            continue
+        if wrapped(module) is patched:
+            patched.off = True
+            continue
+        module.__dict__.pop(TAKEN, None)
+        if patched.original is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = patched.original
     return found
+
+
+@contextmanager
+def in_force(model: nn.Module, rewrite: Rewrite) -> Iterator[None]:
+    """A rewrite on a model that has none, for a while."""
+    install(rewrite)
+    try:
+        yield
+    finally:
+        uninstall(model)
 
 
 def installed(model: nn.Module) -> Rewrite | None:
     """The rewrite in force on a model."""
-    patched = model.__dict__.get("forward")
-    if isinstance(patched, PatchedForward) and patched.rewrite.root() is model:
+    patched = patch_of(model)
+    if patched is not None and not patched.off and patched.rewrite.root() is model:
         return patched.rewrite
     return None
 
@@ -374,7 +406,7 @@ def installed(model: nn.Module) -> Rewrite | None:
 def foreign(model: nn.Module) -> str | None:
     """Path of a module inside ``model`` that another root's plan has patched."""
     for path, module in model.named_modules():
-        patched = module.__dict__.get("forward")
-        if isinstance(patched, PatchedForward) and patched.rewrite.root() is not model:
+        patched = patch_of(module)
+        if patched is not None and not patched.off and patched.rewrite.root() is not model:
             return path or type(module).__name__
     return None

@@ -17,6 +17,7 @@ from actckpt.graph import Input, Stage
 from actckpt.tracing.call import tensors
 from actckpt.tracing.calls import CallRecorder
 from actckpt.tracing.containers import containers, same_items
+from actckpt.tracing.forwards import Replaced, wrapped
 from actckpt.tracing.opaque import Opaque, opaque_arguments
 from actckpt.tracing.recorder import Recorder
 
@@ -29,6 +30,7 @@ class StageRecorder:
         self.stages: list[dict[str, Any]] = []
         self.calls: Counter[str] = Counter()
         self.followed: CallRecorder | None = None
+        self._instead: list[Replaced] = []
         self._stack = recorder.stage_stack
         self._origin: dict[int, tuple[Any, tuple[int, int], int]] = {}
         recorder.refuse = self.refuse
@@ -46,14 +48,19 @@ class StageRecorder:
             stage["refusal"] = stage["refusal"] or found
 
     def _patch(self, path: str, module: nn.Module) -> None:
-        original = module.forward
+        ours = wrapped(module)
+        original = module.forward if ours is None else ours.passed_on
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             return self._run(path, module, original, args, kwargs)
 
         # a Hugging Face decorator may look at the signature
         forward.__wrapped__ = original  # type: ignore[attr-defined]
-        module.__dict__["forward"] = forward
+        if ours is None:
+            module.__dict__["forward"] = forward
+        else:
+            ours.instead = forward
+            self._instead.append(ours)
 
     def _run(
         self, path: str, module: nn.Module, original: Any, args: Any, kwargs: dict[str, Any]
@@ -181,6 +188,11 @@ class StageRecorder:
             values.append(self.recorder.value_id(t))
             self._origin[id(t)] = (weakref.ref(t), (sid, leaf), t._version)
         return tuple(values)
+
+    def close(self) -> None:
+        """Takes off what `faked` does not see: patches of forwards that others have wrapped."""
+        for ours in self._instead:
+            ours.instead = None
 
     def finish(self) -> tuple[Stage, ...]:
         """The stages of the step, in order of their calls."""

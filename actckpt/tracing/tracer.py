@@ -60,6 +60,8 @@ def trace_step(model: nn.Module, step: Step) -> Graph:
             running = recorder.stage_stack or [len(stages.stages) - 1]
             where = stages.stages[running[-1]]["path"] if stages.stages else ""
             raise data_dependent(error, where) from error
+        finally:
+            stages.close()
         graph = _assemble(device, recorder, stages, fake_step, loss_seen)
     return hidden_state(graph)
 

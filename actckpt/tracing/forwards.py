@@ -1,0 +1,107 @@
+"""Forwards that we put on modules, also where others have wrapped them since.
+
+A trainer may wrap a planned model's forward in its own (Hugging Face's does, for autocast). Then
+ours is no longer what stands on the module, but is still what is called.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from actckpt.errors import PlanError
+
+# where ours is kept once only a function of it was taken
+TAKEN = "_actckpt_forward"
+# steps from a wrapper to what it wraps
+_FAR = 200
+
+
+class Replaced:
+    """Stands for the forward of one module.
+
+    Attributes:
+        original: what stood on the module before; None for its class's forward.
+        off: it only passes calls on.
+        instead: what is called in its place while the model is traced.
+    """
+
+    def __init__(self, module: nn.Module, original: Callable[..., Any] | None) -> None:
+        self._module = weakref.ref(module)
+        self.original = original
+        self.off = False
+        self.instead: Callable[..., Any] | None = None
+        _OURS[module] = weakref.ref(self)
+
+    @property
+    def module(self) -> nn.Module:
+        module = self._module()
+        if module is None:
+            raise PlanError("the module of this forward no longer exists")
+        return module
+
+    def passed_on(self, *args: Any, **kwargs: Any) -> Any:
+        """What it does while it is off."""
+        return self.run(args, kwargs)
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The module's own forward."""
+        if self.original is not None:
+            return self.original(*args, **kwargs)
+        module = self.module
+        return type(module).forward(module, *args, **kwargs)
+
+
+_OURS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Replaced]] = weakref.WeakKeyDictionary()
+
+
+def replaced(module: nn.Module) -> Replaced | None:
+    """Ours on a module, or under a wrapper that stands there; None if there is none."""
+    current = module.__dict__.get("forward")
+    if current is None or isinstance(current, Replaced):
+        return current
+    known = _OURS.get(module)
+    ours = known() if known is not None else None
+    if ours is None:
+        return None
+    kept = any(value is ours for value in module.__dict__.values())
+    return ours if kept or _leads_to(current, ours) else None
+
+
+def wrapped(module: nn.Module) -> Replaced | None:
+    """Ours on a module, if something else stands there that calls it."""
+    ours = replaced(module)
+    return None if ours is module.__dict__.get("forward") else ours
+
+
+def _leads_to(wrapper: Any, ours: Replaced) -> bool:
+    """Whether a callable holds ours, in whatever it was made of."""
+    todo, seen = [wrapper], set[int]()
+    while todo and len(seen) < _FAR:
+        x = todo.pop()
+        if x is ours:
+            return True
+        if id(x) in seen or isinstance(x, (nn.Module, type, types.ModuleType)):
+            continue
+        seen.add(id(x))
+        todo.extend(_parts(x))
+    return False
+
+
+def _parts(x: Any) -> list[Any]:
+    if isinstance(x, types.FunctionType):
+        cells = [c.cell_contents for c in x.__closure__ or () if c != _EMPTY]
+        return [*cells, *x.__dict__.values(), *(x.__defaults__ or ())]
+    if isinstance(x, types.MethodType):
+        return [x.__func__, x.__self__]
+    if isinstance(x, functools.partial):
+        return [x.func, *x.args, *x.keywords.values()]
+    return list(vars(x).values()) if callable(x) and hasattr(x, "__dict__") else []
+
+
+_EMPTY = types.CellType()
