@@ -250,6 +250,13 @@ class Session:
         if any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
             self.optimizer = optimizer
             self.close()
+            if self.current is None:
+                logger.warning(
+                    "actckpt: an optimizer has stepped, but the forward of the %s was never called "
+                    "with gradients: nothing is planned. Optimize the module that the loop calls "
+                    "(in a LightningModule the one inside, as training_step calls it)",
+                    type(model).__name__,
+                )
 
     def learn_measured(self, measurement: Measurement, *, untouched: bool = False) -> None:
         """Writes what was measured into the report in force."""

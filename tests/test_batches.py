@@ -195,6 +195,20 @@ def test_the_optimizer_is_learned_from_its_first_step() -> None:
     assert policy.calls == 2
 
 
+def test_a_model_whose_forward_is_not_what_the_loop_calls_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = seeded(chain(3, 0.1))()
+    actckpt.optimize(model, 1.0)
+    optimizer = torch.optim.Adam(model.parameters())
+    for _ in range(2):
+        scalar_loss(model.get_submodule("blocks.1")(rows())).backward()
+        optimizer.step()
+    said = [r.message for r in caplog.records if "nothing is planned" in r.message]
+    assert len(said) == 1
+    assert "forward of the Chain was never called" in said[0]
+
+
 def test_an_optimizer_that_was_given_counts_before_its_first_step() -> None:
     model = seeded(chain(3, 0.1))()
     optimizer = torch.optim.Adam(model.parameters())
