@@ -131,7 +131,7 @@ def _metered(
 
     def settled(p: torch.Tensor) -> None:
         grad = p.grad
-        size = grad.untyped_storage().nbytes() if grad is not None else 0
+        size = sum(s.nbytes() for s in storages(grad)) if grad is not None else 0
         arrived.append(arrived[-1] + (0 if step.accumulate else size))
         meter.mark()
 

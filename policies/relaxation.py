@@ -68,6 +68,9 @@ class Relaxation:
 
     def least_time(self, budget_bytes: int) -> Relaxed | None:
         """The fastest fractional choice within the budget, None if there is none."""
+        if not self.deltas:
+            fits = self.base.max(initial=0) <= budget_bytes
+            return Relaxed(0.0, {}, np.zeros(0)) if fits else None
         scale_s = max(float(np.abs(self.time_s).max(initial=0)), _SLIGHT)
         while True:
             rows = self._rows()
@@ -90,6 +93,8 @@ class Relaxation:
 
     def least_peak(self) -> Relaxed | None:
         """The smallest peak of fractional choices, None if the solver finds none."""
+        if not self.deltas:
+            return Relaxed(float(self.base.max(initial=0)), {}, np.zeros(0))
         n = self.limits.shape[1]
         bounds = np.column_stack((np.append(self.least, 0.0), np.append(np.ones(n), np.inf)))
         while True:

@@ -388,3 +388,22 @@ def test_a_forward_that_is_another_in_the_replay() -> None:
     assert len(str(caught.value).splitlines()) <= 10
     actckpt.revert(model)
     scalar_loss(model(rows())).backward()
+
+
+@pytest.mark.parametrize("policy", ["optimal", "calls", "auto"])
+def test_a_budget_where_there_is_nothing_to_recompute(policy: str) -> None:
+    class Penalized(nn.Linear):
+        """Runs autograd itself, and cannot be recomputed."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x.detach().requires_grad_()
+            out = super().forward(x).tanh()
+            (grad,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+            loss: torch.Tensor = out.mean() + grad.norm()
+            return loss
+
+    model, batch = Penalized(64, 64), torch.ones(32, 64)
+    with pytest.raises(BudgetError, match="smallest plan"):
+        actckpt.optimize(model, 1e-6, batch=batch, loss_fn=lambda out: out, policy=policy)
+    assert "forward" not in model.__dict__
+    model(batch).backward()

@@ -259,6 +259,7 @@ CHECKS: dict[str, Callable[[torch.Tensor], Any]] = {
     "a part": lambda h: h.isnan().flatten()[1:].any(),
     "how many": lambda h: h.isinf().float().sum() > 0,
     "where": lambda h: h.isnan().nonzero().numel(),
+    "distribution": lambda h: torch.distributions.Normal(h, h.exp()).rsample().isnan().any(),
     "not itself": lambda h: (h != h).any(),
 }
 

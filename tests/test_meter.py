@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import actckpt
 from actckpt.graph import Category
 from actckpt.profiler.census import resident_bytes
 from actckpt.profiler.live import LiveMeter
@@ -278,3 +279,13 @@ def test_allocator_meter_on_cuda() -> None:
     assert meter.reserved_bytes is not None
     assert meter.reserved_bytes >= 8 << 20
     del b
+
+
+def test_a_step_with_sparse_gradients_is_measured() -> None:
+    def measured(sparse: bool) -> actckpt.Measurement:
+        model = nn.Sequential(nn.Embedding(4096, 16, sparse=sparse), nn.Linear(16, 4))
+        return actckpt.measure(model, torch.arange(8), loss_fn=lambda out: out.sum(), steps=1)
+
+    few, all_rows = measured(True), measured(False)
+    # eight rows and their numbers in place of 4,096
+    assert 0 < few.peak_bytes < all_rows.peak_bytes - 4000 * 16 * 4

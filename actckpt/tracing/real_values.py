@@ -102,9 +102,12 @@ def _if_finite(func: Any, args: tuple[Any, ...]) -> bool | None:
 
     Models ask whether something overflowed, and do something about it; a step is planned as if
     nothing did. One in which something does goes another way, as any forward that changes.
+    Distributions check their arguments, and a step is planned as if these were valid.
     """
     if func in (aten.isnan.default, aten.isinf.default):
         return False
+    if func is aten._is_all_true.default:
+        return True
     if func in (aten.eq.Tensor, aten.ne.Tensor) and args[0] is args[1]:
         return func is aten.eq.Tensor
     if func is aten.ne.Scalar and args[1] == math.inf:
