@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import weakref
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from actckpt.rewriting.patch import Rewrite, install, installed, uninstall
 from actckpt.rewriting.program import Program
 from actckpt.rewriting.run import CURRENT
 from actckpt.tracing.call import Call, LossFn
-from actckpt.tracing.step import Step
+from actckpt.tracing.step import Step, needs_closure
 
 logger = logging.getLogger("actckpt")
 
@@ -74,9 +75,9 @@ class Session:
         # whether a forward was not the traced one
         self.changes = False
         self.recalled: tuple[Recalled, ...] = ()
-        self._hook: Any = None
         if optimizer is None:
-            self._watch_optimizers()
+            _listen()
+            _WAITING.add(self)
 
     @property
     def model(self) -> nn.Module:
@@ -230,16 +231,6 @@ class Session:
 
     # ---- what is learned later
 
-    def _watch_optimizers(self) -> None:
-        session = weakref.ref(self)
-
-        def after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-            found = session()
-            if found is not None:
-                found.learn(optimizer)
-
-        self._hook = register_optimizer_step_post_hook(after_step)
-
     def learn(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer has stepped: if it trains this model, the next forward plans with it."""
         model = self._model()
@@ -248,7 +239,7 @@ class Session:
             return
         own = {id(p) for p in model.parameters()}
         if any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
-            self.optimizer = optimizer
+            self.optimizer = None if needs_closure(optimizer) else optimizer
             self.close()
             if self.current is None:
                 logger.warning(
@@ -270,9 +261,7 @@ class Session:
 
     def close(self) -> None:
         """Watches no optimizer any more."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        _WAITING.discard(self)
 
     def report(self) -> Report:
         """The report of the plan in force.
@@ -307,6 +296,21 @@ class Session:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Session:
         raise TypeError("a session is copied by the rewrite that holds it")
+
+
+# sessions that wait for their model's optimizer to step
+_WAITING: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+@functools.cache
+def _listen() -> None:
+    """Listens to all optimizers, for good: torch walks through its hooks while they are called."""
+
+    def after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for session in tuple(_WAITING):
+            session.learn(optimizer)
+
+    register_optimizer_step_post_hook(after_step)
 
 
 def session_of(model: nn.Module) -> Session | None:

@@ -209,6 +209,59 @@ def test_a_model_whose_forward_is_not_what_the_loop_calls_is_told(
     assert "forward of the Chain was never called" in said[0]
 
 
+def test_several_models_learn_their_optimizers() -> None:
+    """One model's results go into the other's, as in adversarial training."""
+
+    def run(planned: bool) -> dict[str, torch.Tensor]:
+        first, second = seeded(chain(3, 0.1))(), seeded(chain(4, 0.1))()
+        for model in (first, second) if planned else ():
+            actckpt.optimize(model, None, policy="full")
+        optimizers = [torch.optim.Adam(m.parameters(), lr=0.01) for m in (first, second)]
+        torch.manual_seed(3)
+        for count in (4, 4, 6):
+            made = first(rows(count))
+            scalar_loss(second(made.detach())).backward()
+            optimizers[1].step()
+            optimizers[1].zero_grad()
+            scalar_loss(second(made)).backward()
+            optimizers[0].step()
+            optimizers[0].zero_grad()
+        if planned:
+            assert all("optimizer was seen" not in " ".join(actckpt.report(m).notes)
+                       for m in (first, second))  # fmt: skip
+        models = nn.ModuleList([first, second])
+        return {n: p.detach().clone() for n, p in models.named_parameters()}
+
+    assert not differences(run(False), run(True))
+
+
+def test_an_optimizer_that_runs_the_model_is_no_part_of_a_step() -> None:
+    def run(planned: bool) -> dict[str, torch.Tensor]:
+        model = seeded(chain(3))()
+        if planned:
+            actckpt.optimize(model, None, policy="full", loss_fn=scalar_loss)
+        optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)
+
+        def closure() -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = scalar_loss(model(rows()))
+            loss.backward()
+            return loss
+
+        for _ in range(2):
+            optimizer.step(closure)
+        return {n: p.detach().clone() for n, p in model.named_parameters()}
+
+    assert not differences(run(False), run(True))
+    model = seeded(chain(3))()
+    with pytest.raises(actckpt.PlanError, match=r"LBFGS\.step needs a closure"):
+        actckpt.optimize(
+            model, None, batch=rows(), loss_fn=scalar_loss, policy="full",
+            optimizer=torch.optim.LBFGS(model.parameters()),
+        )  # fmt: skip
+    assert "forward" not in model.__dict__
+
+
 def test_an_optimizer_that_was_given_counts_before_its_first_step() -> None:
     model = seeded(chain(3, 0.1))()
     optimizer = torch.optim.Adam(model.parameters())

@@ -46,11 +46,17 @@ class FakeWorld:
         found = self._fakes.get(id(real))
         if found is None:
             meta = self.stand_in is not None and real.device.type == "meta"
-            made = self._of_meta(real) if meta else self.mode.from_tensor(real)
+            made = self._of_meta(real) if meta else self._of(real)
             attach_real(made, real)
             # the real one is kept so that its id is not reused by another tensor
             found = self._fakes[id(real)] = (real, made)
         return found[1]
+
+    def _of(self, real: torch.Tensor) -> torch.Tensor:
+        if real.is_leaf:
+            return self.mode.from_tensor(real)
+        # what another model made: the step traced ends where it came in
+        return self.mode.from_tensor(real.detach()).requires_grad_(real.requires_grad)
 
     def _of_meta(self, real: torch.Tensor) -> torch.Tensor:
         # `data`, unlike `detach`, shares no version counter with the model's own tensor

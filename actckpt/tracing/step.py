@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from actckpt.errors import TraceError
+from actckpt.errors import PlanError, TraceError
 from actckpt.graph import Phase
 from actckpt.tracing.call import Call, LossFn, tensors
 from actckpt.tracing.stand_in import StandIn
@@ -21,6 +22,9 @@ class Step:
     """What a user's training step is made of; ``target`` is for ``loss_fn(output, target)``.
 
     ``stand_in``: the accelerator that it is to be planned for, where that is not here.
+
+    Raises:
+        PlanError: the optimizer runs the model itself.
     """
 
     call: Call
@@ -29,6 +33,19 @@ class Step:
     optimizer: torch.optim.Optimizer | None = None
     accumulate: bool = False
     stand_in: StandIn | None = None
+
+    def __post_init__(self) -> None:
+        if self.optimizer is not None and needs_closure(self.optimizer):
+            raise PlanError(
+                f"{type(self.optimizer).__name__}.step needs a closure that runs the model, and is "
+                "no part of one training step: leave optimizer out. Its memory is then not bounded"
+            )
+
+
+def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer's step runs the model, as LBFGS's does."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def find_loss(output: Any, step: Step) -> torch.Tensor | None:
