@@ -130,7 +130,7 @@ def _alike(
         if answer is not None:
             return [torch.tensor(answer).expand(shape)]
         if func._schema.returns[0].alias_info is not None:  # a view
-            one = _one_of(args[0])
+            one = _one_of(args[0]) if isinstance(args[0], torch.Tensor) else None
             return [] if one is None else [one.expand(shape)]
         if func in _BLIND or not (
             torch.Tag.pointwise in func.tags or func is aten._to_copy.default
