@@ -174,7 +174,7 @@ def networks(draw: st.DrawFn) -> tuple[list[int], list[tuple[int, ...]]]:
 @pytest.mark.parametrize("policy", ["full", "sqrt", "log", "selective", "calls"])
 @settings(
     phases=[Phase.explicit, Phase.generate],
-    max_examples=12,
+    max_examples=8,
     deadline=None,
     derandomize=True,
     database=None,

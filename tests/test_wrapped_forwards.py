@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from types import MethodType
 from typing import Any
 
@@ -97,12 +97,14 @@ def steps_of(model: nn.Module, count: int = 3) -> dict[str, torch.Tensor]:
     return outcome(model, rows(64), trained(), steps=count)
 
 
+@cache
 def expected(wrap: Callable[[nn.Module], None]) -> dict[str, torch.Tensor]:
     model = seeded(make)()
     wrap(model)
     return steps_of(model)
 
 
+@cache
 def budget_gb() -> float:
     """What a plan by operations must do something for."""
     with pytest.raises(actckpt.BudgetError) as caught:
