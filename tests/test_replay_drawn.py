@@ -79,6 +79,21 @@ KINDS: tuple[Callable[[], nn.Module], ...] = (
 INNER = {2: ("linear",), 3: ("linear", "norm"), 4: ("linear",), 5: ("inner",), 9: ("0", "1")}
 
 
+def examples(count: int) -> settings:
+    """So many, the same ones each time; small enough to read.
+
+    Shrinking would replay hundreds of training steps.
+    """
+    return settings(
+        phases=[Phase.explicit, Phase.generate],
+        max_examples=count,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
 @st.composite
 def forests(
     draw: st.DrawFn, first: int, last: int, kinds: tuple[int, ...], depth: int
@@ -131,15 +146,7 @@ def test_a_region_around_a_region_inside_its_stage_is_not_pruned() -> None:
     assert_exact(make, rows, wanted, prune=True, must_replay=False)
 
 
-# shrinking replays hundreds of training steps: the drawn example is small enough to read
-@settings(
-    phases=[Phase.explicit, Phase.generate],
-    max_examples=40,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+@examples(40)
 @given(st.data())
 def test_random_chains_under_random_plans(data: st.DataObject) -> None:
     kinds = tuple(data.draw(st.lists(st.integers(0, len(KINDS) - 1), min_size=2, max_size=6)))
@@ -172,14 +179,7 @@ def networks(draw: st.DrawFn) -> tuple[list[int], list[tuple[int, ...]]]:
 
 
 @pytest.mark.parametrize("policy", ["full", "sqrt", "log", "selective", "calls"])
-@settings(
-    phases=[Phase.explicit, Phase.generate],
-    max_examples=8,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+@examples(8)
 @given(network=networks())
 # branches that read what comes before them, and not each other: half of them is no chain
 @example(network=([0, 0, 0, 0], [(0,), (1,), (1,), (1,)]))

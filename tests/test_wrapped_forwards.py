@@ -14,7 +14,7 @@ from torch import nn
 
 import actckpt
 from actckpt.rewriting.patch import installed
-from actckpt.tracing.forwards import TAKEN
+from actckpt.tracing.forwards import TAKEN, replaced
 from tests.exact import Body, differences, outcome, scalar_loss, watched
 from tests.models.blocks import chain, rows
 from tests.suite import seeded
@@ -125,6 +125,12 @@ def test_a_plan_made_before_and_anew_under_the_wrapper(
     assert not differences(expected(wrap), steps_of(model))
     plan = actckpt.report(model).plan
     assert plan.regions or plan.bursts
+    with watched() as seen:  # by the plan that was made last
+        steps_of(model, 1)
+    assert seen.replays or policy != "full"
+    ours = replaced(model)
+    assert ours is not None
+    assert ours.instead is None
 
 
 @each_wrap
@@ -142,7 +148,9 @@ def test_a_plan_under_a_wrapper_replays_and_reverts(wrap: Callable[[nn.Module], 
     model.load_state_dict(seeded(make)().state_dict())
     with watched() as seen:
         assert not differences(expected(wrap), steps_of(model))
+        outcome(model, rows(128), steps=1)  # what is off plans nothing, for a larger batch either
     assert not seen.replays
+    assert installed(model) is None
     actckpt.optimize(model, None, batch=rows(64), loss_fn=scalar_loss, policy="full")
     model.load_state_dict(seeded(make)().state_dict())
     with watched() as seen:
