@@ -50,8 +50,9 @@ def lower_bound(graph: Graph, profile: Profile, budget_bytes: int) -> Bound:
 
     A relaxation with one binary per operation and instant: at chosen instants of backward, what is
     resident fits beside what is there in any case; what backward needs afterwards and is not
-    resident is recomputed at least once, from what is. Replays in whole regions, their order, and
-    the memory inside them are left out, so every plan's price lies above.
+    resident is recomputed at least once, from what is, which costs the operations' time and what
+    the engine takes at least for a saved result that is made again. Replays in whole regions,
+    following, order, and the memory inside replays are left out, so every plan's price lies above.
 
     The largest of several such bounds: the first looks at the end of the forward pass, every other
     one also at the instant at which the solution before it is highest above the budget.
@@ -148,6 +149,26 @@ class _Relaxation:
                 uses.setdefault(sid, []).append(Use(save.first_use, until, save.at))
         return uses
 
+    @cached_property
+    def remade_s(self) -> float:
+        """Seconds that any plan takes at least for each saved storage that it makes again.
+
+        By operations each is filled in, and by calls, too, unless it comes as the input of a
+        region inside another: a region, of which it is one of so many inputs at most.
+        """
+        profile = self.pricer.profile
+        given: dict[int, int] = {}
+        for stage in self.graph.stages:
+            for argument in stage.inputs:
+                given[argument.storage] = max(given.get(argument.storage, -1), stage.first)
+        inputs = np.zeros(self.pricer.count + 2, dtype=np.int64)
+        for sid in self.uses:
+            born = int(self.pricer.born[sid])
+            inputs[born + 1] += 1
+            inputs[max(born, given.get(sid, -1)) + 1] -= 1
+        most = max(1, int(np.cumsum(inputs).max()))
+        return min(profile.burst_save_s, profile.save_s, profile.region_s / most)
+
     # ---- memory
 
     @cached_property
@@ -208,11 +229,15 @@ class _Relaxation:
         if not self.uses:
             return Solution(0.0, ())
         width, count = self.width, len(instants)
+        remade_s = self.remade_s
         terms: list[tuple[list[tuple[int, float]], float]] = []
         memory: list[tuple[list[tuple[int, float]], float]] = []
         forced = np.zeros(width * count)
         times = [float(self.pricer.time_s[i]) for i in self.ops]
         cost = np.tile(np.array([0.0] * len(self.storages) + times), count)
+        # what is used later is resident now, or made again
+        later = [s for s, uses in self.uses.items() if any(u.first > instants[0] for u in uses)]
+        cost[[self.column_of[s] for s in later]] = -remade_s
         unit_s, unit = max(cost.max(), 1e-12), max(1, int(self.pricer.bytes.max()))
         for k, begin in enumerate(instants):
             until = instants[k + 1] if k + 1 < count else self.pricer.count
@@ -242,7 +267,9 @@ class _Relaxation:
         if result.status == _INFEASIBLE:
             return None
         found = result.mip_dual_bound
-        extra_s = max(0.0, float(found)) * unit_s if found is not None else 0.0
+        extra_s = 0.0
+        if found is not None:
+            extra_s = max(0.0, float(found) * unit_s + remade_s * len(later))
         if result.x is None:
             return Solution(extra_s, ())
         stages = result.x.reshape(count, width)[:, : len(self.storages)] > 0.5
