@@ -17,6 +17,7 @@ import numpy as np
 from actckpt.bursts import PlacedBurst
 from actckpt.graph import Graph
 from actckpt.recomputation import Recomputation, Source
+from actckpt.windows import Windows
 
 # fewer calls than these are followed rather than left out: a boundary costs about as much as one
 _LEAST = 3
@@ -69,6 +70,7 @@ class Stretches:
     def __init__(self, possible: Recomputation) -> None:
         self.possible = possible
         self.graph: Graph = possible.graph
+        self.windows = Windows(self.graph, frozenset(possible.makers))
 
     def sources(self, placed: Iterable[PlacedBurst]) -> dict[int, Source]:
         """Where a run gets hold of what bursts read as the forward left it."""
@@ -78,7 +80,8 @@ class Stretches:
         """The calls that bursts depend on, ascending.
 
         Those whose operations run again, that show what is pinned, during which autograd saves what
-        is dropped, and that return or change a storage which bursts make or read.
+        is dropped, and that return or change a storage which bursts make or read, unless they only
+        look at it.
         """
         found = self._depended(placed)[0]
         if -1 in found:  # a custom Function saves or makes it, outside of any call
@@ -116,23 +119,26 @@ class Stretches:
         return calls, sources
 
     def _at_first(self, sid: int, readers: set[int]) -> Source | None:
-        """The first reader's own argument, where each reader is given the same tensor."""
+        """The first reader's own argument, where each is given windows of the same tensor."""
         calls = self.graph.calls
         if not readers or -1 in readers:
             return None
-        given = {
-            (calls[c].inputs[leaf], calls[c].sources[leaf])
-            for c in readers
-            for leaf in range(len(calls[c].inputs))
-            if self._storage(calls[c].inputs[leaf]) == sid
-        }
+        given = [
+            (c, leaf, value, self.windows.origin(wire))
+            for c in sorted(readers)
+            for leaf, (value, wire) in enumerate(
+                zip(calls[c].inputs, calls[c].sources, strict=True)
+            )
+            if self._storage(value) == sid
+        ]
+        origins = {(origin, value if origin < 0 else -1) for _, _, value, origin in given}
         first = min(readers)
-        if len(given) != 1 or self.possible.last_write.get(sid, -1) >= calls[first].first:
+        if len(origins) != 1 or self.possible.last_write.get(sid, -1) >= calls[first].first:
             return None
-        value, _ = given.pop()
-        if any(value not in calls[c].inputs for c in readers):
+        if {c for c, *_ in given} != readers:
             return None
-        return Source(first, calls[first].inputs.index(value), False, -1, value)
+        _, leaf, value, _ = given[0]
+        return Source(first, leaf, False, -1, value)
 
     def count(self, needed: np.ndarray) -> tuple[int, int, int]:
         """How many calls are compared, how many others are seen, and in how many stretches."""
@@ -224,10 +230,12 @@ class Stretches:
 
     @cached_property
     def _touching(self) -> dict[int, list[int]]:
-        """Calls that return or change each storage."""
+        """Calls that return or change each storage, but for those that only look at it."""
         graph = self.graph
         found: dict[int, list[int]] = {}
         for number, call in enumerate(graph.calls):
+            if number in self.windows.calls:
+                continue
             sids = {graph.values[v].storage for v in call.outputs if v >= 0}
             sids.update(w for op in graph.ops[call.first : call.last] for w in op.writes)
             for sid in sids:
@@ -243,6 +251,7 @@ class Stretches:
         read_last: dict[int, int] = {}
         for n, (first, last) in enumerate(runs):
             for call in graph.calls[first:last]:
+                read_last.update(dict.fromkeys(map(self.windows.origin, call.sources), n))
                 read_last.update(dict.fromkeys(call.sources, n))
         found: list[tuple[int, ...]] = []
         alive: list[int] = []

@@ -27,7 +27,7 @@ TINY = 6
 # choices closer than this share of the untouched peak are one
 CLOSE = 1000
 # what a choice pays of following the calls that it needs: others need some of them, too
-FOLLOWED = 0.5
+FOLLOWED = 0.8
 
 # bursts that together drop something, and what they drop
 Way = tuple[Burst, ...]

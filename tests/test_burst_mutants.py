@@ -11,9 +11,15 @@ import torch
 
 from actckpt import recomputation, stretches
 from actckpt.errors import ReplayError
-from actckpt.rewriting import bursting, following, holders, learned, scheduled
+from actckpt.rewriting import bursting, following, holders, learned, schedule, scheduled, wires
 from actckpt.tracing import calls
-from tests import test_burst_changes, test_bursts, test_stretch_changes, test_stretches
+from tests import (
+    test_burst_changes,
+    test_bursts,
+    test_stretch_changes,
+    test_stretches,
+    test_windows,
+)
 from tests.burst_plans import each_alone, everything
 from tests.exact import assert_exact, enforce, scalar_loss
 from tests.models.blocks import chain, rows
@@ -70,12 +76,12 @@ def ignores_autocast(mp: Patch) -> None:
     for module in (calls, following, learned):
         mp.setattr(module, "casting", lambda: "")
     mp.setattr(following, "_is_any_cast", lambda: False)
-    fits = scheduled.ScheduledRun._fits
+    fits = wires.is_laid_out
 
-    def loose(self: Any, tensor: torch.Tensor, value: int) -> bool:
-        return fits(self, tensor.to(self.schedule.windows[value][4]), value)
+    def loose(tensor: torch.Tensor, window: Any) -> bool:
+        return fits(tensor.to(window[4]), window)
 
-    mp.setattr(scheduled.ScheduledRun, "_fits", loose)
+    mp.setattr(scheduled, "is_laid_out", loose)
 
 
 def trusts_unknown_origins(mp: Patch) -> None:
@@ -155,8 +161,40 @@ def carries_nothing(mp: Patch) -> None:
     mp.setattr(stretches.Stretches, "_carried", lambda self, spans, placed: [()] * len(spans))
 
 
-def follows_no_windows(mp: Patch) -> None:
+def follows_no_results(mp: Patch) -> None:
     mp.setattr(stretches.Stretches, "_touching", {})
+
+
+def takes_any_place(mp: Patch) -> None:
+    """Of a window it is asked what it is a view of, and not where it lies."""
+    is_this = wires.Looked.is_this
+
+    def anywhere(self: Any, found: torch.Tensor, known: Any) -> bool:
+        other = dataclasses.replace(
+            self, window=(*self.window[:3], found.storage_offset(), found.dtype)
+        )
+        return is_this(other, found, known)
+
+    mp.setattr(wires.Looked, "is_this", anywhere)
+
+
+def takes_any_root(mp: Patch) -> None:
+    """Of a window it is asked where it lies, and not in what."""
+    is_this = wires.Looked.is_this
+
+    def of_anything(self: Any, found: torch.Tensor, known: Any) -> bool:
+        return is_this(dataclasses.replace(self, root=0), found, [wires.nothing])
+
+    mp.setattr(wires.Looked, "is_this", of_anything)
+
+
+def carries_no_roots(mp: Patch) -> None:
+    mp.setattr(schedule._Compiler, "_rooted", lambda _, stretch, roots: dataclasses.replace(
+        stretch, passes=tuple(
+            dataclasses.replace(p, carried=tuple(w for w in p.carried if w not in roots))
+            for p in stretch.passes
+        ), carried=tuple(w for w in stretch.carried if w not in roots)
+    ))  # fmt: skip
 
 
 def is_shown_under_any_mode(mp: Patch) -> None:
@@ -236,9 +274,21 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
         carries_nothing,
         test_stretch_changes.test_a_result_that_is_changed_in_place_between_stretches_is_not_made_again,
     ),
-    "follows no windows": (
-        follows_no_windows,
+    "follows no results": (
+        follows_no_results,
+        test_windows.test_what_autograd_knows_no_base_of_is_followed_to_what_was_made,
+    ),
+    "takes any place": (
+        takes_any_place,
         test_stretch_changes.test_windows_of_a_result_are_followed_wherever_they_are_taken,
+    ),
+    "takes any root": (
+        takes_any_root,
+        test_windows.test_a_window_of_another_result_is_noticed,
+    ),
+    "carries no roots": (
+        carries_no_roots,
+        test_windows.test_a_result_that_is_changed_through_a_window_is_not_made_again,
     ),
     "is shown under any mode": (
         is_shown_under_any_mode,

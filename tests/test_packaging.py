@@ -73,7 +73,8 @@ MAY_IMPORT["signature"] = {"errors"}
 MAY_IMPORT["regions"] = {"plan", *MAY_IMPORT["plan"]}
 MAY_IMPORT["recomputation"] = {"errors", "graph"}
 MAY_IMPORT["bursts"] = {"plan", "recomputation", *MAY_IMPORT["plan"]}
-MAY_IMPORT["stretches"] = {"bursts", *MAY_IMPORT["bursts"]}
+MAY_IMPORT["windows"] = {"graph"}
+MAY_IMPORT["stretches"] = {"bursts", "windows", *MAY_IMPORT["bursts"]}
 MAY_IMPORT["pricing"] = {"regions", "stretches", *MAY_IMPORT["regions"], *MAY_IMPORT["stretches"]}
 MAY_IMPORT["policies"] = {"pricing", *MAY_IMPORT["pricing"]}
 MAY_IMPORT["tracing"] = {"errors", "graph", "plan", "signature", "versions"}
@@ -85,6 +86,7 @@ MAY_IMPORT["rewriting"] = {
     "signature",
     "stretches",
     "tracing",
+    "windows",
     *MAY_IMPORT["regions"],
 }
 MAY_IMPORT["dry_run"] = {"profiler", "rewriting", *MAY_IMPORT["profiler"], *MAY_IMPORT["rewriting"]}
@@ -127,6 +129,7 @@ PLAIN = (
     "reporting",
     "policies",
     "stretches",
+    "windows",
 )
 
 

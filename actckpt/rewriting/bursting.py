@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from actckpt.rewriting.record import set_generator_states
-from actckpt.rewriting.schedule import BurstProgram, Schedule, StepProgram, Window
+from actckpt.rewriting.schedule import BurstProgram, Schedule, StepProgram
+from actckpt.rewriting.wires import Window
 from actckpt.signature import decode
 
 # the windows of one storage that exist, by value

@@ -12,8 +12,9 @@ from weakref import ref
 import torch
 from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode, _push_mode
 
-from actckpt.rewriting.learned import Learned, Wires, loose, nothing
+from actckpt.rewriting.learned import Learned
 from actckpt.rewriting.schedule import RESTS, CallProgram, PassedCall, Schedule
+from actckpt.rewriting.wires import Wires, nothing, root_of
 from actckpt.tracing.calls import casting, described_call, is_question, leaves, name_of
 
 _CHANGED = "a tensor is changed in place where it was not"
@@ -53,15 +54,13 @@ class Following(TorchFunctionMode):
         self._passed = {} if whole else schedule.passed
         self.learned = learned
         # a wire's tensor while it lives: its ``id`` is another's afterwards
-        self.wires: Wires = [nothing] * (calls[-1].wire + calls[-1].results)
+        known = schedule.wires
+        self.wires: Wires = known.copy() if self.stretches else [nothing] * len(known)
         # fewer or more than in the trace: those behind are taken for others, and compared
         count = min(calls[0].wire, len(given))
         for wire in schedule.asked if self.stretches else range(count):
             if wire < count:
                 self.wires[wire] = ref(given[wire])
-        if self.stretches:
-            for wire in schedule.loose:
-                self.wires[wire] = loose
         self.before = before
         self.after = after
         self.saving = saving
@@ -134,6 +133,8 @@ class Following(TorchFunctionMode):
                 return out
             for wire, t in enumerate(made, call.wire):
                 wires[wire] = ref(t)
+        for wire, place in call.roots:
+            wires[place] = ref(root_of(made[wire - call.wire]))
         if call.captures:
             self.after(call, made)
         if position + 1 == self._until and not self.left:

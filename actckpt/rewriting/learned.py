@@ -5,31 +5,21 @@ Every tensor that a call returns is a *wire*; what is known of it is a weak refe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import is_
 from typing import Any
-from weakref import ref
 
 import torch
 
 from actckpt.rewriting.schedule import CallProgram
+from actckpt.rewriting.wires import Wires, is_taken, nothing
 from actckpt.tracing.calls import casting, leaves
 
 _COMPARED = (
     bool, int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout,
     torch.memory_format, type(Ellipsis),
 )  # fmt: skip
-
-Wires = list[Callable[[], Any]]
-
-
-def nothing() -> None:
-    """The tensor of a wire that no call has returned yet."""
-
-
-def loose() -> None:
-    """The tensor of a wire between stretches: whichever is first given in its place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +81,8 @@ class Learned:
         for n, wire in self.wired:
             found = args[n]
             # no wire gives None where a tensor is expected
-            if wires[wire]() is not found or found is None:
-                if wires[wire] is not loose or not isinstance(found, torch.Tensor):
-                    return False
-                wires[wire] = ref(found)
+            if (wires[wire]() is not found or found is None) and not is_taken(wires, wire, found):
+                return False
         for n, e in self.others:
             found = args[n]
             if e is not found and not same(e, found, wires):
@@ -141,10 +129,9 @@ def same(expected: Any, found: Any, wires: Wires) -> bool:
     if kind is Wired:
         if expected.wire < 0:
             return isinstance(found, torch.Tensor)
-        if wires[expected.wire] is loose and isinstance(found, torch.Tensor):
-            wires[expected.wire] = ref(found)
+        if found is not None and wires[expected.wire]() is found:  # else of a dead one
             return True
-        return found is not None and wires[expected.wire]() is found  # else of a dead one
+        return is_taken(wires, expected.wire, found)
     if kind is tuple or kind is list:
         if not isinstance(found, kind) or len(expected) != len(found):
             return False

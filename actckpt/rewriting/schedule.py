@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Set
 from dataclasses import dataclass, field
 
@@ -11,10 +12,8 @@ from actckpt.bursts import PlacedBurst, place_bursts
 from actckpt.graph import FunctionCall, Graph
 from actckpt.plan import Plan
 from actckpt.recomputation import Recomputation, moved_statistics
+from actckpt.rewriting.wires import Looked, Window, Wires, loose, nothing
 from actckpt.stretches import Stretch, Stretches
-
-# storage, shape, stride, offset, dtype
-Window = tuple[int, tuple[int, ...], tuple[int, ...], int, torch.dtype]
 
 # what is done where a module's forward begins or ends, beside the number of a stretch to take up
 RESTS = -1
@@ -48,6 +47,8 @@ class CallProgram:
 
     ``first`` is its first operation: a run that leaves the trace here has done those before.
     ``saves`` is what autograd saves meanwhile, None where all of it stays as autograd has it.
+    ``roots`` are results of which others are given windows that no compared call returns: the wire
+    of each, and the place among the wires of what it is a view of.
     """
 
     text: str
@@ -58,6 +59,7 @@ class CallProgram:
     draws: bool
     captures: tuple[Capture, ...]
     saves: CallSaves | None
+    roots: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +127,9 @@ class Schedule:
     ``outside``: a save that is dropped or pinned belongs to no call, but to a custom Function.
     ``stretches`` are the calls to follow, () for all of them; ``turns`` what is done where the
     forward of a (module path, call number) begins and where it ends: the stretch to take up,
-    `RESTS`, or None. ``passed`` are calls of the stretches that are not compared, ``loose`` the
-    wires of all that are not, ``asked`` those that compared ones read and no call makes.
+    `RESTS`, or None. ``passed`` are calls of the stretches that are not compared, ``wires`` what is
+    known of all wires before a run that compares the others, ``asked`` those that compared ones
+    read and no call makes.
     """
 
     calls: tuple[CallProgram, ...]
@@ -137,7 +140,7 @@ class Schedule:
     stretches: tuple[Stretch, ...] = ()
     turns: dict[tuple[str, int], tuple[int | None, int | None]] = field(default_factory=dict)
     passed: dict[int, PassedCall] = field(default_factory=dict)
-    loose: frozenset[int] = frozenset()
+    wires: Wires = field(default_factory=list)
     asked: frozenset[int] = frozenset()
 
 
@@ -178,10 +181,14 @@ class _Compiler:
         dropped = {k: p.index for p in self.placed for k in p.burst.drops}
         wanted = dropped.keys() | saved.keys()
         root = self.possible.root
+        needed = following.needed(self.placed)
+        compared = set(needed.tolist())
+        wires, roots = self._wires(following, compared)
         calls = tuple(
             CallProgram(
                 c.text, c.sources, c.wire, len(c.outputs), c.first, n in drawn,
                 tuple(captures.get(n, ())), self._saves(c, wanted),
+                tuple((w, roots[w]) for w in range(c.wire, c.wire + len(c.outputs)) if w in roots),
             )
             for n, c in enumerate(graph.calls)
         )  # fmt: skip
@@ -193,27 +200,13 @@ class _Compiler:
                 program = SaveProgram(dropped.get(k, -1), saved.get(k, -1), save.value, save.at)
             saves.append(program if k in wanted else None)
         inside = {k for c in graph.calls for k in range(c.first_save, c.last_save)}
-        windows = {
-            v: (
-                value.storage, value.shape, value.stride, value.offset,
-                getattr(torch, value.dtype),
-            )
-            for v in sorted(self.values)
-            for value in (graph.values[v],)
-        }  # fmt: skip
+        windows = {v: self._window(v) for v in sorted(self.values)}
         outside = not wanted <= inside
-        needed = following.needed(self.placed)
         stretches = () if outside else following.stretches(needed, self.placed)
-        compared = set(needed.tolist())
-        loose = frozenset(
-            wire
-            for n, c in enumerate(calls)
-            if n not in compared
-            for wire in range(c.wire, c.wire + c.results)
-        )
         asked = frozenset(
             wire for n in compared for wire in calls[n].sources if 0 <= wire < calls[0].wire
         )
+        stretches = tuple(self._rooted(stretch, roots) for stretch in stretches)
         passed = {
             n: PassedCall(n == p.first, n == p.last - 1, p.carried)
             for stretch in stretches
@@ -222,8 +215,48 @@ class _Compiler:
         }
         turns = self._turns(stretches)
         return Schedule(
-            calls, tuple(saves), outside, bursts, windows, stretches, turns, passed, loose, asked
+            calls, tuple(saves), outside, bursts, windows, stretches, turns, passed, wires, asked
         )
+
+    def _window(self, value: int) -> Window:
+        v = self.graph.values[value]
+        return v.storage, v.shape, v.stride, v.offset, getattr(torch, v.dtype)
+
+    def _wires(self, following: Stretches, compared: Set[int]) -> tuple[Wires, dict[int, int]]:
+        """What is known of every wire before a run that compares some calls; where roots are.
+
+        Of what other calls return, whatever is given first is taken, but for windows of what bursts
+        deal in.
+        """
+        graph = self.graph
+        last = graph.calls[-1]
+        wires: Wires = [nothing] * (last.wire + len(last.outputs))
+        others: set[int] = set()
+        for n, c in enumerate(graph.calls):
+            if n not in compared:
+                others.update(range(c.wire, c.wire + len(c.outputs)))
+        for wire in others:
+            wires[wire] = loose
+        dealt = {sid for p in self.placed for sid in p.made | p.pins}
+        roots: dict[int, int] = {}
+        for n in sorted(compared):
+            for wire, value in zip(graph.calls[n].sources, graph.calls[n].inputs, strict=True):
+                if wire in others and value >= 0 and graph.values[value].storage in dealt:
+                    origin = following.windows.origin(wire)
+                    if origin not in roots:
+                        roots[origin] = len(wires)
+                        wires.append(nothing)
+                    wires[wire] = Looked(roots[origin], self._window(value))
+        return wires, roots
+
+    def _rooted(self, stretch: Stretch, roots: dict[int, int]) -> Stretch:
+        """A stretch that carries roots where those may outlive the results that view them."""
+        passes = tuple(
+            dataclasses.replace(p, carried=tuple(roots.get(w, w) for w in p.carried))
+            for p in stretch.passes
+        )
+        carried = tuple(roots.get(w, w) for w in stretch.carried)
+        return dataclasses.replace(stretch, passes=passes, carried=carried)
 
     def _turns(
         self, stretches: tuple[Stretch, ...]

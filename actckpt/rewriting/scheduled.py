@@ -17,7 +17,7 @@ from actckpt.rewriting.following import Following
 from actckpt.rewriting.holders import Dropped, Kept, unpack, verify
 from actckpt.rewriting.record import generator_states, set_generator_states
 from actckpt.rewriting.schedule import BurstProgram, CallProgram, Capture, Schedule
-from actckpt.signature import settled
+from actckpt.rewriting.wires import is_laid_out
 from actckpt.tracing.call import tensors
 from actckpt.tracing.fake import is_tracing
 
@@ -156,7 +156,7 @@ class ScheduledRun:
             self._following.stop("it saves more tensors")
         if program is None or self.limit is not None:
             return Kept(tensor)
-        if not self._fits(tensor, program.value):
+        if not is_laid_out(tensor, self.schedule.windows[program.value]):
             self._following.stop("it saves a tensor of another shape or dtype")
             self.limit = min(self.limit or program.at, program.at)
             return Kept(tensor)
@@ -168,13 +168,6 @@ class ScheduledRun:
         holder = Dropped(self._remaking(program.burst), tensor, self.rewrite.checking)
         self.holders[program.burst].append((weakref.ref(holder), program.value))
         return holder
-
-    def _fits(self, tensor: torch.Tensor, value: int) -> bool:
-        _, shape, stride, _, dtype = self.schedule.windows[value]
-        if tensor.shape != shape or tensor.dtype != dtype:
-            return False
-        found = tensor.stride()
-        return found == stride or settled(shape, found) == settled(shape, stride)
 
     def _before_call(self, number: int, call: CallProgram, given: list[torch.Tensor]) -> None:
         if call.draws:
@@ -190,7 +183,7 @@ class ScheduledRun:
 
     def _pin(self, capture: Capture, found: list[torch.Tensor]) -> None:
         tensor = found[capture.leaf]
-        if self._fits(tensor, capture.value):
+        if is_laid_out(tensor, self.schedule.windows[capture.value]):
             self.pins[capture.storage] = (capture.value, Kept(tensor))
         else:
             self._following.stop("a tensor is laid out otherwise")

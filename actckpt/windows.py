@@ -1,0 +1,83 @@
+"""Which calls of a forward only show an activation through another window.
+
+Whoever is given such a window can tell by itself: it lies where the traced one lay, in the storage
+that it was taken of. So these calls need not be compared, and may be spelled as they like.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+
+from actckpt.graph import FunctionCall, Graph
+
+# their results are windows that autograd knows the base of, or their argument itself; where one has
+# to copy instead, its operations say so
+_NAMES = frozenset(
+    f"torch.{kind}{name}"
+    for kind in ("Tensor.", "")
+    for name in (
+        "__getitem__", "broadcast_to", "chunk", "contiguous", "expand", "expand_as", "flatten",
+        "float", "movedim", "narrow", "permute", "reshape", "select", "split", "squeeze",
+        "swapaxes", "swapdims", "t", "tensor_split", "to", "transpose", "type_as", "unbind",
+        "unflatten", "unsqueeze", "view", "view_as",
+    )
+) | {"torch.nn.functional.dropout"}  # fmt: skip
+
+
+class Windows:
+    """The calls of a graph that only look, and what each of their results is a window of.
+
+    Args:
+        activations: storages that the forward makes.
+    """
+
+    def __init__(self, graph: Graph, activations: frozenset[int]) -> None:
+        self.graph = graph
+        self.activations = activations
+
+    @cached_property
+    def calls(self) -> frozenset[int]:
+        """Those that only look at activations."""
+        return frozenset(
+            number
+            for number, call in enumerate(self.graph.calls)
+            if self._only_looks(call) and self._shown(call) is not None
+        )
+
+    @cached_property
+    def origins(self) -> dict[int, int]:
+        """Wire of each of their results -> the wire that it is a window of, which none returns."""
+        found: dict[int, int] = {}
+        for number in sorted(self.calls):
+            call = self.graph.calls[number]
+            shown = self._shown(call) or ()
+            for leaf, wire in enumerate(shown):
+                found[call.wire + leaf] = found.get(wire, wire)
+        return found
+
+    def origin(self, wire: int) -> int:
+        """The wire that another is a window of: itself, if none of these calls returns it."""
+        return self.origins.get(wire, wire)
+
+    def _only_looks(self, call: FunctionCall) -> bool:
+        ops = self.graph.ops[call.first : call.last]
+        return (
+            bool(call.outputs)
+            and call.first_save == call.last_save
+            and all(op.view and not op.writes for op in ops)
+            and json.loads(call.text)[0] in _NAMES
+        )
+
+    def _shown(self, call: FunctionCall) -> tuple[int, ...] | None:
+        """Of each result the wire of the argument that it shows; None if one shows none."""
+        given: dict[int, int] = {}
+        for value, wire in zip(call.inputs, call.sources, strict=True):
+            sid = self._storage(value)
+            if wire >= 0 and sid in self.activations:
+                given.setdefault(sid, wire)
+        found = [given.get(self._storage(v), -1) for v in call.outputs]
+        return None if -1 in found else tuple(found)
+
+    def _storage(self, value: int) -> int:
+        return self.graph.values[value].storage if value >= 0 else -1
