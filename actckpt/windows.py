@@ -6,7 +6,6 @@ that it was taken of. So these calls need not be compared, and may be spelled as
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 
 from actckpt.graph import FunctionCall, Graph
@@ -66,7 +65,7 @@ class Windows:
             bool(call.outputs)
             and call.first_save == call.last_save
             and all(op.view and not op.writes for op in ops)
-            and json.loads(call.text)[0] in _NAMES
+            and _name(call) in _NAMES
         )
 
     def _shown(self, call: FunctionCall) -> tuple[int, ...] | None:
@@ -81,3 +80,8 @@ class Windows:
 
     def _storage(self, value: int) -> int:
         return self.graph.values[value].storage if value >= 0 else -1
+
+
+def _name(call: FunctionCall) -> str:
+    """The function that is called: the text begins with it, as a list's first item."""
+    return call.text.removeprefix('["').partition('"')[0]
