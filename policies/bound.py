@@ -13,6 +13,7 @@ from scipy.sparse import csr_array
 
 from actckpt.graph import Graph
 from actckpt.policies.makers import Makers
+from actckpt.policies.remade import least_remade_s
 from actckpt.pricing.simulate import Pricer
 from actckpt.profile import Profile
 
@@ -20,6 +21,8 @@ from actckpt.profile import Profile
 _PROGRAMS = 6
 _COLUMNS = 2_400
 _NODE_LIMIT = 10
+# operations between instants of one program
+_APART = 8
 _INFEASIBLE = 2
 
 
@@ -55,7 +58,8 @@ def lower_bound(graph: Graph, profile: Profile, budget_bytes: int) -> Bound:
     following, order, and the memory inside replays are left out, so every plan's price lies above.
 
     The largest of several such bounds: the first looks at the end of the forward pass, every other
-    one also at the instant at which the solution before it is highest above the budget.
+    one also at an instant at which the solution before it is highest above the budget, the second
+    at others near by as well.
     O(operations x instants) columns each.
 
     References:
@@ -68,16 +72,23 @@ def lower_bound(graph: Graph, profile: Profile, budget_bytes: int) -> Bound:
         return Bound(math.inf, math.inf, least_bytes, _needs(graph, least_bytes, at))
     extra_s = 0.0
     instants = [relaxation.end]
-    for _ in range(_PROGRAMS):
-        found = relaxation.least_extra_s(budget_bytes, instants)
-        if found is None:
-            count = len(instants)
-            why = f"what backward needs at {count} instants does not fit however it is recomputed"
-            return Bound(math.inf, math.inf, least_bytes, why)
-        extra_s = max(extra_s, found.extra_s)
-        instants = relaxation.refined(instants, budget_bytes, found)
-        if not instants:
-            break
+    seen: list[list[int]] = []
+    while instants and instants not in seen and len(seen) < _PROGRAMS:
+        seen.append(instants)
+        tried = [instants]
+        if len(instants) == 2:  # small programs, on whose second instant all others build
+            tried += [[relaxation.end, at] for at in relaxation.near(instants[-1])]
+        best = Solution(-1.0, ())
+        for candidate in tried:
+            found = relaxation.least_extra_s(budget_bytes, candidate)
+            if found is None:
+                count = len(candidate)
+                why = f"what backward needs at {count} instants does not fit whatever is recomputed"
+                return Bound(math.inf, math.inf, least_bytes, why)
+            if found.extra_s > best.extra_s:
+                best, instants = found, candidate
+        extra_s = max(extra_s, best.extra_s)
+        instants = relaxation.refined(instants, budget_bytes, best)
     return Bound(
         base_s + extra_s,
         extra_s / base_s if base_s else 0.0,
@@ -149,25 +160,11 @@ class _Relaxation:
                 uses.setdefault(sid, []).append(Use(save.first_use, until, save.at))
         return uses
 
-    @cached_property
-    def remade_s(self) -> float:
-        """Seconds that any plan takes at least for each saved storage that it makes again.
-
-        By operations each is filled in, and by calls, too, unless it comes as the input of a
-        region inside another: a region, of which it is one of so many inputs at most.
-        """
-        profile = self.pricer.profile
-        given: dict[int, int] = {}
-        for stage in self.graph.stages:
-            for argument in stage.inputs:
-                given[argument.storage] = max(given.get(argument.storage, -1), stage.first)
-        inputs = np.zeros(self.pricer.count + 2, dtype=np.int64)
-        for sid in self.uses:
-            born = int(self.pricer.born[sid])
-            inputs[born + 1] += 1
-            inputs[max(born, given.get(sid, -1)) + 1] -= 1
-        most = max(1, int(np.cumsum(inputs).max()))
-        return min(profile.burst_save_s, profile.save_s, profile.region_s / most)
+    def remade_s(self, budget_bytes: int) -> np.ndarray:
+        """Seconds that each storage takes at least of the engine if it is made again."""
+        room_bytes = budget_bytes - int(self.fixed[self.end :].min(initial=budget_bytes))
+        least_s = least_remade_s(self.pricer, self.makers, self.uses.keys(), room_bytes)
+        return np.array([least_s.get(sid, 0.0) for sid in self.storages])
 
     # ---- memory
 
@@ -229,15 +226,19 @@ class _Relaxation:
         if not self.uses:
             return Solution(0.0, ())
         width, count = self.width, len(instants)
-        remade_s = self.remade_s
+        remade_s = self.remade_s(budget_bytes)
         terms: list[tuple[list[tuple[int, float]], float]] = []
         memory: list[tuple[list[tuple[int, float]], float]] = []
         forced = np.zeros(width * count)
         times = [float(self.pricer.time_s[i]) for i in self.ops]
         cost = np.tile(np.array([0.0] * len(self.storages) + times), count)
         # what is used later is resident now, or made again
-        later = [s for s, uses in self.uses.items() if any(u.first > instants[0] for u in uses)]
-        cost[[self.column_of[s] for s in later]] = -remade_s
+        later = [
+            self.column_of[s]
+            for s, uses in self.uses.items()
+            if any(use.first > instants[0] for use in uses)
+        ]
+        cost[later] = -remade_s[later]
         unit_s, unit = max(cost.max(), 1e-12), max(1, int(self.pricer.bytes.max()))
         for k, begin in enumerate(instants):
             until = instants[k + 1] if k + 1 < count else self.pricer.count
@@ -269,7 +270,7 @@ class _Relaxation:
         found = result.mip_dual_bound
         extra_s = 0.0
         if found is not None:
-            extra_s = max(0.0, float(found) * unit_s + remade_s * len(later))
+            extra_s = max(0.0, float(found) * unit_s + float(remade_s[later].sum()))
         if result.x is None:
             return Solution(extra_s, ())
         stages = result.x.reshape(count, width)[:, : len(self.storages)] > 0.5
@@ -281,7 +282,8 @@ class _Relaxation:
     def refined(self, instants: Sequence[int], budget_bytes: int, found: Solution) -> list[int]:
         """The instants, and the one at which a solution is highest above the budget, if any is.
 
-        A program that would grow too large loses those at which the most is left.
+        Not one near another. A program that would grow too large loses those at which the most is
+        left, but for the end of the forward pass.
         """
         if not found.resident:
             return []
@@ -291,12 +293,21 @@ class _Relaxation:
             stop = instants[k + 1] if k + 1 < len(instants) else self.pricer.count
             level = self.fixed + self.beside(resident)
             over[start:stop] = level[start:stop] - budget_bytes
-        known = np.array(instants)
-        tight = known[np.argsort(-over[known], kind="stable")]
-        over[known] = 0
-        at = int(np.argmax(over)) if len(over) else 0
-        room = max(1, _COLUMNS // max(1, self.width) - 1)
-        return sorted([*map(int, tight[:room]), at]) if over[at] > 0 else []
+        later = sorted((at for at in instants if at != self.end), key=lambda at: -over[at])
+        over[self.end] = 0
+        for at in later:
+            over[max(0, at - _APART) : at + _APART + 1] = 0
+        fresh = int(np.argmax(over))
+        room = max(0, _COLUMNS // max(1, self.width) - 2)
+        return sorted({self.end, *later[:room], fresh}) if over[fresh] > 0 else []
+
+    def near(self, at: int) -> list[int]:
+        """The highest instants shortly before and after one, when nothing is resident."""
+        spans = (
+            (max(self.end + 1, at - _APART), at),
+            (at + 1, min(self.pricer.count, at + 1 + _APART)),
+        )
+        return [a + int(np.argmax(self.least[a:b])) for a, b in spans if a < b]
 
     def _needed(
         self, base: int, begin: int, until: int, forced: np.ndarray
