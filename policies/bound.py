@@ -76,7 +76,8 @@ def lower_bound(graph: Graph, profile: Profile, budget_bytes: int) -> Bound:
     while instants and instants not in seen and len(seen) < _PROGRAMS:
         seen.append(instants)
         tried = [instants]
-        if len(instants) == 2:  # small programs, on whose second instant all others build
+        if len(instants) == 2 and 2 * relaxation.width <= _COLUMNS:
+            # quick programs, on whose second instant all others build
             tried += [[relaxation.end, at] for at in relaxation.near(instants[-1])]
         best = Solution(-1.0, ())
         for candidate in tried:
