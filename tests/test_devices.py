@@ -86,7 +86,7 @@ def test_the_dry_run_sees_what_the_price_says(name: str) -> None:
     if budget > 1.02 * least:
         fitting = planned(name, "a100-40gb", "auto", budget)
         assert fitting.dry.peak_bytes <= budget
-        assert fitting.plan.regions
+        assert fitting.plan.regions or fitting.plan.bursts
     assert plan.profile.device == "A100 SXM 40 GB"
     assert {c.source for c in plan.profile.costs} == {"roofline"}
 
