@@ -36,23 +36,23 @@ class Windows:
         self.activations = activations
 
     @cached_property
-    def calls(self) -> frozenset[int]:
-        """Those that only look at activations."""
-        return frozenset(
-            number
-            for number, call in enumerate(self.graph.calls)
-            if self._only_looks(call) and self._shown(call) is not None
-        )
+    def calls(self) -> dict[int, tuple[int, ...]]:
+        """Those that only look at activations; of each result the wire that it shows."""
+        found = {}
+        for number, call in enumerate(self.graph.calls):
+            if self._only_looks(call):
+                shown = self._shown(call)
+                if -1 not in shown:
+                    found[number] = shown
+        return found
 
     @cached_property
     def origins(self) -> dict[int, int]:
         """Wire of each of their results -> the wire that it is a window of, which none returns."""
         found: dict[int, int] = {}
-        for number in sorted(self.calls):
-            call = self.graph.calls[number]
-            shown = self._shown(call) or ()
+        for number, shown in self.calls.items():
             for leaf, wire in enumerate(shown):
-                found[call.wire + leaf] = found.get(wire, wire)
+                found[self.graph.calls[number].wire + leaf] = found.get(wire, wire)
         return found
 
     def origin(self, wire: int) -> int:
@@ -61,22 +61,16 @@ class Windows:
 
     def _only_looks(self, call: FunctionCall) -> bool:
         ops = self.graph.ops[call.first : call.last]
-        return (
-            bool(call.outputs)
-            and call.first_save == call.last_save
-            and all(op.view and not op.writes for op in ops)
-            and _name(call) in _NAMES
-        )
+        return bool(call.outputs) and all(op.view for op in ops) and _name(call) in _NAMES
 
-    def _shown(self, call: FunctionCall) -> tuple[int, ...] | None:
-        """Of each result the wire of the argument that it shows; None if one shows none."""
+    def _shown(self, call: FunctionCall) -> tuple[int, ...]:
+        """Of each result the wire of the argument that it shows, -1 for one that shows none."""
         given: dict[int, int] = {}
         for value, wire in zip(call.inputs, call.sources, strict=True):
             sid = self._storage(value)
             if wire >= 0 and sid in self.activations:
                 given.setdefault(sid, wire)
-        found = [given.get(self._storage(v), -1) for v in call.outputs]
-        return None if -1 in found else tuple(found)
+        return tuple(given.get(self._storage(v), -1) for v in call.outputs)
 
     def _storage(self, value: int) -> int:
         return self.graph.values[value].storage if value >= 0 else -1

@@ -48,7 +48,7 @@ def _faster(graph: Graph, profile: Profile, budget_bytes: int | None, plan: Plan
     """The plan, or one by calls where that is faster even if following cost nothing.
 
     Where operations are small, steps show less of following than is priced and more of replaying
-    modules: plans by calls that were priced up to 7 points below took 1 to 9 points longer.
+    modules: plans by calls that were priced up to 7 points below took 2 to 9 points longer.
     """
     pricer = Pricer(graph, profile)
     whole_s = pricer.estimate(Plan("")).time_s

@@ -167,7 +167,7 @@ def follows_no_results(mp: Patch) -> None:
 
 def takes_any_place(mp: Patch) -> None:
     """Of a window it is asked what it is a view of, and not where it lies."""
-    is_this = wires.Looked.is_this
+    is_this = wires.ViewOf.is_this
 
     def anywhere(self: Any, found: torch.Tensor, known: Any) -> bool:
         other = dataclasses.replace(
@@ -175,17 +175,17 @@ def takes_any_place(mp: Patch) -> None:
         )
         return is_this(other, found, known)
 
-    mp.setattr(wires.Looked, "is_this", anywhere)
+    mp.setattr(wires.ViewOf, "is_this", anywhere)
 
 
 def takes_any_root(mp: Patch) -> None:
     """Of a window it is asked where it lies, and not in what."""
-    is_this = wires.Looked.is_this
+    is_this = wires.ViewOf.is_this
 
     def of_anything(self: Any, found: torch.Tensor, known: Any) -> bool:
         return is_this(dataclasses.replace(self, root=0), found, [wires.nothing])
 
-    mp.setattr(wires.Looked, "is_this", of_anything)
+    mp.setattr(wires.ViewOf, "is_this", of_anything)
 
 
 def carries_no_roots(mp: Patch) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
 
 import actckpt
+from actckpt.policies.by_calls import by_calls
 from actckpt.policies.exhaustive import MOST_RESULTS
 from actckpt.policies.optimal import by_columns
 from actckpt.policies.segments import segments
@@ -79,6 +81,38 @@ def test_a_larger_budget_is_never_slower(name: str) -> None:
         times.append(price.time_s)
     for larger, smaller in itertools.pairwise(times):
         assert larger <= smaller * (1 + 0.2 * CLOSE)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "vit"])
+def test_plans_of_chains_meet_the_bound_where_the_engine_costs_nothing(name: str) -> None:
+    p = prepared(name)
+    free = dataclasses.replace(
+        p.profile, dispatch_s=0.0, region_s=0.0, save_s=0.0, follow_s=0.0, pass_s=0.0,
+        stretch_s=0.0, burst_s=0.0, burst_op_s=0.0, burst_save_s=0.0,
+    )  # fmt: skip
+    whole = p.pricer.estimate(actckpt.Plan("none"))
+    for share in (0.75, 0.6, 0.5):
+        budget = int(share * whole.peak_bytes)
+        plan = actckpt.POLICIES["optimal"](p.graph, free, budget)
+        bound = actckpt.lower_bound(p.graph, free, budget)
+        price = actckpt.price(p.graph, free, plan)
+        assert bound.overhead > 0
+        assert price.time_s - bound.step_s <= 0.003 * whole.time_s
+
+
+def test_auto_takes_regions_only_where_they_are_faster_without_following() -> None:
+    p = prepared("bert")
+    budget = int(0.6 * p.pricer.estimate(actckpt.Plan("none")).peak_bytes)
+    auto = actckpt.POLICIES["auto"]
+    dear = {name: 20 * getattr(p.profile, name) for name in ("follow_s", "pass_s", "stretch_s")}
+    followed = dataclasses.replace(p.profile, **dear)
+    plan, calls = auto(p.graph, followed, budget), by_calls(p.graph, followed, budget)
+    price = Pricer(p.graph, followed).price(plan)
+    # they would be faster, and are not believed to be
+    assert plan.bursts
+    assert actckpt.price(p.graph, followed, calls).time_s < price.time_s
+    filled = dataclasses.replace(p.profile, burst_save_s=1.0)
+    assert auto(p.graph, filled, budget).regions
 
 
 @pytest.mark.parametrize("name", ["gpt2", "unet", "t5"])

@@ -12,7 +12,7 @@ from actckpt.bursts import PlacedBurst, place_bursts
 from actckpt.graph import FunctionCall, Graph
 from actckpt.plan import Plan
 from actckpt.recomputation import Recomputation, moved_statistics
-from actckpt.rewriting.wires import Looked, Window, Wires, loose, nothing
+from actckpt.rewriting.wires import ViewOf, Window, Wires, loose, nothing
 from actckpt.stretches import Stretch, Stretches
 
 # what is done where a module's forward begins or ends, beside the number of a stretch to take up
@@ -246,7 +246,7 @@ class _Compiler:
                     if origin not in roots:
                         roots[origin] = len(wires)
                         wires.append(nothing)
-                    wires[wire] = Looked(roots[origin], self._window(value))
+                    wires[wire] = ViewOf(roots[origin], self._window(value))
         return wires, roots
 
     def _rooted(self, stretch: Stretch, roots: dict[int, int]) -> Stretch:

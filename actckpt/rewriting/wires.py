@@ -28,8 +28,8 @@ def loose() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
-    """The tensor of a wire of which no compared call has returned more than the storage.
+class ViewOf:
+    """The tensor of a wire that no compared call has returned: a window of a known storage.
 
     ``root`` is the place of that storage's own tensor among the wires: what the call that made it
     returned, or, where nobody compared that one, whatever is first given a window of it.
@@ -74,7 +74,7 @@ def is_taken(wires: Wires, wire: int, found: Any) -> bool:
     if not isinstance(found, torch.Tensor):
         return False
     known = wires[wire]
-    if type(known) is Looked:
+    if type(known) is ViewOf:
         with _unseen():
             is_this = known.is_this(found, wires)
         if not is_this:
