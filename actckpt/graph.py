@@ -231,7 +231,7 @@ class Graph:
             yield stage
             stage = self.stages[stage].parent
 
-    @property
+    @cached_property
     def forward_end(self) -> int:
         """Number of operations that ran before backward began."""
         for index, op in enumerate(self.ops):

@@ -100,6 +100,8 @@ class Recorder(StepMode):
         self._ids: dict[int, int] = {}
         self._value_ids: dict[Value, int] = {}
         self._sequence: dict[int, int] = {}
+        # storage -> the last operation that made or wrote it
+        self._made_by: dict[int, int] = {}
         self._recreated: dict[int, Any] = {}
         self._finalizers: list[Any] = []
         self.recording = True
@@ -173,13 +175,9 @@ class Recorder(StepMode):
     def asked(self, tensor: torch.Tensor) -> None:
         """What made or wrote the number last is marked."""
         sid = self.known_storage(tensor)
-        if sid < 0:
-            return
-        for index, op in reversed(list(enumerate(self.ops))):
-            made = () if op.view else (self.values[v].storage for v in op.outputs)
-            if sid in op.writes or sid in made:
-                self.ops[index] = replace(op, asked=True)
-                return
+        index = self._made_by.get(sid) if sid >= 0 else None
+        if index is not None:
+            self.ops[index] = replace(self.ops[index], asked=True)
 
     def seen(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         if self.recording:
@@ -208,6 +206,9 @@ class Recorder(StepMode):
         if has_generator(args, kwargs):
             self.refuse("draws from a generator of its own")
         text = encode(name, args, kwargs)
+        view = len(self.storages) == count and not writes and bool(outputs)
+        made = () if view else tuple(self.values[v].storage for v in outputs)
+        self._made_by.update(dict.fromkeys((*writes, *made), len(self.ops)))
         self.ops.append(
             Op(
                 name=name,
@@ -217,7 +218,7 @@ class Recorder(StepMode):
                 outputs=outputs,
                 writes=writes,
                 random=is_random(func, args, kwargs),
-                view=len(self.storages) == count and not writes and bool(outputs),
+                view=view,
                 owner=owner,
                 signature=self.signatures.setdefault(text, len(self.signatures)),
                 plain=not isinstance(out, list)
