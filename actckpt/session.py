@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from actckpt.batch_key import BatchKey, batch_key, contents
-from actckpt.errors import PlanError
+from actckpt.errors import BudgetError, PlanError
 from actckpt.plan import Plan
 from actckpt.plan_key import plan_key
 from actckpt.planning import Planned, Recalled, Request, bound_of, make_plan
@@ -153,7 +153,7 @@ class Session:
     def _reason(self, key: BatchKey, resident: bool) -> str:
         assert self.current is not None
         if self.changes:
-            return "the forward changes from step to step, and is recomputed by calls from now on"
+            return "the forward changes from step to step: by calls from now on, if they fit"
         if not self.current.key.covers(key):
             return "the batch or the model's state is not the one planned for"
         if resident and not self.current.accumulate:
@@ -168,7 +168,7 @@ class Session:
             step = dataclasses.replace(step, loss_fn=None, target=None)
         before = uninstall(model)
         try:
-            planned = make_plan(model, step, self._request_for(key), recalled=self.recalled)
+            planned = self._planned(key, step)
         finally:
             if before is not None:
                 install(before)
@@ -176,6 +176,23 @@ class Session:
         entry = _Entry(key, step.accumulate, step.optimizer is not None, planned, report)
         self.entries.append(entry)
         return entry
+
+    def _planned(self, key: BatchKey, step: Step) -> Planned:
+        """By calls where that is safer and fits, else as was asked."""
+        request = self._request_for(key)
+        try:
+            return make_plan(self.model, step, request, recalled=self.recalled)
+        except BudgetError:
+            if request == self.request:
+                raise
+        logger.warning(
+            "actckpt: by calls nothing fits; planning by operations for the forward as it is now, "
+            "and again whenever it is another"
+        )
+        if self.changes:  # what was followed is not the forward any more
+            self.entries = [e for e in self.entries if not e.planned.plan.bursts]
+            self.changes = False
+        return make_plan(self.model, step, self.request, recalled=self.recalled)
 
     def _enforce(self, entry: _Entry) -> None:
         install(Rewrite(self.model, entry.planned.program, planner=self))

@@ -43,6 +43,15 @@ class Sharpened(Scaled):
         return out
 
 
+class Flat(Scaled):
+    """No modules but one: there is nothing to recompute by calls."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(8):
+            x = (self.linear(x) * self.factor).tanh()
+        return x
+
+
 class Normed(nn.Module):
     """Batch normalization with cumulative averages, which divides by the number of batches."""
 
@@ -301,6 +310,35 @@ def test_a_session_recomputes_by_calls_once_the_forward_changes(
     assert plan.regions
     assert not plan.bursts
     assert sum("from now on" in r.getMessage() for r in caplog.records) == 1
+
+
+@pytest.mark.usefixtures("flat_profile")
+def test_a_session_plans_by_operations_again_where_calls_do_not_fit(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    make = seeded(Flat)
+    model, twin, batch = make(), make(), rows(512)
+    whole = actckpt.measure(make(), batch, loss_fn=scalar_loss, steps=1)
+    budget_bytes = int(0.7 * whole.peak_bytes)
+    with pytest.raises(actckpt.BudgetError):
+        actckpt.optimize(
+            make(), budget_bytes / 1e9, batch=batch, loss_fn=scalar_loss, policy="calls"
+        )
+    actckpt.optimize(model, budget_bytes / 1e9, batch=batch, loss_fn=scalar_loss)
+    first = actckpt.report(model).plan
+    with caplog.at_level(logging.INFO, logger="actckpt"):
+        for factor in (1.5, 0.7, 0.7, 1.5, 1.5, 1.5):
+            for m in (model, twin):
+                assert isinstance(m, Flat)
+                m.factor = factor
+            expected, found = outcome(twin, batch), outcome(model, batch)
+            assert not exact.differences(expected, found)
+    messages = [r.getMessage() for r in caplog.records]
+    assert sum("as it is now" in m for m in messages) == 2  # one for each change
+    assert actckpt.report(model).plan.bursts
+    assert actckpt.report(model).plan == first
+    peak = actckpt.measure(model, batch, loss_fn=scalar_loss, steps=1).peak_bytes
+    assert peak <= budget_bytes
 
 
 @pytest.mark.usefixtures("flat_profile")
