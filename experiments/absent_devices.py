@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import actckpt
-from actckpt.profiler.devices import DEVICES
 from experiments.progress import progress
 from experiments.results import circumstances, markdown_table, write_json_lines, write_markdown
 
@@ -34,12 +33,13 @@ class Case:
     """One plan.
 
     Args:
+        budget_gb: None for what the device has.
         scope: "activations" plans what the step adds, as where weights are sharded.
     """
 
     model: str
     device: str
-    budget_gb: float
+    budget_gb: float | None
     optimizer: str = "none"
     scope: str = "step"
 
@@ -146,11 +146,12 @@ SHARES = (0.75, 0.5, 0.35, 0.25)
 def arguments(case: Case) -> list[str]:
     """What ``actckpt`` is called with."""
     kind, settings, batch_size, seq_len, dtype = MODELS[case.model]
+    budget = [] if case.budget_gb is None else ["--budget-gb", str(case.budget_gb)]
     return [
         "plan", kind, *(f"--set={key}={value}" for key, value in settings.items()),
         "--device", case.device, "--dtype", dtype, "--batch-size", str(batch_size),
         "--seq-len", str(seq_len), "--optimizer", case.optimizer, "--scope", case.scope,
-        "--budget-gb", str(case.budget_gb),
+        *budget,
     ]  # fmt: skip
 
 
@@ -195,8 +196,7 @@ def planned(case: Case) -> tuple[dict[str, str], Row]:
 
 def at_shares(name: str, device: str) -> Iterator[Row]:
     """One model's plans at shares of what its untouched step adds."""
-    ample_gb = DEVICES[device].default_budget_bytes / 1e9
-    _, whole = planned(Case(name, device, ample_gb, scope="activations"))
+    _, whole = planned(Case(name, device, None, scope="activations"))
     for share in SHARES:
         budget_gb = round(share * whole["baseline_bytes"] / 1e9, 3)
         _, row = planned(Case(name, device, budget_gb, scope="activations"))
