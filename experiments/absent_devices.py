@@ -33,13 +33,12 @@ class Case:
     """One plan.
 
     Args:
-        budget_gb: None for what the device has.
         scope: "activations" plans what the step adds, as where weights are sharded.
     """
 
     model: str
     device: str
-    budget_gb: float | None
+    budget_gb: float
     optimizer: str = "none"
     scope: str = "step"
 
@@ -140,18 +139,18 @@ GAPS = (
     ("Mixtral", "h100-80gb"),
     ("BERT large", "h100-80gb"),
 )
+AMPLE_GB = {"rtx-3090": 20, "h100-80gb": 75}
 SHARES = (0.75, 0.5, 0.35, 0.25)
 
 
 def arguments(case: Case) -> list[str]:
     """What ``actckpt`` is called with."""
     kind, settings, batch_size, seq_len, dtype = MODELS[case.model]
-    budget = [] if case.budget_gb is None else ["--budget-gb", str(case.budget_gb)]
     return [
         "plan", kind, *(f"--set={key}={value}" for key, value in settings.items()),
         "--device", case.device, "--dtype", dtype, "--batch-size", str(batch_size),
         "--seq-len", str(seq_len), "--optimizer", case.optimizer, "--scope", case.scope,
-        *budget,
+        "--budget-gb", str(case.budget_gb),
     ]  # fmt: skip
 
 
@@ -196,7 +195,7 @@ def planned(case: Case) -> tuple[dict[str, str], Row]:
 
 def at_shares(name: str, device: str) -> Iterator[Row]:
     """One model's plans at shares of what its untouched step adds."""
-    _, whole = planned(Case(name, device, None, scope="activations"))
+    _, whole = planned(Case(name, device, AMPLE_GB[device], scope="activations"))
     for share in SHARES:
         budget_gb = round(share * whole["baseline_bytes"] / 1e9, 3)
         _, row = planned(Case(name, device, budget_gb, scope="activations"))
