@@ -19,7 +19,7 @@ from actckpt.pricing.simulate import Pricer
 # stages of a segment in whose backward pass memory has a price
 _STAGES = 4
 # so many segments in a row are also solved as one, or more of few operations; of a long chain only
-# those near its end
+# those near its end, while that brings it within its budget
 _LONGEST = 3
 _PAIR = 2
 _SHORT = 60
@@ -57,6 +57,7 @@ class Columns:
         self._programs: dict[tuple[Segment, int], StagedSegment] = {}
         self._solved: dict[Hashable, tuple[Segment, Way]] = {}
         self._work = 0
+        self._everywhere = len(self.segments) <= _MANY
         self._choices: dict[Way, Choice | None] = {}
 
     def at(
@@ -79,6 +80,11 @@ class Columns:
             for row in self._spans(rationed=False)
         )
         return self._fresh([prices], spans, known)
+
+    def widen(self) -> bool:
+        """Segments in a row are looked at all along a long chain from now on; if they were not."""
+        before, self._everywhere = self._everywhere, True
+        return not before
 
     def near(self, prices: Mapping[int, float], known: Sequence[Choice]) -> list[Choice]:
         """The same at prices a little lower and higher, of single segments and pairs."""
@@ -106,7 +112,7 @@ class Columns:
         for length in range(1, len(parts) + 1):
             if rationed and length > 1 and self._work > _WORK:
                 return
-            begin = 0 if length == 1 or len(parts) <= _MANY else len(parts) - length - _LONGEST
+            begin = 0 if length == 1 or self._everywhere else len(parts) - length - _LONGEST
             spans = [
                 ((parts[start][0], parts[start + length - 1][1]), length)
                 for start in range(max(0, begin), len(parts) - length + 1)

@@ -85,6 +85,7 @@ def by_columns(graph: Graph, profile: Profile, budget_bytes: int) -> Plan:
             return plan_of(picked)
     # anew, so that the smallest for one budget is the smallest for every other
     again = Columns(pricer)
+    again.widen()
     lowest = _lowered(alone.anew(), again, 0)
     smallest = lowest.smallest() or []
     smallest_bytes = lowest.estimate(smallest).peak_bytes
@@ -124,10 +125,13 @@ def _is_far(packing: Packing, picked: Sequence[Choice], budget_bytes: int) -> bo
 def _grown(packing: Packing, columns: Columns, budget_bytes: int) -> Packing | None:
     """The packing with what the budget's prices ask for; None if nothing brings it within."""
     within = packing
-    if packing.relaxation().least_time(budget_bytes) is None:
-        within = _lowered(packing, columns, budget_bytes)
-    reached_s = [math.inf] * _PATIENCE
     relaxed = within.relaxation().least_time(budget_bytes)
+    while relaxed is None:
+        within = _lowered(within, columns, budget_bytes)
+        relaxed = within.relaxation().least_time(budget_bytes)
+        if relaxed is None and not columns.widen():
+            return None
+    reached_s = [math.inf] * _PATIENCE
     for _ in range(_ROUNDS):
         if relaxed is None or relaxed.value > reached_s[-_PATIENCE] - _GAIN * columns.base.time_s:
             break
