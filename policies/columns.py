@@ -18,8 +18,8 @@ from actckpt.pricing.simulate import Pricer
 
 # stages of a segment in whose backward pass memory has a price
 _STAGES = 4
-# so many segments in a row are also solved as one, or more of few operations; of a long chain only
-# those near its end, while that brings it within its budget
+# so many segments in a row are also solved as one, or as many as have few operations; large ones of
+# a long chain only near its end, while that brings it within its budget
 _LONGEST = 3
 _PAIR = 2
 _SHORT = 60
@@ -84,6 +84,7 @@ class Columns:
     def widen(self) -> bool:
         """Segments in a row are looked at all along a long chain from now on; if they were not."""
         before, self._everywhere = self._everywhere, True
+        self._work = 0
         return not before
 
     def near(self, prices: Mapping[int, float], known: Sequence[Choice]) -> list[Choice]:
@@ -112,12 +113,16 @@ class Columns:
         for length in range(1, len(parts) + 1):
             if rationed and length > 1 and self._work > _WORK:
                 return
-            begin = 0 if length == 1 or self._everywhere else len(parts) - length - _LONGEST
+            near = 0 if length == 1 or self._everywhere else len(parts) - length - _LONGEST
             spans = [
-                ((parts[start][0], parts[start + length - 1][1]), length)
-                for start in range(max(0, begin), len(parts) - length + 1)
+                ((first, parts[start + length - 1][1]), start)
+                for start, (first, _) in enumerate(parts[: len(parts) - length + 1])
             ]
-            yield [(span, n) for span, n in spans if n <= _LONGEST or span[1] - span[0] <= _SHORT]
+            yield [
+                (span, length)
+                for span, start in spans
+                if span[1] - span[0] <= _SHORT or (length <= _LONGEST and start >= near)
+            ]
 
     def _priced(self, way: Way) -> Choice | None:
         if way not in self._choices:

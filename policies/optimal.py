@@ -127,7 +127,7 @@ def _grown(packing: Packing, columns: Columns, budget_bytes: int) -> Packing | N
     within = packing
     relaxed = within.relaxation().least_time(budget_bytes)
     while relaxed is None:
-        within = _lowered(within, columns, budget_bytes)
+        within = _lowered(packing, columns, budget_bytes)
         relaxed = within.relaxation().least_time(budget_bytes)
         if relaxed is None and not columns.widen():
             return None
