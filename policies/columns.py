@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from actckpt.pricing.simulate import Pricer
 # stages of a segment in whose backward pass memory has a price
 _STAGES = 4
 # so many segments in a row are also solved as one, or as many as have few operations; large ones of
-# a long chain only near its end, while that brings it within its budget
+# a long chain (so many segments) only near its end, while that brings it within its budget
 _LONGEST = 3
 _PAIR = 2
 _SHORT = 60
@@ -110,19 +111,28 @@ class Columns:
     def _spans(self, rationed: bool = True) -> Iterator[list[Span]]:
         """Segments; then two in a row as one, then three, as long as there is work left."""
         parts = self.segments
-        for length in range(1, len(parts) + 1):
+        for length in self._lengths:
             if rationed and length > 1 and self._work > _WORK:
                 return
             near = 0 if length == 1 or self._everywhere else len(parts) - length - _LONGEST
+            apart = 1 if length <= _LONGEST or len(parts) <= _MANY else length // 2
             spans = [
-                ((first, parts[start + length - 1][1]), start)
-                for start, (first, _) in enumerate(parts[: len(parts) - length + 1])
+                ((parts[start][0], parts[start + length - 1][1]), start)
+                for start in range(0, len(parts) - length + 1, apart)
             ]
             yield [
                 (span, length)
                 for span, start in spans
                 if span[1] - span[0] <= _SHORT or (length <= _LONGEST and start >= near)
             ]
+
+    @cached_property
+    def _lengths(self) -> list[int]:
+        """How many segments in a row are solved as one; of a long chain not every number."""
+        count = len(self.segments)
+        if count <= _MANY:
+            return list(range(1, count + 1))
+        return [n for n in range(1, count + 1) if n <= _LONGEST or n & (n - 1) == 0]
 
     def _priced(self, way: Way) -> Choice | None:
         if way not in self._choices:

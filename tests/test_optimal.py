@@ -14,8 +14,11 @@ from actckpt.policies.optimal import by_columns
 from actckpt.policies.segments import segments
 from actckpt.pricing.simulate import Pricer
 from actckpt.recomputation import Recomputation
-from experiments.optimality import SMALL, row_of, small
+from experiments.optimality import SMALL, caught, row_of, small
+from tests.exact import scalar_loss
+from tests.models.blocks import chain, rows
 from tests.predictions import prepared
+from tests.suite import seeded
 
 # seconds that the planner may miss: its gap, and predictions are not better than that
 CLOSE = 0.01
@@ -81,6 +84,19 @@ def test_a_larger_budget_is_never_slower(name: str) -> None:
         times.append(price.time_s)
     for larger, smaller in itertools.pairwise(times):
         assert larger <= smaller * (1 + 0.2 * CLOSE)
+
+
+def test_blocks_of_long_chains_are_recomputed_together_wherever_they_are() -> None:
+    """Too little for what each block would be made again from."""
+    found = caught(seeded(chain(34))(), rows(2048), loss_fn=scalar_loss)
+    pricer = Pricer(found.graph, found.profile)
+    budget = int(0.27 * pricer.estimate(actckpt.Plan("none")).peak_bytes)
+    plan = actckpt.POLICIES["optimal"](found.graph, found.profile, budget)
+    assert pricer.price(plan).peak_bytes <= budget
+    parts = segments(pricer.possible)
+    assert len(parts) > 32
+    early = [b for b in plan.bursts if b.ops[-1] < parts[17][0]]
+    assert any(sum(b.ops[0] < last <= b.ops[-1] for _, last in parts) > 3 for b in early)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "vit"])
