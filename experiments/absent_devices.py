@@ -5,12 +5,13 @@ allocated and nothing is measured on the device. Times and peaks are therefore p
 
 A second table is of the gap at these sizes, at shares of what the untouched step adds.
 
-    python -m experiments.absent_devices
+    python -m experiments.absent_devices [--models NAME ...]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -23,7 +24,13 @@ from typing import Any
 
 import actckpt
 from experiments.progress import progress
-from experiments.results import circumstances, markdown_table, write_json_lines, write_markdown
+from experiments.results import (
+    FOLDER,
+    circumstances,
+    markdown_table,
+    write_json_lines,
+    write_markdown,
+)
 
 Row = dict[str, Any]
 
@@ -253,11 +260,23 @@ def line(row: Row) -> str:
     )
 
 
+def whole(fresh: list[Row], models: set[str]) -> tuple[list[Row], list[Row]]:
+    """The rows of plans and of gaps, with those of models that were not asked for."""
+    path = FOLDER / "absent_devices.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.exists() else []
+    earlier = [row for row in map(json.loads, lines) if row["model"] not in models]
+    both = sorted([*earlier, *fresh], key=lambda row: list(MODELS).index(row["model"]))
+    return [r for r in both if "share" not in r], [r for r in both if "share" in r]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m experiments.absent_devices", description=__doc__
     )
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument(
+        "--models", nargs="+", choices=MODELS, default=list(MODELS),
+        help="only these, in place of their rows",
+    )  # fmt: skip
     models = parser.parse_args().models
     cases = [case for case in CASES if case.model in models]
     gaps = [(name, device) for name, device in GAPS if name in models]
@@ -283,6 +302,7 @@ def main() -> None:
         planning="processor seconds and largest resident memory of the whole `actckpt plan` "
         "process, imports included",
     )
+    rows, shares = whole([*rows, *shares], set(models))
     write_json_lines("absent_devices", about, [*rows, *shares])
     write_markdown(
         "absent_devices",
