@@ -19,8 +19,9 @@ from actckpt.pricing.simulate import Pricer
 
 # stages of a segment in whose backward pass memory has a price
 _STAGES = 4
-# so many segments in a row are also solved as one, or as many as have few operations; large ones of
-# a long chain (so many segments) only near its end, while that brings it within its budget
+# so many segments in a row are also solved as one, or as many as have few operations; while these
+# bring a long chain (so many segments) within its budget only those near its end, and small ones
+# where most are alike
 _LONGEST = 3
 _PAIR = 2
 _SHORT = 60
@@ -45,6 +46,10 @@ class _Question:
     program: StagedSegment
     cost: np.ndarray
     key: Hashable
+
+
+def _is_small(span: Segment) -> bool:
+    return span[1] - span[0] <= _SHORT
 
 
 class Columns:
@@ -110,21 +115,25 @@ class Columns:
 
     def _spans(self, rationed: bool = True) -> Iterator[list[Span]]:
         """Segments; then two in a row as one, then three, as long as there is work left."""
-        parts = self.segments
+        parts, count = self.segments, len(self.segments)
         for length in self._lengths:
             if rationed and length > 1 and self._work > _WORK:
                 return
-            near = 0 if length == 1 or self._everywhere else len(parts) - length - _LONGEST
-            apart = 1 if length <= _LONGEST or len(parts) <= _MANY else length // 2
-            spans = [
-                ((parts[start][0], parts[start + length - 1][1]), start)
-                for start in range(0, len(parts) - length + 1, apart)
-            ]
-            yield [
-                (span, length)
-                for span, start in spans
-                if span[1] - span[0] <= _SHORT or (length <= _LONGEST and start >= near)
-            ]
+            apart = 1 if length <= _LONGEST or count <= _MANY else length // 2
+            row = {
+                start: (parts[start][0], parts[start + length - 1][1])
+                for start in range(0, count - length + 1, apart)
+            }
+            if length > 1 and not self._everywhere:
+                near = count - length - _LONGEST
+                small = self._if_alike([span for span in row.values() if _is_small(span)])
+                row = {start: s for start, s in row.items() if start >= near or s in small}
+            yield [(s, length) for s in row.values() if length <= _LONGEST or _is_small(s)]
+
+    def _if_alike(self, spans: Sequence[Segment]) -> frozenset[Segment]:
+        """All of them, if on average two have the same structure: these are solved once."""
+        structures = {self._structure(span) for span in spans}
+        return frozenset(spans if 2 * len(structures) <= len(spans) else ())
 
     @cached_property
     def _lengths(self) -> list[int]:
