@@ -8,12 +8,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 import actckpt
 from actckpt.policies.burst_choices import FOLLOWED, burst_choices, priced
 from actckpt.policies.columns import Columns
 from actckpt.policies.packing import Choice, Packing, plan_of
 from actckpt.pricing.simulate import Pricer
+from experiments.optimality import caught
+from tests.exact import scalar_loss
+from tests.models.blocks import Chain, rows
 from tests.predictions import prepared
 
 MODELS = ("gpt2", "bert", "densenet", "unet", "t5", "mixtral")
@@ -61,6 +66,41 @@ def test_at_the_price_of_one_instant_no_known_way_of_a_segment_is_better(name: s
             made = min((worth_s(p.pricer, c, segment, prices) for c in mine), default=0.0)
             assert made <= best + CLOSE * abs(best) + p.profile.burst_s
     assert compared
+
+
+class Inner(nn.Module):
+    """Two linear layers, and the input added."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, width), nn.Linear(width, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = x + self.down(self.up(x).tanh())
+        return out
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_rows_of_a_long_chain_are_looked_at_where_alike_or_when_all_are(alike: bool) -> None:
+    model = Chain(*(Inner(16 if alike else 16 + n) for n in range(40)))
+    found = caught(model, rows(512), loss_fn=scalar_loss)
+    columns = Columns(Pricer(found.graph, found.profile))
+    middle = columns.segments[20][0]
+
+    def has_early_rows() -> bool:
+        dear_s = 3 * columns.base.time_s / columns.base.peak_bytes
+        choices = columns.at({found.graph.forward_end: dear_s}, ())
+        born = [[columns.pricer.born[s] for s in choice.takes] for choice in choices]
+        return any(
+            max(b) < middle and sum(min(b) < last <= max(b) for _, last in columns.segments) > 1
+            for b in born
+        )
+
+    assert len(columns.segments) > 32
+    assert has_early_rows() is alike
+    assert columns.widen()
+    assert has_early_rows()
+    assert not columns.widen()
 
 
 def within(choice: Choice, segment: tuple[int, int], born: np.ndarray) -> bool:

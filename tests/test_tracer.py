@@ -292,6 +292,26 @@ class ShapesByData(BranchesOnData):
         return y[y > 0].sum()
 
 
+class Steps(nn.Module):
+    """Counts its calls in a list of buffers, and asks for the number through a view."""
+
+    steps: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch._foreach_add_([self.steps], 1.0)
+        return x * self.steps.view(1).item()
+
+
+def test_what_wrote_a_number_that_is_asked_for_is_marked() -> None:
+    x = torch.ones(3, requires_grad=True)
+    graph = actckpt.trace(Steps(), x, loss_fn=lambda out: out.sum())
+    assert [op.name for op in graph.ops if op.asked] == ["aten._foreach_add_.Scalar"]
+
+
 @pytest.mark.parametrize(
     ("kind", "line"),
     [
