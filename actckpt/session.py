@@ -17,9 +17,9 @@ from actckpt.batch_key import BatchKey, batch_key, contents
 from actckpt.errors import BudgetError, PlanError
 from actckpt.plan import Plan
 from actckpt.plan_key import plan_key
-from actckpt.planning import Planned, Recalled, Request, bound_of, make_plan
+from actckpt.planning import Planned, Recalled, Request, make_plan
 from actckpt.profile import Profile
-from actckpt.reporting.assemble import assemble_report
+from actckpt.reporting.assemble import assemble_report, with_bound
 from actckpt.reporting.measurement import Measurement
 from actckpt.reporting.report import Figures, Report
 from actckpt.rewriting.patch import Rewrite, install, installed, uninstall
@@ -293,12 +293,8 @@ class Session:
             )
         entry = self.current
         if not entry.bounded:
-            # it takes the solver a moment, and only readers of reports need it
-            bound = bound_of(entry.planned, self.request)
-            if bound is not None and bound.possible:
-                entry.report = dataclasses.replace(
-                    entry.report, lower_bound=bound.overhead, certificate=bound.certificate
-                )
+            # only readers of reports need it
+            entry.report = with_bound(entry.report, entry.planned, self.request)
             entry.bounded = True
         return entry.report
 

@@ -177,7 +177,7 @@ class Stretches:
     def _begins(self, needed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For each needed call, from which on it and what is let pass are seen; if after a rest."""
         after = np.concatenate(([0], needed[:-1] + 1)) if len(needed) else needed
-        boundary = self._positions[np.searchsorted(self._positions, needed, side="right") - 1]
+        boundary = self.starts[np.searchsorted(self.starts, needed, side="right") - 1]
         apart = boundary - after >= _LEAST
         return np.where(apart, boundary, after), apart
 
@@ -199,7 +199,7 @@ class Stretches:
             yield Boundary(stage, True, found.last_call)
 
     @cached_property
-    def _positions(self) -> np.ndarray:
+    def starts(self) -> np.ndarray:
         """Calls made at each boundary, the beginning of the forward first, ascending."""
         return np.array([0, *(b.at for b in self._boundaries)], dtype=np.int64)
 
@@ -207,13 +207,13 @@ class Stretches:
         """The last boundary before a call; None: the beginning of the forward."""
         if not call:
             return None
-        n = int(np.searchsorted(self._positions, call, side="right")) - 1
-        return self._boundaries[n - 1] if n and self._positions[n] == call else None
+        n = int(np.searchsorted(self.starts, call, side="right")) - 1
+        return self._boundaries[n - 1] if n and self.starts[n] == call else None
 
     def _rest(self, last: int, following: int) -> Boundary | None:
         """The first boundary after a stretch, where enough calls come before the next."""
-        n = int(np.searchsorted(self._positions, last, side="left"))
-        if n == 0 or n == len(self._positions) or following - self._positions[n] < _LEAST:
+        n = int(np.searchsorted(self.starts, last, side="left"))
+        if n == 0 or n == len(self.starts) or following - self.starts[n] < _LEAST:
             return None
         return self._boundaries[n - 1]
 

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-
-import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
 
 from actckpt.graph import Graph
-from actckpt.policies.makers import Makers
-from actckpt.policies.remade import least_remade_s
-from actckpt.pricing.simulate import Pricer
+from actckpt.policies.engines import Engine, by_calls, by_operations
+from actckpt.policies.residency import COLUMNS, Residency, Solution
 from actckpt.profile import Profile
 
-# programs in a row, each with one instant more; columns of one
+# programs in a row, each with one instant more
 _PROGRAMS = 6
-_COLUMNS = 2_400
-_NODE_LIMIT = 10
-# operations between instants of one program
-_APART = 8
-_INFEASIBLE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +23,16 @@ class Bound:
         overhead: the same over the untouched step's time, minus 1.
         smallest_bytes: no plan has a lower peak, whatever its time.
         certificate: why, in one line.
+        by_operations, by_calls: the overhead that no plan of that kind can beat; infinite where
+            there is none. The smaller is ``overhead``.
     """
 
     step_s: float
     overhead: float
     smallest_bytes: int
     certificate: str
+    by_operations: float = math.inf
+    by_calls: float = math.inf
 
     @property
     def possible(self) -> bool:
@@ -54,8 +46,9 @@ def lower_bound(graph: Graph, profile: Profile, budget_bytes: int) -> Bound:
     A relaxation with one binary per operation and instant: at chosen instants of backward, what is
     resident fits beside what is there in any case; what backward needs afterwards and is not
     resident is recomputed at least once, from what is, which costs the operations' time and what
-    the engine takes at least for a saved result that is made again. Replays in whole regions,
-    following, order, and the memory inside replays are left out, so every plan's price lies above.
+    the engine takes at least. A plan recomputes by operations or by calls, which pay differently:
+    each kind has its bound. Replays in whole regions, order, and the memory inside replays are left
+    out, so every plan's price lies above.
 
     The largest of several such bounds: the first looks at the end of the forward pass, every other
     one also at an instant at which the solution before it is highest above the budget, the second
@@ -65,37 +58,54 @@ def lower_bound(graph: Graph, profile: Profile, budget_bytes: int) -> Bound:
     References:
         Jain et al. 2020, Checkmate, section 4 (the staged program, here coarse in time).
     """
-    relaxation = _Relaxation(graph, profile)
-    base_s = float(relaxation.pricer.time_s.sum())
-    least_bytes, at = relaxation.floor
+    program = Residency(graph, profile)
+    base_s = float(program.pricer.time_s.sum())
+    least_bytes, at = program.floor
     if budget_bytes < least_bytes:
         return Bound(math.inf, math.inf, least_bytes, _needs(graph, least_bytes, at))
+    room_bytes = budget_bytes - int(program.fixed[program.end :].min(initial=budget_bytes))
+    engines = {"by_calls": by_calls(program.pricer, program.uses.keys(), room_bytes)}
+    if not program.pricer.possible.refusal:
+        saves = {sid: [use.number for use in uses] for sid, uses in program.uses.items()}
+        engines["by_operations"] = by_operations(program.pricer, saves)
+    extra_s: dict[str, float] = {}
+    for kind, engine in engines.items():
+        found = _least_extra_s(program, budget_bytes, engine)
+        if isinstance(found, str):
+            return Bound(math.inf, math.inf, least_bytes, found)
+        extra_s[kind] = found
+    least_s = min(extra_s.values())
+    return Bound(
+        base_s + least_s,
+        least_s / base_s if base_s else 0.0,
+        least_bytes,
+        "residency and recomputation at the ends of the forward pass and at instants of backward",
+        **{kind: seconds / base_s if base_s else 0.0 for kind, seconds in extra_s.items()},
+    )
+
+
+def _least_extra_s(program: Residency, budget_bytes: int, engine: Engine) -> float | str:
+    """What plans of one kind take longer than the untouched step at least, or why none fits."""
     extra_s = 0.0
-    instants = [relaxation.end]
+    instants = [program.end]
     seen: list[list[int]] = []
     while instants and instants not in seen and len(seen) < _PROGRAMS:
         seen.append(instants)
         tried = [instants]
-        if len(instants) == 2 and 2 * relaxation.width <= _COLUMNS:
+        if len(instants) == 2 and 2 * program.width <= COLUMNS:
             # quick programs, on whose second instant all others build
-            tried += [[relaxation.end, at] for at in relaxation.near(instants[-1])]
+            tried += [[program.end, at] for at in program.near(instants[-1])]
         best = Solution(-1.0, ())
         for candidate in tried:
-            found = relaxation.least_extra_s(budget_bytes, candidate)
+            found = program.least_extra_s(budget_bytes, candidate, engine)
             if found is None:
                 count = len(candidate)
-                why = f"what backward needs at {count} instants does not fit whatever is recomputed"
-                return Bound(math.inf, math.inf, least_bytes, why)
+                return f"what backward needs at {count} instants never fits whatever is recomputed"
             if found.extra_s > best.extra_s:
                 best, instants = found, candidate
         extra_s = max(extra_s, best.extra_s)
-        instants = relaxation.refined(instants, budget_bytes, best)
-    return Bound(
-        base_s + extra_s,
-        extra_s / base_s if base_s else 0.0,
-        least_bytes,
-        "residency and recomputation at the ends of the forward pass and at instants of backward",
-    )
+        instants = program.refined(instants, budget_bytes, best)
+    return extra_s
 
 
 def smallest_peak(graph: Graph, profile: Profile) -> tuple[int, str]:
@@ -103,7 +113,7 @@ def smallest_peak(graph: Graph, profile: Profile) -> tuple[int, str]:
 
     At some operation this much exists even if nothing were saved but what it reads.
     """
-    least_bytes, at = _Relaxation(graph, profile).floor
+    least_bytes, at = Residency(graph, profile).floor
     return least_bytes, _needs(graph, least_bytes, at)
 
 
@@ -115,266 +125,3 @@ def _needs(graph: Graph, least_bytes: int, at: int) -> str:
         f"{op.name} (operation {at}, {op.phase} pass) needs {least_bytes / 1e9:.3f} GB with what "
         "exists beside it whatever is recomputed"
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """Backward needs a storage in operations ``[first, until)``, as it was when it was saved."""
-
-    first: int
-    until: int  # autograd lets go of what a node has read when the node is done
-    saved: int
-
-
-@dataclass(frozen=True, slots=True)
-class Solution:
-    """Of one program: its bound, and what is resident at each of its instants ((): none found)."""
-
-    extra_s: float
-    resident: tuple[frozenset[int], ...]
-
-
-class _Relaxation:
-    """The program: columns are (resident storages, recomputed operations) at each instant."""
-
-    def __init__(self, graph: Graph, profile: Profile) -> None:
-        self.graph = graph
-        self.pricer = Pricer(graph, profile)
-        self.end = graph.forward_end
-        self.makers = Makers(graph, 0, self.end)
-        self.uses = self._uses()
-        self.storages, self.ops = self.makers.reachable(self.uses)
-        self.made_by: dict[int, set[int]] = {i: set() for i in self.ops}
-        for sid in self.storages:
-            for index in self.makers.of[sid]:
-                self.made_by[index].add(sid)
-        self.width = len(self.storages) + len(self.ops)
-        self.column_of = {s: j for j, s in enumerate(self.storages)}
-        self.again_of = {i: len(self.storages) + j for j, i in enumerate(self.ops)}
-
-    def _uses(self) -> dict[int, list[Use]]:
-        uses: dict[int, list[Use]] = {}
-        for save in self.graph.saves:
-            sid = self.graph.values[save.value].storage
-            if sid in self.makers.of and not save.held and save.first_use >= self.end:
-                until = max(save.released, save.first_use + 1)
-                uses.setdefault(sid, []).append(Use(save.first_use, until, save.at))
-        return uses
-
-    def remade_s(self, budget_bytes: int) -> np.ndarray:
-        """Seconds that each storage takes at least of the engine if it is made again."""
-        room_bytes = budget_bytes - int(self.fixed[self.end :].min(initial=budget_bytes))
-        least_s = least_remade_s(self.pricer, self.makers, self.uses.keys(), room_bytes)
-        return np.array([least_s.get(sid, 0.0) for sid in self.storages])
-
-    # ---- memory
-
-    @cached_property
-    def fixed(self) -> np.ndarray:
-        """Level at each operation when nothing is saved for backward."""
-        pricer = self.pricer
-        level = np.zeros(pricer.count + 1, dtype=np.int64)
-        start = np.maximum(pricer.born, 0)
-        stop = np.maximum(np.clip(pricer.died, 0, pricer.count), start)
-        np.add.at(level, start, pricer.bytes)
-        np.add.at(level, stop, -pricer.bytes)
-        found: np.ndarray = np.cumsum(level)[: pricer.count] + pricer.workspace
-        return found
-
-    @cached_property
-    def least(self) -> np.ndarray:
-        """Level at each operation when nothing is resident but what it needs."""
-        level: np.ndarray = self.fixed + self.beside(frozenset())
-        return level
-
-    def beside(self, resident: frozenset[int]) -> np.ndarray:
-        """Bytes at each operation beside the fixed ones when these storages stay resident."""
-        level = np.zeros(self.pricer.count + 1, dtype=np.int64)
-        for sid, stop in self._read_until(resident).items():
-            size, died = self.pricer.bytes[sid], self.pricer.died[sid]
-            spans = [(max(u.first, died), u.until) for u in self.uses.get(sid, ())]
-            if sid in resident:
-                spans = [(died, stop)]
-            for start, stop in _disjoint(spans):
-                level[start] += size
-                level[min(stop, self.pricer.count)] -= size
-        found: np.ndarray = np.cumsum(level)[: self.pricer.count]
-        return found
-
-    def _read_until(self, resident: frozenset[int]) -> dict[int, int]:
-        """Storage -> end of the last operation of backward that needs it, or what is made of it."""
-        until = {sid: max(u.until for u in uses) for sid, uses in self.uses.items()}
-        for index in reversed(self.ops):
-            made = self.made_by[index] - resident
-            last = max((until.get(sid, 0) for sid in made), default=0)
-            for sid in self.makers.inputs(index):
-                until[sid] = max(until.get(sid, 0), last)
-        return until
-
-    @property
-    def floor(self) -> tuple[int, int]:
-        """(bytes, operation): the highest level that nothing can lower, and where it is."""
-        level = self.least
-        if not len(level):
-            return 0, 0
-        at = int(np.argmax(level))
-        return int(level[at]), at
-
-    # ---- the program
-
-    def least_extra_s(self, budget_bytes: int, instants: Sequence[int]) -> Solution | None:
-        """Seconds of recomputation that cannot be avoided; None if the budget is infeasible."""
-        if not self.uses:
-            return Solution(0.0, ())
-        width, count = self.width, len(instants)
-        remade_s = self.remade_s(budget_bytes)
-        terms: list[tuple[list[tuple[int, float]], float]] = []
-        memory: list[tuple[list[tuple[int, float]], float]] = []
-        forced = np.zeros(width * count)
-        times = [float(self.pricer.time_s[i]) for i in self.ops]
-        cost = np.tile(np.array([0.0] * len(self.storages) + times), count)
-        # what is used later is resident now, or made again
-        later = [
-            self.column_of[s]
-            for s, uses in self.uses.items()
-            if any(use.first > instants[0] for use in uses)
-        ]
-        cost[later] = -remade_s[later]
-        unit_s, unit = max(cost.max(), 1e-12), max(1, int(self.pricer.bytes.max()))
-        for k, begin in enumerate(instants):
-            until = instants[k + 1] if k + 1 < count else self.pricer.count
-            base = k * width
-            terms += self._needed(base, begin, until, forced)
-            terms += self._ancestors(base)
-            if k + 1 < count:
-                terms += self._carried(base, until)
-            room = (budget_bytes - self.fixed[begin]) / unit
-            weights = [
-                (base + self.column_of[s], float(self.pricer.bytes[s]) / unit)
-                for s in self.storages
-                if self.pricer.died[s] <= begin
-            ]
-            memory.append((weights, room))
-        size = width * count
-        result = milp(
-            cost / unit_s,
-            constraints=[
-                LinearConstraint(_matrix(terms, size), [b for _, b in terms], np.inf),
-                LinearConstraint(_matrix(memory, size), -np.inf, [b for _, b in memory]),
-            ],
-            integrality=np.ones(size),
-            bounds=Bounds(forced, 1.0),
-            options={"node_limit": _NODE_LIMIT, "mip_rel_gap": 2e-3},
-        )
-        if result.status == _INFEASIBLE:
-            return None
-        found = result.mip_dual_bound
-        extra_s = 0.0
-        if found is not None:
-            extra_s = max(0.0, float(found) * unit_s + float(remade_s[later].sum()))
-        if result.x is None:
-            return Solution(extra_s, ())
-        stages = result.x.reshape(count, width)[:, : len(self.storages)] > 0.5
-        return Solution(
-            extra_s,
-            tuple(frozenset(self.storages[j] for j in np.nonzero(row)[0]) for row in stages),
-        )
-
-    def refined(self, instants: Sequence[int], budget_bytes: int, found: Solution) -> list[int]:
-        """The instants, and the one at which a solution is highest above the budget, if any is.
-
-        Not one near another. A program that would grow too large loses those at which the most is
-        left, but for the end of the forward pass.
-        """
-        if not found.resident:
-            return []
-        over = np.zeros(self.pricer.count)
-        for k, resident in enumerate(found.resident):
-            start = instants[k]
-            stop = instants[k + 1] if k + 1 < len(instants) else self.pricer.count
-            level = self.fixed + self.beside(resident)
-            over[start:stop] = level[start:stop] - budget_bytes
-        later = sorted((at for at in instants if at != self.end), key=lambda at: -over[at])
-        over[self.end] = 0
-        for at in later:
-            over[max(0, at - _APART) : at + _APART + 1] = 0
-        fresh = int(np.argmax(over))
-        room = max(0, _COLUMNS // max(1, self.width) - 2)
-        return sorted({self.end, *later[:room], fresh}) if over[fresh] > 0 else []
-
-    def near(self, at: int) -> list[int]:
-        """The highest instants shortly before and after one, when nothing is resident."""
-        spans = (
-            (max(self.end + 1, at - _APART), at),
-            (at + 1, min(self.pricer.count, at + 1 + _APART)),
-        )
-        return [a + int(np.argmax(self.least[a:b])) for a, b in spans if a < b]
-
-    def _needed(
-        self, base: int, begin: int, until: int, forced: np.ndarray
-    ) -> list[tuple[list[tuple[int, float]], float]]:
-        """What backward uses until the next instant is resident or recomputed."""
-        found = []
-        for sid, uses in self.uses.items():
-            column = base + self.column_of[sid]
-            for use in uses:
-                if use.first <= begin < use.until:
-                    forced[column] = 1.0
-                elif begin < use.first < until:
-                    found += [
-                        ([(column, 1.0), (base + self.again_of[i], 1.0)], 1.0)
-                        for i in self.makers.of[sid]
-                        if i < use.saved
-                    ]
-        return found
-
-    def _ancestors(self, base: int) -> list[tuple[list[tuple[int, float]], float]]:
-        """What a recomputed operation reads is resident or recomputed."""
-        return [
-            (
-                [
-                    (base + self.column_of[sid], 1.0),
-                    (base + self.again_of[maker], 1.0),
-                    (base + self.again_of[index], -1.0),
-                ],
-                0.0,
-            )
-            for index in self.ops
-            for sid in self.makers.inputs(index)
-            for maker in self.makers.of[sid]
-            if maker < index
-        ]
-
-    def _carried(self, base: int, until: int) -> list[tuple[list[tuple[int, float]], float]]:
-        """What is resident at the next instant was so at this one, or was recomputed since."""
-        return [
-            (
-                [
-                    (base + self.column_of[sid], 1.0),
-                    (base + self.again_of[maker], 1.0),
-                    (base + self.width + self.column_of[sid], -1.0),
-                ],
-                0.0,
-            )
-            for sid in self.storages
-            if self.pricer.died[sid] <= until
-            for maker in self.makers.of[sid]
-        ]
-
-
-def _disjoint(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The same instants in spans that do not overlap."""
-    found: list[tuple[int, int]] = []
-    for start, stop in sorted(spans):
-        if found and start <= found[-1][1]:
-            found[-1] = (found[-1][0], max(stop, found[-1][1]))
-        elif stop > start:
-            found.append((start, stop))
-    return found
-
-
-def _matrix(rows: list[tuple[list[tuple[int, float]], float]], columns: int) -> csr_array:
-    indices = [c for row, _ in rows for c, _ in row]
-    data = [v for row, _ in rows for _, v in row]
-    starts = np.cumsum([0, *(len(row) for row, _ in rows)])
-    return csr_array((data, indices, starts), shape=(len(rows), columns))

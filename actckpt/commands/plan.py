@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ from torch import nn
 from actckpt.api import optimize, report
 from actckpt.commands.target_options import add_target_options, describe, load
 from actckpt.errors import BudgetError
-from actckpt.planning import Request, bound_of, make_plan
+from actckpt.planning import Request, make_plan
 from actckpt.policies import POLICIES
 from actckpt.profiler.devices import Device, find_device
-from actckpt.reporting.assemble import assemble_report
+from actckpt.reporting.assemble import assemble_report, with_bound
 from actckpt.reporting.report import SUFFIXES, Report
 from actckpt.targets import parse_bytes
 from actckpt.tracing.call import Call
@@ -115,11 +114,7 @@ def estimated(model: nn.Module, step: Step, request: Request) -> Report:
         BudgetError, PlanError, TraceError: as `actckpt.optimize`.
     """
     planned = make_plan(model, step, request)
-    found = assemble_report(planned, request)
-    bound = bound_of(planned, request)
-    if bound is None or not bound.possible:
-        return found
-    return dataclasses.replace(found, lower_bound=bound.overhead, certificate=bound.certificate)
+    return with_bound(assemble_report(planned, request), planned, request)
 
 
 def budget(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 
 import numpy as np
@@ -10,7 +11,7 @@ from actckpt.bursts import place_bursts
 from actckpt.dry_run import DryRun
 from actckpt.graph import Category, Graph, Phase
 from actckpt.plan import Burst, Plan
-from actckpt.planning import Planned, Request
+from actckpt.planning import Planned, Request, bound_of
 from actckpt.profile import Profile
 from actckpt.recomputation import Recomputation
 from actckpt.regions import place
@@ -41,6 +42,20 @@ def assemble_report(planned: Planned, request: Request, notes: tuple[str, ...] =
         ),
         versions=versions(),
         device=planned.profile.device + (", estimated (roofline)" if graph.stands_for else ""),
+    )
+
+
+def with_bound(report: Report, planned: Planned, request: Request) -> Report:
+    """The report with what no plan can beat, which takes the solver a moment."""
+    bound = bound_of(planned, request)
+    if bound is None or not bound.possible:
+        return report
+    of_kind = bound.by_operations if report.plan.bursts else bound.by_calls
+    return dataclasses.replace(
+        report,
+        lower_bound=bound.overhead,
+        lower_bound_of_kind=of_kind,
+        certificate=bound.certificate,
     )
 
 

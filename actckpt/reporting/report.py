@@ -143,6 +143,7 @@ class Report:
         notes: what the bound does not cover, and which stages were refused and why.
         lower_bound: overhead that no plan within the budget can beat, as predicted; None without a
             budget.
+        lower_bound_of_kind: the same of plans of its kind: by operations, or by calls.
         certificate: what the lower bound rests on.
     """
 
@@ -159,15 +160,24 @@ class Report:
     versions: dict[str, str] = field(default_factory=dict)
     device: str = "cpu"
     lower_bound: float | None = None
+    lower_bound_of_kind: float | None = None
     certificate: str = ""
 
     @property
     def gap(self) -> float | None:
         """Percentage points of step time between the predicted overhead and the lower bound."""
-        if self.lower_bound is None or not self.baseline.predicted.step_s:
+        return self._points_above(self.lower_bound)
+
+    @property
+    def gap_of_kind(self) -> float | None:
+        """The same above what no plan of its kind can beat: what a better planner could gain."""
+        return self._points_above(self.lower_bound_of_kind)
+
+    def _points_above(self, bound: float | None) -> float | None:
+        if bound is None or not self.baseline.predicted.step_s:
             return None
         predicted = self.planned.predicted.step_s / self.baseline.predicted.step_s - 1
-        return 100 * (predicted - self.lower_bound)
+        return 100 * (predicted - bound)
 
     @property
     def overhead(self) -> float:

@@ -98,9 +98,15 @@ def _figure_rows(report: Report) -> list[list[str]]:
 def _bound_lines(report: Report) -> list[str]:
     if report.lower_bound is None or report.gap is None:
         return []
+    least, above = f"{100 * report.lower_bound:.1f} % overhead", report.gap
+    of_kind = report.lower_bound_of_kind
+    if of_kind is not None and of_kind > report.lower_bound:
+        kind = "operations" if report.plan.bursts else "calls"
+        least += f", and none by {kind} less than {100 * of_kind:.1f} %"
+        above -= 100 * (of_kind - report.lower_bound)
     return wrap(
-        f"no plan within the budget has less than {100 * report.lower_bound:.1f} % overhead; this "
-        f"one is predicted {report.gap:.1f} points above ({report.certificate})",
+        f"no plan within the budget has less than {least}; this one is predicted {above:.1f} "
+        f"points above ({report.certificate})",
         WIDTH,
     )
 

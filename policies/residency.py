@@ -1,0 +1,307 @@
+"""The program behind the bound: what is resident and what runs again, at instants of backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array
+
+from actckpt.graph import Graph
+from actckpt.policies.engines import Engine
+from actckpt.policies.makers import Makers
+from actckpt.pricing.simulate import Pricer
+from actckpt.profile import Profile
+
+# columns of one program
+COLUMNS = 2_400
+_NODE_LIMIT = 10
+# operations between instants of one program
+_APART = 8
+_INFEASIBLE = 2
+
+
+# columns with factors, and what their sum is not below
+Row = tuple[list[tuple[int, float]], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Backward needs a storage in operations ``[first, until)``, as it was when it was saved."""
+
+    first: int
+    until: int  # autograd lets go of what a node has read when the node is done
+    saved: int
+    number: int  # of the save
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """Of one program: its bound, and what is resident at each of its instants ((): none found)."""
+
+    extra_s: float
+    resident: tuple[frozenset[int], ...]
+
+
+class Residency:
+    """The program: columns are (resident storages, recomputed operations) at each instant."""
+
+    def __init__(self, graph: Graph, profile: Profile) -> None:
+        self.graph = graph
+        self.pricer = Pricer(graph, profile)
+        self.end = graph.forward_end
+        self.makers = Makers(graph, 0, self.end)
+        self.uses = self._uses()
+        self.storages, self.ops = self.makers.reachable(self.uses)
+        self.made_by: dict[int, set[int]] = {i: set() for i in self.ops}
+        for sid in self.storages:
+            for index in self.makers.of[sid]:
+                self.made_by[index].add(sid)
+        self.width = len(self.storages) + len(self.ops)
+        self.column_of = {s: j for j, s in enumerate(self.storages)}
+        self.again_of = {i: len(self.storages) + j for j, i in enumerate(self.ops)}
+
+    def _uses(self) -> dict[int, list[Use]]:
+        uses: dict[int, list[Use]] = {}
+        for number, save in enumerate(self.graph.saves):
+            sid = self.graph.values[save.value].storage
+            if sid in self.makers.of and not save.held and save.first_use >= self.end:
+                until = max(save.released, save.first_use + 1)
+                uses.setdefault(sid, []).append(Use(save.first_use, until, save.at, number))
+        return uses
+
+    # ---- memory
+
+    @cached_property
+    def fixed(self) -> np.ndarray:
+        """Level at each operation when nothing is saved for backward."""
+        pricer = self.pricer
+        level = np.zeros(pricer.count + 1, dtype=np.int64)
+        start = np.maximum(pricer.born, 0)
+        stop = np.maximum(np.clip(pricer.died, 0, pricer.count), start)
+        np.add.at(level, start, pricer.bytes)
+        np.add.at(level, stop, -pricer.bytes)
+        found: np.ndarray = np.cumsum(level)[: pricer.count] + pricer.workspace
+        return found
+
+    @cached_property
+    def least(self) -> np.ndarray:
+        """Level at each operation when nothing is resident but what it needs."""
+        level: np.ndarray = self.fixed + self.beside(frozenset())
+        return level
+
+    def beside(self, resident: frozenset[int]) -> np.ndarray:
+        """Bytes at each operation beside the fixed ones when these storages stay resident."""
+        level = np.zeros(self.pricer.count + 1, dtype=np.int64)
+        for sid, stop in self._read_until(resident).items():
+            size, died = self.pricer.bytes[sid], self.pricer.died[sid]
+            spans = [(max(u.first, died), u.until) for u in self.uses.get(sid, ())]
+            if sid in resident:
+                spans = [(died, stop)]
+            for start, stop in _disjoint(spans):
+                level[start] += size
+                level[min(stop, self.pricer.count)] -= size
+        found: np.ndarray = np.cumsum(level)[: self.pricer.count]
+        return found
+
+    def _read_until(self, resident: frozenset[int]) -> dict[int, int]:
+        """Storage -> end of the last operation of backward that needs it, or what is made of it."""
+        until = {sid: max(u.until for u in uses) for sid, uses in self.uses.items()}
+        for index in reversed(self.ops):
+            made = self.made_by[index] - resident
+            last = max((until.get(sid, 0) for sid in made), default=0)
+            for sid in self.makers.inputs(index):
+                until[sid] = max(until.get(sid, 0), last)
+        return until
+
+    @property
+    def floor(self) -> tuple[int, int]:
+        """(bytes, operation): the highest level that nothing can lower, and where it is."""
+        level = self.least
+        if not len(level):
+            return 0, 0
+        at = int(np.argmax(level))
+        return int(level[at]), at
+
+    # ---- the program
+
+    def least_extra_s(
+        self, budget_bytes: int, instants: Sequence[int], engine: Engine
+    ) -> Solution | None:
+        """Seconds beyond the untouched step's that no plan of a kind goes without.
+
+        None if what backward needs does not fit at the instants.
+        """
+        if not self.uses:
+            return Solution(0.0, ())
+        width, count, own = self.width, len(instants), len(engine.columns_s)
+        # what is used later is resident now, or made again
+        later = {s for s, uses in self.uses.items() if any(u.first > instants[0] for u in uses)}
+        remade_s = np.zeros(len(self.storages))
+        for sid in later:
+            remade_s[self.column_of[sid]] = engine.remade_s[sid]
+        times = [float(self.pricer.time_s[i]) + engine.again_s for i in self.ops]
+        cost = np.tile(np.array([0.0] * len(self.storages) + times), count)
+        cost[: len(remade_s)] = -remade_s
+        cost = np.append(cost, engine.columns_s)
+        unit_s, unit = max(cost.max(), 1e-12), max(1, int(self.pricer.bytes.max()))
+        terms = self._engine_terms(engine, count, later)
+        memory: list[Row] = []
+        forced = np.zeros(width * count + own)
+        for k, begin in enumerate(instants):
+            until = instants[k + 1] if k + 1 < count else self.pricer.count
+            base = k * width
+            terms += self._needed(base, begin, until, forced)
+            terms += self._ancestors(base)
+            if k + 1 < count:
+                terms += self._carried(base, until)
+            room = (budget_bytes - self.fixed[begin]) / unit
+            weights = [
+                (base + self.column_of[s], float(self.pricer.bytes[s]) / unit)
+                for s in self.storages
+                if self.pricer.died[s] <= begin
+            ]
+            memory.append((weights, room))
+        size = width * count + own
+        integral = np.ones(size)
+        integral[width * count :] = 0  # the least that the others leave them
+        result = milp(
+            cost / unit_s,
+            constraints=[
+                LinearConstraint(_matrix(terms, size), [b for _, b in terms], np.inf),
+                LinearConstraint(_matrix(memory, size), -np.inf, [b for _, b in memory]),
+            ],
+            integrality=integral,
+            bounds=Bounds(forced, 1.0),
+            options={"node_limit": _NODE_LIMIT, "mip_rel_gap": 2e-3},
+        )
+        if result.status == _INFEASIBLE:
+            return None
+        found = result.mip_dual_bound
+        extra_s = 0.0
+        if found is not None:
+            extra_s = max(0.0, float(found) * unit_s + float(remade_s.sum()))
+        if result.x is None:
+            return Solution(extra_s, ())
+        stages = result.x[: width * count].reshape(count, width)[:, : len(self.storages)] > 0.5
+        return Solution(
+            extra_s,
+            tuple(frozenset(self.storages[j] for j in np.nonzero(row)[0]) for row in stages),
+        )
+
+    def _engine_terms(self, engine: Engine, count: int, later: Set[int]) -> list[Row]:
+        """What the engine's own columns, behind all others, are at least."""
+        base = self.width * count
+        terms: list[Row] = [([(base + j, f) for j, f in row], 0.0) for row in engine.rows]
+        terms += [
+            ([(base + j, 1.0), (self.column_of[sid], 1.0)], 1.0)
+            for j, sid in engine.saved
+            if sid in later
+        ]
+        terms += [
+            ([(base + j, 1.0), (k * self.width + self.again_of[index], -1.0)], 0.0)
+            for j, index in engine.again
+            if index in self.again_of
+            for k in range(count)
+        ]
+        return terms
+
+    def refined(self, instants: Sequence[int], budget_bytes: int, found: Solution) -> list[int]:
+        """The instants, and the one at which a solution is highest above the budget, if any is.
+
+        Not one near another. A program that would grow too large loses those at which the most is
+        left, but for the end of the forward pass.
+        """
+        if not found.resident:
+            return []
+        over = np.zeros(self.pricer.count)
+        for k, resident in enumerate(found.resident):
+            start = instants[k]
+            stop = instants[k + 1] if k + 1 < len(instants) else self.pricer.count
+            level = self.fixed + self.beside(resident)
+            over[start:stop] = level[start:stop] - budget_bytes
+        later = sorted((at for at in instants if at != self.end), key=lambda at: -over[at])
+        over[self.end] = 0
+        for at in later:
+            over[max(0, at - _APART) : at + _APART + 1] = 0
+        fresh = int(np.argmax(over))
+        room = max(0, COLUMNS // max(1, self.width) - 2)
+        return sorted({self.end, *later[:room], fresh}) if over[fresh] > 0 else []
+
+    def near(self, at: int) -> list[int]:
+        """The highest instants shortly before and after one, when nothing is resident."""
+        spans = (
+            (max(self.end + 1, at - _APART), at),
+            (at + 1, min(self.pricer.count, at + 1 + _APART)),
+        )
+        return [a + int(np.argmax(self.least[a:b])) for a, b in spans if a < b]
+
+    def _needed(self, base: int, begin: int, until: int, forced: np.ndarray) -> list[Row]:
+        """What backward uses until the next instant is resident or recomputed."""
+        found = []
+        for sid, uses in self.uses.items():
+            column = base + self.column_of[sid]
+            for use in uses:
+                if use.first <= begin < use.until:
+                    forced[column] = 1.0
+                elif begin < use.first < until:
+                    found += [
+                        ([(column, 1.0), (base + self.again_of[i], 1.0)], 1.0)
+                        for i in self.makers.of[sid]
+                        if i < use.saved
+                    ]
+        return found
+
+    def _ancestors(self, base: int) -> list[Row]:
+        """What a recomputed operation reads is resident or recomputed."""
+        return [
+            (
+                [
+                    (base + self.column_of[sid], 1.0),
+                    (base + self.again_of[maker], 1.0),
+                    (base + self.again_of[index], -1.0),
+                ],
+                0.0,
+            )
+            for index in self.ops
+            for sid in self.makers.inputs(index)
+            for maker in self.makers.of[sid]
+            if maker < index
+        ]
+
+    def _carried(self, base: int, until: int) -> list[Row]:
+        """What is resident at the next instant was so at this one, or was recomputed since."""
+        return [
+            (
+                [
+                    (base + self.column_of[sid], 1.0),
+                    (base + self.again_of[maker], 1.0),
+                    (base + self.width + self.column_of[sid], -1.0),
+                ],
+                0.0,
+            )
+            for sid in self.storages
+            if self.pricer.died[sid] <= until
+            for maker in self.makers.of[sid]
+        ]
+
+
+def _disjoint(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same instants in spans that do not overlap."""
+    found: list[tuple[int, int]] = []
+    for start, stop in sorted(spans):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(stop, found[-1][1]))
+        elif stop > start:
+            found.append((start, stop))
+    return found
+
+
+def _matrix(rows: Sequence[Row], columns: int) -> csr_array:
+    indices = [c for row, _ in rows for c, _ in row]
+    data = [v for row, _ in rows for _, v in row]
+    starts = np.cumsum([0, *(len(row) for row, _ in rows)])
+    return csr_array((data, indices, starts), shape=(len(rows), columns))
