@@ -12,6 +12,9 @@ from actckpt.profile import Profile
 
 # programs in a row, each with one instant more
 _PROGRAMS = 6
+# that bring less, as a share of the bound, are in vain: how many in a row are the last
+_GAIN = 1e-3
+_PATIENCE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +54,8 @@ def lower_bound(graph: Graph, profile: Profile, budget_bytes: int) -> Bound:
     out, so every plan's price lies above.
 
     The largest of several such bounds: the first looks at the end of the forward pass, every other
-    one also at an instant at which the solution before it is highest above the budget, the second
-    at others near by as well.
+    one also at an instant at which the solution before it is highest above the budget, for what it
+    keeps or else as it is run, the second at others near by as well.
     O(operations x instants) columns each.
 
     References:
@@ -89,13 +92,14 @@ def _least_extra_s(program: Residency, budget_bytes: int, engine: Engine) -> flo
     extra_s = 0.0
     instants = [program.end]
     seen: list[list[int]] = []
-    while instants and instants not in seen and len(seen) < _PROGRAMS:
+    in_vain = 0
+    while instants and len(seen) < _PROGRAMS and in_vain < _PATIENCE:
         seen.append(instants)
         tried = [instants]
         if len(instants) == 2 and 2 * program.width <= COLUMNS:
             # quick programs, on whose second instant all others build
             tried += [[program.end, at] for at in program.near(instants[-1])]
-        best = Solution(-1.0, ())
+        best = Solution(-1.0)
         for candidate in tried:
             found = program.least_extra_s(budget_bytes, candidate, engine)
             if found is None:
@@ -103,8 +107,10 @@ def _least_extra_s(program: Residency, budget_bytes: int, engine: Engine) -> flo
                 return f"what backward needs at {count} instants never fits whatever is recomputed"
             if found.extra_s > best.extra_s:
                 best, instants = found, candidate
+        in_vain = 0 if best.extra_s > (1 + _GAIN) * extra_s else in_vain + 1
         extra_s = max(extra_s, best.extra_s)
-        instants = program.refined(instants, budget_bytes, best)
+        refinements = program.refinements(instants, budget_bytes, best)
+        instants = next((fresh for fresh in refinements if fresh and fresh not in seen), [])
     return extra_s
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+import itertools
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,6 +22,8 @@ COLUMNS = 2_400
 _NODE_LIMIT = 10
 # operations between instants of one program
 _APART = 8
+# of the budget: a solution that is less too high as it is run has little to gain by an instant
+_MUCH = 0.1
 _INFEASIBLE = 2
 
 
@@ -40,10 +43,14 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """Of one program: its bound, and what is resident at each of its instants ((): none found)."""
+    """Of one program: its bound, and at each of its instants what is resident and what runs again.
+
+    Both () where none was found.
+    """
 
     extra_s: float
-    resident: tuple[frozenset[int], ...]
+    resident: tuple[frozenset[int], ...] = ()
+    again: tuple[frozenset[int], ...] = ()
 
 
 class Residency:
@@ -136,7 +143,7 @@ class Residency:
         None if what backward needs does not fit at the instants.
         """
         if not self.uses:
-            return Solution(0.0, ())
+            return Solution(0.0)
         width, count, own = self.width, len(instants), len(engine.columns_s)
         # what is used later is resident now, or made again
         later = {s for s, uses in self.uses.items() if any(u.first > instants[0] for u in uses)}
@@ -185,11 +192,14 @@ class Residency:
         if found is not None:
             extra_s = max(0.0, float(found) * unit_s + float(remade_s.sum()))
         if result.x is None:
-            return Solution(extra_s, ())
-        stages = result.x[: width * count].reshape(count, width)[:, : len(self.storages)] > 0.5
+            return Solution(extra_s)
+        stages = result.x[: width * count].reshape(count, width) > 0.5
+        columns = np.array([*self.storages, *self.ops])
+        split = len(self.storages)
         return Solution(
             extra_s,
-            tuple(frozenset(self.storages[j] for j in np.nonzero(row)[0]) for row in stages),
+            tuple(frozenset(columns[:split][row[:split]].tolist()) for row in stages),
+            tuple(frozenset(columns[split:][row[split:]].tolist()) for row in stages),
         )
 
     def _engine_terms(self, engine: Engine, count: int, later: Set[int]) -> list[Row]:
@@ -209,27 +219,63 @@ class Residency:
         ]
         return terms
 
-    def refined(self, instants: Sequence[int], budget_bytes: int, found: Solution) -> list[int]:
-        """The instants, and the one at which a solution is highest above the budget, if any is.
+    def refinements(
+        self, instants: Sequence[int], budget_bytes: int, found: Solution
+    ) -> Iterator[list[int]]:
+        """The instants, and one at which a solution is too high: for what it keeps, as it is run.
 
         Not one near another. A program that would grow too large loses those at which the most is
         left, but for the end of the forward pass.
         """
-        if not found.resident:
-            return []
-        over = np.zeros(self.pricer.count)
-        for k, resident in enumerate(found.resident):
-            start = instants[k]
-            stop = instants[k + 1] if k + 1 < len(instants) else self.pricer.count
-            level = self.fixed + self.beside(resident)
-            over[start:stop] = level[start:stop] - budget_bytes
+        over = np.full(self.pricer.count, -budget_bytes, dtype=np.int64)
+        over[: self.end] = 0
+        spans = list(itertools.pairwise([*instants, self.pricer.count]))
+        for resident, (begin, until) in zip(found.resident, spans, strict=False):
+            over[begin:until] += (self.fixed + self.beside(resident))[begin:until]
+        yield self._refined(instants, over, 0)
+        for k, (begin, until) in enumerate(spans[: len(found.resident)]):
+            over[begin:until] += self._made_again(found, k, begin, until)[begin:until]
+        yield self._refined(instants, over, int(_MUCH * budget_bytes))
+
+    def _refined(self, instants: Sequence[int], over: np.ndarray, most_bytes: int) -> list[int]:
         later = sorted((at for at in instants if at != self.end), key=lambda at: -over[at])
-        over[self.end] = 0
+        apart = over.copy()
+        apart[self.end] = 0
         for at in later:
-            over[max(0, at - _APART) : at + _APART + 1] = 0
-        fresh = int(np.argmax(over))
+            apart[max(0, at - _APART) : at + _APART + 1] = 0
+        fresh = int(np.argmax(apart))
         room = max(0, COLUMNS // max(1, self.width) - 2)
-        return sorted({self.end, *later[:room], fresh}) if over[fresh] > 0 else []
+        return sorted({self.end, *later[:room], fresh}) if apart[fresh] > most_bytes else []
+
+    def _made_again(self, found: Solution, k: int, begin: int, until: int) -> np.ndarray:
+        """Bytes at each operation of what a solution makes again after an instant.
+
+        Each operation runs as late as may be. Backward's own uses count in any case.
+        """
+        resident = found.resident[k]
+        later = found.resident[k + 1] if k + 1 < len(found.resident) else frozenset()
+        first = dict.fromkeys(later - resident, until)
+        last = dict.fromkeys(later - resident, until)
+        for index in sorted(found.again[k], reverse=True):
+            made = self.made_by[index] - resident
+            for sid in made:
+                for use in self.uses.get(sid, ()):
+                    if begin < use.first < until and index < use.saved:
+                        first[sid] = min(first.get(sid, until), use.first)
+                        last[sid] = max(last.get(sid, 0), min(use.until, until))
+            runs_at = min((first.get(sid, until) for sid in made), default=until)
+            first.update(dict.fromkeys(made, runs_at))
+            for sid in self.makers.inputs(index) - resident:
+                first[sid] = min(first.get(sid, until), runs_at)
+                last[sid] = max(last.get(sid, 0), runs_at + 1)
+        level = np.zeros(self.pricer.count, dtype=np.int64)
+        for sid, at in first.items():
+            there = np.zeros(self.pricer.count, dtype=bool)
+            there[max(at, int(self.pricer.died[sid])) : last.get(sid, 0)] = True
+            for use in self.uses.get(sid, ()):
+                there[use.first : use.until] = False
+            level[there] += self.pricer.bytes[sid]
+        return level
 
     def near(self, at: int) -> list[int]:
         """The highest instants shortly before and after one, when nothing is resident."""
