@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from actckpt.graph import Graph
 from actckpt.policies.engines import Engine, by_calls, by_operations
-from actckpt.policies.residency import COLUMNS, Residency, Solution
+from actckpt.policies.residency import COLUMNS, Infeasible, Residency, Solution
 from actckpt.profile import Profile
 
 # programs in a row, each with one instant more
@@ -67,16 +67,19 @@ def lower_bound(graph: Graph, profile: Profile, budget_bytes: int) -> Bound:
     if budget_bytes < least_bytes:
         return Bound(math.inf, math.inf, least_bytes, _needs(graph, least_bytes, at))
     room_bytes = budget_bytes - int(program.fixed[program.end :].min(initial=budget_bytes))
-    engines = {"by_calls": by_calls(program.pricer, program.uses.keys(), room_bytes)}
-    if not program.pricer.possible.refusal:
-        saves = {sid: [use.number for use in uses] for sid, uses in program.uses.items()}
-        engines["by_operations"] = by_operations(program.pricer, saves)
+    calls = by_calls(program.pricer, program.uses.keys(), room_bytes)
     extra_s: dict[str, float] = {}
-    for kind, engine in engines.items():
-        found = _least_extra_s(program, budget_bytes, engine)
-        if isinstance(found, str):
-            return Bound(math.inf, math.inf, least_bytes, found)
-        extra_s[kind] = found
+    try:
+        if program.pricer.possible.refusal:
+            extra_s["by_calls"], _ = _least_extra_s(program, budget_bytes, calls)
+        else:
+            saves = {sid: [use.number for use in uses] for sid, uses in program.uses.items()}
+            operations = by_operations(program.pricer, saves)
+            extra_s["by_operations"], instants = _least_extra_s(program, budget_bytes, operations)
+            # memory is short where it is short, whatever the engine costs
+            extra_s["by_calls"] = program.least_extra_s(budget_bytes, instants, calls).extra_s
+    except Infeasible as error:
+        return Bound(math.inf, math.inf, least_bytes, str(error))
     least_s = min(extra_s.values())
     return Bound(
         base_s + least_s,
@@ -87,31 +90,32 @@ def lower_bound(graph: Graph, profile: Profile, budget_bytes: int) -> Bound:
     )
 
 
-def _least_extra_s(program: Residency, budget_bytes: int, engine: Engine) -> float | str:
-    """What plans of one kind take longer than the untouched step at least, or why none fits."""
-    extra_s = 0.0
-    instants = [program.end]
+def _least_extra_s(
+    program: Residency, budget_bytes: int, engine: Engine
+) -> tuple[float, list[int]]:
+    """What plans of one kind take beyond the untouched step at least, and instants that show it.
+
+    Raises:
+        Infeasible: none fits.
+    """
+    most = Solution(-1.0)
+    instants = at = [program.end]
     seen: list[list[int]] = []
     in_vain = 0
-    while instants and len(seen) < _PROGRAMS and in_vain < _PATIENCE:
-        seen.append(instants)
-        tried = [instants]
-        if len(instants) == 2 and 2 * program.width <= COLUMNS:
+    while at and len(seen) < _PROGRAMS and in_vain < _PATIENCE:
+        seen.append(at)
+        tried = [at]
+        if len(at) == 2 and 2 * program.width <= COLUMNS:
             # quick programs, on whose second instant all others build
-            tried += [[program.end, at] for at in program.near(instants[-1])]
-        best = Solution(-1.0)
-        for candidate in tried:
-            found = program.least_extra_s(budget_bytes, candidate, engine)
-            if found is None:
-                count = len(candidate)
-                return f"what backward needs at {count} instants never fits whatever is recomputed"
-            if found.extra_s > best.extra_s:
-                best, instants = found, candidate
-        in_vain = 0 if best.extra_s > (1 + _GAIN) * extra_s else in_vain + 1
-        extra_s = max(extra_s, best.extra_s)
-        refinements = program.refinements(instants, budget_bytes, best)
-        instants = next((fresh for fresh in refinements if fresh and fresh not in seen), [])
-    return extra_s
+            tried += [[program.end, near] for near in program.near(at[-1])]
+        found = [program.least_extra_s(budget_bytes, candidate, engine) for candidate in tried]
+        best, at = max(zip(found, tried, strict=True), key=lambda pair: pair[0].extra_s)
+        in_vain = 0 if best.extra_s > (1 + _GAIN) * most.extra_s else in_vain + 1
+        if best.extra_s > most.extra_s:
+            most, instants = best, at
+        refinements = program.refinements(at, budget_bytes, best)
+        at = next((fresh for fresh in refinements if fresh and fresh not in seen), [])
+    return most.extra_s, instants
 
 
 def smallest_peak(graph: Graph, profile: Profile) -> tuple[int, str]:

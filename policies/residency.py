@@ -41,6 +41,10 @@ class Use:
     number: int  # of the save
 
 
+class Infeasible(Exception):
+    """No plan fits, and why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Solution:
     """Of one program: its bound, and at each of its instants what is resident and what runs again.
@@ -135,12 +139,11 @@ class Residency:
 
     # ---- the program
 
-    def least_extra_s(
-        self, budget_bytes: int, instants: Sequence[int], engine: Engine
-    ) -> Solution | None:
+    def least_extra_s(self, budget_bytes: int, instants: Sequence[int], engine: Engine) -> Solution:
         """Seconds beyond the untouched step's that no plan of a kind goes without.
 
-        None if what backward needs does not fit at the instants.
+        Raises:
+            Infeasible: what backward needs does not fit at the instants.
         """
         if not self.uses:
             return Solution(0.0)
@@ -186,7 +189,9 @@ class Residency:
             options={"node_limit": _NODE_LIMIT, "mip_rel_gap": 2e-3},
         )
         if result.status == _INFEASIBLE:
-            return None
+            raise Infeasible(
+                f"what backward needs at {count} instants does not fit whatever is recomputed"
+            )
         found = result.mip_dual_bound
         extra_s = 0.0
         if found is not None:

@@ -12,13 +12,14 @@ from torch import nn
 import actckpt
 from actckpt.errors import BudgetError, PlanError
 from actckpt.plan import Plan, Region
-from actckpt.policies import POLICIES
+from actckpt.policies import POLICIES, residency
 from actckpt.policies.blocks import blocks, opened, region
 from actckpt.policies.bound import lower_bound, smallest_peak
 from actckpt.policies.call_choices import call_choices
 from actckpt.policies.mincut import trades
 from actckpt.policies.packing import Packing
 from actckpt.policies.selective import saved_ops
+from actckpt.profiler.build import build_profile
 from tests.predictions import Prepared, prepared
 
 MODELS = ("gpt2", "unet", "densenet", "lstm", "siamese")
@@ -86,6 +87,20 @@ def test_a_budget_that_nothing_can_meet_is_certified() -> None:
     assert "whatever is recomputed" in bound.certificate == why
 
 
+def test_where_a_solution_is_too_high_as_it_is_run_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graph = prepared("unet").graph
+    profile = build_profile(graph, device="t4")
+    budget = int(0.45 * actckpt.price(graph, profile, Plan("none")).peak_bytes)
+    bound = lower_bound(graph, profile, budget)
+    plan = POLICIES["auto"](graph, profile, budget)
+    assert bound.step_s <= actckpt.price(graph, profile, plan).time_s * (1 + LOOSER)
+    monkeypatch.setattr(residency, "_MUCH", float("1e6"))
+    kept = lower_bound(graph, profile, budget)
+    assert kept.by_operations + 0.01 < bound.by_operations
+
+
 def chain_of(*kinds: type[nn.Module]) -> nn.Sequential:
     torch.manual_seed(0)
     parts = [kind() if kind is not nn.Linear else nn.Linear(8, 8) for kind in kinds]
@@ -101,8 +116,6 @@ def chain_of(*kinds: type[nn.Module]) -> nn.Sequential:
     ],
 )
 def test_trades_are_the_best_of_all_choices(kinds: tuple[type[nn.Module], ...]) -> None:
-    from actckpt.profiler.build import build_profile
-
     graph = actckpt.trace(chain_of(*kinds), torch.randn(4, 8), loss_fn=lambda out: out.sum())
     profile = build_profile(graph, progress=False)
     stage = next(i for i, s in enumerate(graph.stages) if s.path == "0")

@@ -40,6 +40,7 @@ def test_plans_of_small_chains_are_the_best_there_are(kind: str) -> None:
             continue
         compared += 1
         assert bound.step_s <= best.time_s * (1 + 1e-6)
+        assert bound.by_operations <= best.time_s / whole.time_s - 1 + 1e-6
         plan = actckpt.POLICIES["optimal"](found.graph, found.profile, budget)
         planned = pricer.price(plan)
         assert planned.peak_bytes <= budget
@@ -114,6 +115,20 @@ def test_plans_of_chains_meet_the_bound_where_the_engine_costs_nothing(name: str
         price = actckpt.price(p.graph, free, plan)
         assert bound.overhead > 0
         assert price.time_s - bound.step_s <= 0.003 * whole.time_s
+
+
+@pytest.mark.parametrize("name", ["gpt2", "vit", "bert", "t5"])
+def test_plans_are_close_to_the_bound_of_their_kind(name: str) -> None:
+    p = prepared(name)
+    whole = p.pricer.estimate(actckpt.Plan("none"))
+    for share in (0.8, 0.6):
+        budget = int(share * whole.peak_bytes)
+        plan = actckpt.POLICIES["optimal"](p.graph, p.profile, budget)
+        overhead = p.pricer.price(plan).time_s / whole.time_s - 1
+        bound = actckpt.lower_bound(p.graph, p.profile, budget)
+        assert -1e-6 <= overhead - bound.by_operations <= 4 * CLOSE
+        # of the kind that does not follow the forward, less can be said
+        assert bound.overhead == bound.by_calls < bound.by_operations
 
 
 def test_auto_takes_regions_only_where_they_are_faster_without_following() -> None:

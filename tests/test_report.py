@@ -270,3 +270,15 @@ def test_gigabytes_as_text(count: int, text: str, rounded_up: str) -> None:
 def test_percent_as_text() -> None:
     assert format_percent(0.1234) == "+12.3 %"
     assert format_percent(-0.5) == "−50.0 %"
+
+
+def test_the_distance_to_the_best_plan_of_its_kind_is_printed(report: Report) -> None:
+    bounded = dataclasses.replace(report, lower_bound=0.1, lower_bound_of_kind=0.17)
+    assert bounded.gap == pytest.approx(10)
+    assert bounded.gap_of_kind == pytest.approx(3)
+    text = " ".join(str(bounded).split())
+    assert "no plan within the budget has less than 10.0 % overhead, and none by calls" in text
+    assert "less than 17.0 %; this one is predicted 3.0 points above" in text
+    alike = dataclasses.replace(report, lower_bound=0.1, lower_bound_of_kind=0.1)
+    assert "10.0 % overhead; this one is predicted 10.0 points" in " ".join(str(alike).split())
+    assert Report.from_json(bounded.to_json()) == bounded
