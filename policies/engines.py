@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class Engine:
     columns_s: Sequence[float] = ()
     saved: Sequence[tuple[int, int]] = ()
     again: Sequence[tuple[int, int]] = ()
-    rows: Sequence[tuple[tuple[int, float], ...]] = field(default=())
+    rows: Sequence[tuple[tuple[int, float], ...]] = ()
 
 
 def by_operations(pricer: Pricer, saves: Mapping[int, Collection[int]]) -> Engine:
@@ -48,18 +48,16 @@ def by_operations(pricer: Pricer, saves: Mapping[int, Collection[int]]) -> Engin
     calls, profile = pricer.graph.calls, pricer.profile
     count = len(calls)
     starts = sorted({int(at) for at in Stretches(pricer.possible).starts if at < count})
-    compared, seen, taken_up = range(count), range(count, 2 * count), {}
+    # columns: whether each call is compared, whether it is seen, whether following begins before it
+    compared, seen = range(count), range(count, 2 * count)
+    begins = {at: 2 * count + n for n, at in enumerate(starts)}
     rows: list[tuple[tuple[int, float], ...]] = []
-    for n, at in enumerate(starts):
-        taken_up[at] = 2 * count + n
     for n in range(count):
         rows.append(((seen[n], 1.0), (compared[n], -1.0)))
-        row = [(seen[n], -1.0)]
+        why = [(begins[n], 1.0)] if n in begins else []
         if n:
-            row.append((seen[n - 1], 1.0))
-        if n in taken_up:
-            row.append((taken_up[n], 1.0))
-        rows.append(tuple(row))
+            why.append((seen[n - 1], 1.0))
+        rows.append(((seen[n], -1.0), *why))
     call_of = {k: n for n, c in enumerate(calls) for k in range(c.first_save, c.last_save)}
     columns_s = np.repeat(
         (profile.follow_s - profile.pass_s, profile.pass_s, profile.stretch_s),
