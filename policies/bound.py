@@ -12,9 +12,8 @@ from actckpt.profile import Profile
 
 # programs in a row, each with one instant more
 _PROGRAMS = 6
-# that bring less, as a share of the bound, are in vain: how many in a row are the last
+# one that brings less, as a share of the bound, is the last
 _GAIN = 1e-3
-_PATIENCE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +100,7 @@ def _least_extra_s(
     most = Solution(-1.0)
     instants = at = [program.end]
     seen: list[list[int]] = []
-    in_vain = 0
-    while at and len(seen) < _PROGRAMS and in_vain < _PATIENCE:
+    while at and len(seen) < _PROGRAMS:
         seen.append(at)
         tried = [at]
         if len(at) == 2 and 2 * program.width <= COLUMNS:
@@ -110,9 +108,11 @@ def _least_extra_s(
             tried += [[program.end, near] for near in program.near(at[-1])]
         found = [program.least_extra_s(budget_bytes, candidate, engine) for candidate in tried]
         best, at = max(zip(found, tried, strict=True), key=lambda pair: pair[0].extra_s)
-        in_vain = 0 if best.extra_s > (1 + _GAIN) * most.extra_s else in_vain + 1
+        is_last = best.extra_s <= (1 + _GAIN) * most.extra_s
         if best.extra_s > most.extra_s:
             most, instants = best, at
+        if is_last:
+            break
         refinements = program.refinements(at, budget_bytes, best)
         at = next((fresh for fresh in refinements if fresh and fresh not in seen), [])
     return most.extra_s, instants

@@ -22,10 +22,10 @@ COLUMNS = 2_400
 _NODE_LIMIT = 10
 # operations between instants of one program
 _APART = 8
-# of the budget: a solution that is less too high as it is run has little to gain by an instant
-_MUCH = 0.1
+# of the budget: a solution that is less too high has little to gain by an instant, kept or run
+_SLIGHT = 0.01
+_MUCH = 0.5
 _INFEASIBLE = 2
-
 
 # columns with factors, and what their sum is not below
 Row = tuple[list[tuple[int, float]], float]
@@ -227,8 +227,9 @@ class Residency:
     def refinements(
         self, instants: Sequence[int], budget_bytes: int, found: Solution
     ) -> Iterator[list[int]]:
-        """The instants, and one at which a solution is too high: for what it keeps, as it is run.
+        """The instants, and one at which a solution is too high: for what it keeps; as it is run.
 
+        None ([]) where it is hardly so.
         Not one near another. A program that would grow too large loses those at which the most is
         left, but for the end of the forward pass.
         """
@@ -237,7 +238,7 @@ class Residency:
         spans = list(itertools.pairwise([*instants, self.pricer.count]))
         for resident, (begin, until) in zip(found.resident, spans, strict=False):
             over[begin:until] += (self.fixed + self.beside(resident))[begin:until]
-        yield self._refined(instants, over, 0)
+        yield self._refined(instants, over, int(_SLIGHT * budget_bytes))
         for k, (begin, until) in enumerate(spans[: len(found.resident)]):
             over[begin:until] += self._made_again(found, k, begin, until)[begin:until]
         yield self._refined(instants, over, int(_MUCH * budget_bytes))
