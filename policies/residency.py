@@ -229,9 +229,8 @@ class Residency:
     ) -> Iterator[list[int]]:
         """The instants, and one at which a solution is too high: for what it keeps; as it is run.
 
-        None ([]) where it is hardly so.
-        Not one near another. A program that would grow too large loses those at which the most is
-        left, but for the end of the forward pass.
+        [] where it is hardly so. Not one near another. A program that would grow too large loses
+        those at which the most is left, but for the end of the forward pass.
         """
         over = np.full(self.pricer.count, -budget_bytes, dtype=np.int64)
         over[: self.end] = 0
