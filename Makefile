@@ -2,13 +2,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LIBRARIES := $(VENV)/.libraries
 
 .PHONY: help setup lint test resume faults demo grid figures clean
 
 help:
 	@echo "make setup    create $(VENV) with everything in it"
 	@echo "make demo     train a small GPT without a budget, under two, killed and resumed (runs/demo)"
-	@echo "make test     lint, types and tests"
+	@echo "make test     lint, types and tests (installs the libraries that they meet)"
 	@echo "make resume   every model killed and resumed under a tight plan (slow)"
 	@echo "make lint     ruff and mypy"
 	@echo "make faults   every fault and damage that checkpoints must stand (slow)"
@@ -23,12 +24,16 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
+$(LIBRARIES): $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,libraries]'
+	@touch $@
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: lint $(LIBRARIES)
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --no-loadscope-reorder
 
 faults: setup
