@@ -19,6 +19,8 @@ from actckpt.tracing.fake import FakeWorld, faked
 from actckpt.tracing.mode import StepMode, flat_outputs
 from actckpt.tracing.step import Step, run_step
 
+SCRATCH = "scratch inside kernels"
+
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
@@ -29,7 +31,8 @@ class DryRun:
         live_bytes: the same without workspaces: live storages alone.
         added_bytes: the highest level above parameters, buffers, optimizer state, batch, constants
             and the gradients that had arrived by then.
-        categories: the split at the peak.
+        categories: the split at the peak, without workspaces.
+        added_scratch_bytes: what of ``added_bytes`` is an operation's workspace.
         timeline: level after each operation, its scratch under "workspace".
         times_s: predicted time at which each operation of the timeline begins.
         starts: phase -> how many operations of the timeline had run when it began.
@@ -44,6 +47,16 @@ class DryRun:
     times_s: tuple[float, ...]
     starts: dict[str, int]
     diverged: str = ""
+    added_scratch_bytes: int = 0
+
+    def split(self, scope: str) -> dict[str, int]:
+        """What the peak that a scope bounds is made of: it adds up to that peak."""
+        if scope == "step":
+            parts = {**self.categories, SCRATCH: self.peak_bytes - sum(self.categories.values())}
+        else:
+            held = self.added_bytes - self.added_scratch_bytes
+            parts = {str(Category.ACTIVATION): held, SCRATCH: self.added_scratch_bytes}
+        return {name: size for name, size in parts.items() if size}
 
 
 def dry_run(
@@ -87,6 +100,7 @@ def dry_run(
                 times_s=tuple(meter.times_s),
                 starts=meter.starts,
                 diverged=rewrite.diverged,
+                added_scratch_bytes=meter.added_scratch_bytes,
             )
 
 
@@ -139,7 +153,7 @@ class _Meter(StepMode):
         self.running = False
         self.live = live
         self.costs = costs
-        self.peak_bytes = self.live_bytes = self.added_bytes = 0
+        self.peak_bytes = self.live_bytes = self.added_bytes = self.added_scratch_bytes = 0
         self.peak_levels: dict[Category, int] = {}
         self.timeline: list[dict[str, int]] = []
         self.times_s: list[float] = []
@@ -168,6 +182,7 @@ class _Meter(StepMode):
             self.peak_bytes = level + workspace
             self.peak_levels = dict(self.live.levels)
         added = self.live.levels[Category.ACTIVATION] + workspace
-        self.added_bytes = max(self.added_bytes, added)
+        if added > self.added_bytes:
+            self.added_bytes, self.added_scratch_bytes = added, workspace
         levels = {str(k): v for k, v in self.live.levels.items() if v}
         self.timeline.append(levels | {"workspace": workspace} if workspace else levels)

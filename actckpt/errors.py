@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class BudgetError(ActckptError, ValueError):
         smallest_bytes: the smallest peak found, or None when nothing was planned.
         smallest_plan: the plan of that peak, where a policy raises the error and has one.
         excluded_bytes: it is proved that no plan has a lower peak; None when nothing was planned.
+        split: what ``smallest_bytes`` is made of, in bytes by name; empty when nothing was planned.
     """
 
     def __init__(
@@ -42,12 +44,14 @@ class BudgetError(ActckptError, ValueError):
         smallest_bytes: int | None = None,
         smallest_plan: Plan | None = None,
         excluded_bytes: int | None = None,
+        split: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(message)
         self.budget_bytes = budget_bytes
         self.smallest_bytes = smallest_bytes
         self.smallest_plan = smallest_plan
         self.excluded_bytes = excluded_bytes
+        self.split = dict(split or {})
 
 
 class TargetError(ActckptError, ValueError):

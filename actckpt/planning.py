@@ -25,7 +25,7 @@ from actckpt.profiler.build import build_profile
 from actckpt.rewriting.program import Program, compile_plan
 from actckpt.tracing.step import Step
 from actckpt.tracing.tracer import trace_step
-from actckpt.units import format_gigabytes
+from actckpt.units import format_gigabytes, split_gigabytes
 
 logger = logging.getLogger("actckpt")
 
@@ -33,6 +33,7 @@ SCOPES = ("step", "activations")
 # policies whose plans belong to the very trace, and which "calls" stands in for
 BY_OPERATIONS = ("auto", "optimal")
 _ATTEMPTS = 8
+_MARGIN = "margin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,10 +280,13 @@ class _Search:
         budget = self.request.budget_bytes
         assert budget is not None
         needed = math.ceil(self.peak_bytes(smallest) / self.aim) + 1
+        parts = smallest.dry.split(self.request.scope)
+        # a plan aims below its budget
+        parts[_MARGIN] = needed - sum(parts.values())
+        parts = dict(sorted(parts.items(), key=lambda x: -x[1]))
         split = ", ".join(
-            f"{name} {format_gigabytes(size)}"
-            for name, size in sorted(smallest.dry.categories.items(), key=lambda x: -x[1])
-            if size
+            f"{name} {size}"
+            for name, size in zip(parts, split_gigabytes(needed, parts.values()), strict=True)
         )
         what = "step" if self.request.scope == "step" else "activations of a step"
         excluded, why = smallest_peak(self.view, self.profile)
@@ -305,6 +309,7 @@ class _Search:
             budget_bytes=budget,
             smallest_bytes=needed,
             excluded_bytes=excluded,
+            split=parts,
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 
 def format_bytes(count: int | float) -> str:
     """``count`` as B, kB, MB, GB or TB of powers of 1000, such as ``1.25 GB``."""
@@ -14,10 +16,31 @@ def format_gigabytes(count: int, *, up: bool = False) -> str:
     Args:
         up: rounded up, for what has to be enough.
     """
-    digits = min(max(3, 12 - len(str(abs(count)))), 9)
-    unit = 10 ** (9 - digits)
+    digits, unit = _decimals(count)
     rounded = -(-count // unit) if up else round(count / unit)
     return f"{rounded * unit / 1e9:.{digits}f}"
+
+
+def split_gigabytes(total: int, parts: Collection[int]) -> list[str]:
+    """Parts as `format_gigabytes` shows their total, rounded so that they add up to it.
+
+    Args:
+        parts: bytes, which sum to ``total``.
+    """
+    digits, unit = _decimals(total)
+    units = [size // unit for size in parts]
+    left = round(total / unit) - sum(units)
+    # those that lose most by rounding down are rounded up
+    lost = [size % unit for size in parts]
+    for n in sorted(range(len(units)), key=lambda n: -lost[n])[:left]:
+        units[n] += 1
+    return [f"{n * unit / 1e9:.{digits}f}" for n in units]
+
+
+def _decimals(count: int) -> tuple[int, int]:
+    """How many decimals of a GB are shown, and bytes of the last."""
+    digits = min(max(3, 12 - len(str(abs(count)))), 9)
+    return digits, 10 ** (9 - digits)
 
 
 def format_seconds(duration_s: float) -> str:
