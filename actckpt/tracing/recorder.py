@@ -170,7 +170,8 @@ class Recorder(StepMode):
     # ---- operations
 
     def constant(self, fake: torch.Tensor) -> None:
-        self.storage_id(fake, Category.CONSTANT, born=-1)
+        if self.recording:
+            self.storage_id(fake, Category.CONSTANT, born=-1)
 
     def asked(self, tensor: torch.Tensor) -> None:
         """What made or wrote the number last is marked."""

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import (
 
 from actckpt.errors import PlanError
 from actckpt.graph import Category, Graph, Phase
-from actckpt.tracing.call import tensors
+from actckpt.tracing.call import map_tensors, tensors
 from actckpt.tracing.fake import faked
 from actckpt.tracing.hidden import hidden_state
 from actckpt.tracing.recorder import Recorder, data_dependent
@@ -119,8 +119,10 @@ def _run(model: nn.Module, step: Step, recorder: Recorder) -> bool:
         recorder.recording = False
         step.optimizer.step()
         recorder.recording = True
-        for state in step.optimizer.state.values():
-            for t in tensors(state):
+        for key, state in step.optimizer.state.items():
+            # torch makes step counters real ones: fakes, as those of an optimizer that has stepped
+            step.optimizer.state[key] = map_tensors(state, recorder.world.fake)
+            for t in tensors(step.optimizer.state[key]):
                 recorder.storage_id(t, Category.OPTIMIZER, born=-1)
         recorder.phase = Phase.OPTIMIZER
         step.optimizer.step()
