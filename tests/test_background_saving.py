@@ -254,7 +254,8 @@ def test_a_failure_is_raised_by_close_once(tmp_path: Path) -> None:
         run.close()
     run.close()
     with actckpt.Checkpointer(tmp_path, **objects()) as other:
-        other.save()  # it did let others write
+        other.resume()
+        other.save(tag="mine")  # it did let others write
 
 
 def test_a_failure_is_raised_by_a_save_of_that_state_which_can_be_saved_again(

@@ -108,6 +108,7 @@ def test_a_signal_after_the_last_step_saves_at_the_end(tmp_path: Path) -> None:
 
         def fails() -> None:
             with actckpt.Checkpointer(tmp_path, **made, every=None) as run:
+                run.resume()
                 run.step()
                 terminate()
                 raise KeyError("mine")
@@ -126,7 +127,7 @@ def test_a_run_that_was_dropped_leaves_nothing_behind(tmp_path: Path) -> None:
     dropped.step()  # and begins a save
     dropped.list()  # which has ended
     del dropped
-    with actckpt.Checkpointer(tmp_path, **made, every=None) as run:
+    with actckpt.Checkpointer(tmp_path, **made, every=None, fresh=True) as run:
         advance(run, made, 1)
         terminate()
         with pytest.raises(SystemExit):
@@ -144,6 +145,7 @@ def test_signals_are_left_alone_where_nobody_asked(tmp_path: Path) -> None:
     ignored = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         with actckpt.Checkpointer(tmp_path, **made) as run:
+            run.resume()
             advance(run, made, 1)
             assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
     finally:

@@ -64,9 +64,9 @@ def test_one_writer(tmp_path: Path) -> None:
     with actckpt.Checkpointer(tmp_path, **made) as run:
         run.save()
         other = actckpt.Checkpointer(tmp_path, **objects())
-        with pytest.raises(actckpt.CheckpointError, match="another Checkpointer"):
-            other.save()
         assert other.restore().step == 0  # reading is free
+        with pytest.raises(actckpt.CheckpointError, match="another Checkpointer"):
+            other.save(tag="mine")
         code = (
             "import torch, actckpt\n"
             f"run = actckpt.Checkpointer({str(tmp_path)!r}, model=torch.nn.Linear(1, 1))\n"
@@ -76,7 +76,7 @@ def test_one_writer(tmp_path: Path) -> None:
             [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
         )
         assert "another Checkpointer" in done.stdout
-    other.save()
+    other.save(tag="mine")
     other.close()
 
 
@@ -92,6 +92,7 @@ def test_a_forked_child_does_not_hold_the_lock(tmp_path: Path) -> None:
     os.close(read)
     run.close()
     with actckpt.Checkpointer(tmp_path, **objects()) as other:
+        other.resume()
         other.save(tag="while the child lives")
     os.close(write)
     assert os.waitpid(child, 0)[1] == 0

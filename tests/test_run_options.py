@@ -237,7 +237,8 @@ def test_random_states_of_workers_are_not_restored_and_the_report_says_so(tmp_pa
     (reason,) = resumed(2, False)
     assert reason.startswith("the loader had 0 workers, has 2")
     assert "SeededSamples" in reason
-    with actckpt.Checkpointer(tmp_path, model=nn.Linear(1, 1), loader=loader(2, False)) as run:
+    again: dict[str, Any] = {"model": nn.Linear(1, 1), "loader": loader(2, False)}
+    with actckpt.Checkpointer(tmp_path, **again, fresh=True) as run:
         next(iter(run.steps()))
         run.step()
         run.save()

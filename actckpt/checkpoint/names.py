@@ -13,6 +13,8 @@ LOCK = ".lock"
 SAVING = ".saving-"
 DELETING = ".deleting-"
 PINNED = ".pinned-"
+# checkpoints of a run that another one took the place of; nobody deletes them
+SET_ASIDE = "set-aside-"
 
 _STEP = re.compile(r"step-(\d{8,18})(?:\.(\d{1,6}))?")
 _ITEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")

@@ -56,6 +56,10 @@ class Checkpointer:
         staging_gb: bound of their memory, 10^9 bytes; None is no bound.
         verify: what is read back before a save counts: "full" is every byte, "manifest" the
             manifest and the files' sizes.
+        fresh: begins anew in a directory that holds another run's checkpoints: they are moved into
+            a dated folder beside them as soon as this run resumes (nothing), trains or saves.
+            Without it, `steps`, `step` and `save` refuse such a directory until the run has gone
+            on from one of them.
         on_sigterm: "save" saves after the step in which SIGTERM comes and then ends the process
             with status 143, or passes the signal on to the handler that was there before; from the
             first step to `close`. None leaves the signal alone.
@@ -85,6 +89,7 @@ class Checkpointer:
         staging_sets: int = 1,
         staging_gb: float | None = None,
         verify: str = "full",
+        fresh: bool = False,
         on_sigterm: str | None = "save",
         files: Files | None = None,
     ) -> None:
@@ -103,8 +108,10 @@ class Checkpointer:
             Files() if files is None else files,
             Keep(keep_last, keep_best, keep_every),
             verify,
+            fresh=fresh,
         )
         limit_bytes = None if staging_gb is None else int(staging_gb * 1e9)
+        self._fresh = fresh
         self._saver = Saver(self._directory, staging_sets, limit_bytes)
         self._background = background
         self._termination = Termination(self) if on_sigterm == "save" else None
@@ -159,7 +166,9 @@ class Checkpointer:
 
         Raises:
             CheckpointMismatchError: the loader cannot be brought to the saved position.
+            CheckpointError: the directory holds checkpoints that the run did not go on from.
         """
+        self._directory.take_up()
         progress, position = self._progress, self._progress.position
         if loader is not None:
             position.check(None, loader, str(self.directory))
@@ -198,8 +207,10 @@ class Checkpointer:
         Raises:
             CheckpointSaveError: a checkpoint could not be made, now or in the background before.
                 The step was counted.
+            CheckpointError: the directory holds checkpoints that the run did not go on from.
             SystemExit: SIGTERM came, and the state is saved.
         """
+        self._directory.take_up()
         self._watch()
         self._progress.stepped(metrics)
         self._saves.changed()
@@ -260,10 +271,12 @@ class Checkpointer:
         Raises:
             CheckpointSaveError: none was made, and the earlier ones are as before; or one before
                 was not made in the background.
-            CheckpointError: somebody else writes into this directory.
+            CheckpointError: somebody else writes into this directory, or it holds checkpoints that
+                the run did not go on from.
         """
         if not isinstance(tag, str):
             raise TypeError(f"tag must be a text; found {tag!r:.60}")
+        self._directory.take_up()
         if wait:
             return self._saves.make(tag, metrics)
         self._saves.begin(tag, metrics)
@@ -327,21 +340,24 @@ class Checkpointer:
     def resume(self) -> Resumed | None:
         """The run put back to its newest checkpoint that verifies, and what was found on the way.
 
-        None in an empty directory, and nothing is changed then. A directory that cannot be written
-        is read, and a note says so; saving raises then.
+        None in an empty directory, or with ``fresh``, and nothing is changed then. A directory that
+        cannot be written is read, and a note says so; saving raises then.
 
         Raises:
             CheckpointError: there are checkpoints and none verifies, or somebody else writes here.
             CheckpointMismatchError: the checkpoint is of other objects; they are as before.
         """
         self._saver.wait()
+        if self._fresh:
+            self._directory.take_up()
         read_only = self._directory.acquire_unless_read_only()
         chosen = choosing.newest(self._directory)
-        if read_only is None:
-            return None if chosen is None else self._put(chosen)
-        if chosen is None:
+        if chosen is not None:
+            return self._put(chosen, note="" if read_only is None else str(read_only))
+        if read_only is not None:
             raise read_only
-        return self._put(chosen, note=str(read_only))
+        self._directory.go_on()
+        return None
 
     def restore(self, step: int | None = None, *, only: Iterable[str] | None = None) -> Resumed:
         """The run put back to the newest checkpoint of a step, or the newest of all.
@@ -367,6 +383,7 @@ class Checkpointer:
         if only is None:
             self._progress.check(items, where)
         put = self._state.put(items, where, checkpoint.manifest.versions, only)
+        self._directory.go_on(whole=only is None)
         inexact = list(put.inexact)
         if only is None:
             inexact += self._progress.inexact(items)

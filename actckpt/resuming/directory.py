@@ -11,6 +11,7 @@ from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.lock import DirectoryLock
 from actckpt.checkpoint.names import PINNED
 from actckpt.checkpoint.retention import Keep, clean, retire
+from actckpt.checkpoint.setting_aside import set_aside
 from actckpt.checkpoint.snapshot import Snapshot
 from actckpt.checkpoint.verification import verify_files
 from actckpt.errors import CheckpointError, CheckpointFormatError, CheckpointSaveError
@@ -27,16 +28,25 @@ class RunDirectory:
         path: absolute; made when it is first written.
         keep: which checkpoints stay.
         verify: what is read back before a save counts, as for `verify_files`.
+        fresh: what is there goes into a folder of its own before anything is written.
 
     Attributes:
         damaged: names of checkpoints that were seen to be; they keep no sound one from staying.
     """
 
-    def __init__(self, path: str, files: Files, keep: Keep, verify: str) -> None:
+    def __init__(
+        self, path: str, files: Files, keep: Keep, verify: str, *, fresh: bool = False
+    ) -> None:
         self.path = path
         self.files = files
         self.keep = keep
         self._verify = verify
+        self._fresh = fresh
+        # whether this run has said what the checkpoints that it found are to it
+        self._taken_up = False
+        # names of those that it made or went on from; only they are ever retired
+        self._own: set[str] = set()
+        self._seen: set[str] = set()
         # the largest seen: one that cannot be read for a moment must not be taken for older
         self._serial = 0
         self._lock: DirectoryLock | None = None
@@ -48,8 +58,48 @@ class RunDirectory:
     def find(self) -> Found:
         """The checkpoints newest first, and what is named as one and cannot be used."""
         found = discover(self.files, self.path)
+        self._seen = {c.path.name for c in found.checkpoints}
         self._serial = max([self._serial, *(c.manifest.serial for c in found.checkpoints)])
         return found
+
+    def take_up(self) -> None:
+        """Makes sure, once, that what this run will write is not mixed with another's.
+
+        Raises:
+            CheckpointError: there are checkpoints, and the run did not go on from any.
+            CheckpointSaveError: they could not be moved away, as ``fresh`` asks.
+        """
+        if self._taken_up:
+            return
+        if self._fresh:
+            self.acquire()
+            set_aside(self.files, self.path)
+            self._taken_up = True
+            return
+        try:
+            found = self.find()
+        except CheckpointError:
+            return  # nothing is written nor retired before it can be listed
+        if found.checkpoints or found.skipped:
+            steps = [c.step for c in found.checkpoints]
+            newest = f", the newest of step {steps[0]}" if steps else ", none of them usable"
+            raise CheckpointError(
+                f"{self.path} holds {len(steps) + len(found.skipped)} checkpoints{newest}, and "
+                "this run did not go on from there: its own would be taken for newer ones. Call "
+                "resume() first (or restore()), choose another directory, or pass fresh=True, "
+                "which moves them into a dated folder beside them. Nothing was changed"
+            )
+        self._taken_up = True
+
+    def go_on(self, *, whole: bool = True) -> None:
+        """This run has been put back to one of the checkpoints that were found last.
+
+        Args:
+            whole: all of it, so that those are its own from now on.
+        """
+        self._taken_up = self._taken_up or not self._fresh
+        if whole:
+            self._own |= self._seen
 
     def of_step(self, step: int | None) -> Checkpoint:
         """The newest checkpoint of a step; None is the newest of all.
@@ -89,6 +139,7 @@ class RunDirectory:
         made = commit(self.files, self.path, snapshot, serial=self._serial + 1, verify=self._verify)
         self._untidy = False
         self._serial += 1
+        self._own.add(made.path.name)
         self._retire((made, *found.checkpoints))
         return made
 
@@ -105,7 +156,7 @@ class RunDirectory:
 
     def _retire(self, checkpoints: tuple[Checkpoint, ...]) -> None:
         """Deletes what nothing keeps; the first is new and verified, so failing is no loss."""
-        sound = [c for c in checkpoints if c.path.name not in self.damaged]
+        sound = [c for c in checkpoints if c.path.name in self._own - self.damaged]
         kept = {c.path for c in self.keep(sound)}
         doomed = [c for c in sound if c.path not in kept]
         if doomed:
