@@ -4,13 +4,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LIBRARIES := $(VENV)/.libraries
 
-.PHONY: help setup lint test resume faults demo grid figures clean
+.PHONY: help setup lint test resume faults demo gpu grid figures clean
 
 help:
 	@echo "make setup    create $(VENV) with everything in it"
 	@echo "make demo     train a small GPT without a budget, under two, killed and resumed (runs/demo)"
 	@echo "make test     lint, types and tests (installs the libraries that they meet)"
 	@echo "make resume   every model killed and resumed under a tight plan (slow)"
+	@echo "make gpu      the CUDA tests, then five models at real sizes, in 9 minutes (no setup)"
 	@echo "make lint     ruff and mypy"
 	@echo "make faults   every fault and damage that checkpoints must stand (slow)"
 	@echo "make grid     every model x policy x budget, measured (slow)"
@@ -45,6 +46,10 @@ resume: setup
 
 demo: setup
 	$(BIN)/actckpt demo
+
+# with the Python at hand: a machine with a GPU may have no network
+gpu:
+	$(PYTHON) -m experiments.gpu_campaign --minutes 9
 
 grid: setup
 	$(BIN)/python -m experiments.grid

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from experiments.results import circumstances, markdown_table, write_json_lines, write_markdown
 
 Row = dict[str, Any]
 
 
-def write(folder: Path, rows: Sequence[Row], what: Mapping[str, str]) -> None:
+def write(folder: Path, rows: Sequence[Row], what: Mapping[str, str], tests: str = "") -> None:
     """gpu.jsonl and gpu.md in the folder.
 
     Args:
         what: model -> its sizes.
+        tests: what the CUDA tests came to, "" where they were not run.
     """
     versions: dict[str, str] = next((row["versions"] for row in rows if "versions" in row), {})
     about = circumstances(
@@ -27,15 +32,59 @@ def write(folder: Path, rows: Sequence[Row], what: Mapping[str, str]) -> None:
         time="CUDA events around forward and backward, arms in turn, medians and quartiles of the "
         "ratios round by round",
     )
-    if "cuda" in versions:
-        about["hardware"] = f"{versions['device']}; {about['hardware']}"
+    if torch.cuda.is_available():
+        about["hardware"] = f"{torch.cuda.get_device_name()}; {about['hardware']}"
+        about["versions"] = {"torch": torch.__version__, **about["versions"]}
+    if tests:
+        about["cuda_tests"] = tests
     kept = [{k: v for k, v in row.items() if k != "versions"} for row in rows]
     write_json_lines("gpu", about, kept, folder=folder)
-    failures = [f"- {r['model']}, {r['case']}: {r['failed']}" for r in rows if "failed" in r]
+    failed = [f"- {line}" for line in failures(rows)]
     write_markdown(
-        "gpu", about, "# On a GPU", table(rows), "Failed:" if failures else "Nothing failed.",
-        *failures, folder=folder,
+        "gpu", about, "# On a GPU", table(rows), "Failed:" if failed else "Nothing failed.",
+        *failed, folder=folder,
     )  # fmt: skip
+
+
+def failures(rows: Sequence[Row]) -> list[str]:
+    """What failed, went over its budget, or made other gradients where the untouched one does not.
+
+    Where untouched steps differ from each other, those of deterministic kernels are compared.
+    """
+    found = []
+    for row in rows:
+        where = f"{row['model']}, {row['case']}"
+        if "failed" in row:
+            found.append(f"{where}: {row['failed']}")
+        if row.get("within") is False:
+            over = row["allocated_bytes"] / row["budget_bytes"] - 1
+            found.append(f"{where}: {100 * over:.1f} % over its budget")
+        own = next((r for r in rows if r["model"] == row["model"] and r["case"] == "untouched"), {})
+        if row.get("equal") is False and own.get("equal") is True and row["case"] != "torch":
+            found.append(f"{where}: other gradients or buffers than untouched")
+        if row["case"] == "deterministic" and row["equal"].get("again") is True:
+            found += [
+                f"{row['model']}, {arm}, deterministic: "
+                + (equal if isinstance(equal, str) else "other gradients or buffers")
+                for arm, equal in row["equal"].items()
+                if equal is not True and arm != "torch"
+            ]
+    return found
+
+
+def set_aside(folder: Path, device: str) -> None:
+    """Renames the results of another device after it: two are never mixed, and none is lost."""
+    path = folder / "gpu.jsonl"
+    if not path.exists():
+        return
+    about = json.loads(path.read_text(encoding="utf-8").splitlines()[0])["about"]
+    theirs = str(about["hardware"]).split(";")[0]
+    if theirs == device:
+        return
+    slug = re.sub(r"[^a-z0-9]+", "_", theirs.lower()).strip("_")
+    for suffix in ("jsonl", "md"):
+        if (folder / f"gpu.{suffix}").exists():
+            (folder / f"gpu.{suffix}").rename(folder / f"gpu_{slug}.{suffix}")
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -1,0 +1,1 @@
+"""Plans made and run on a CUDA device, beside what was predicted."""
