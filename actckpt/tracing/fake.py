@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 import sys
 import threading
@@ -20,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from actckpt.tracing.accelerator_ops import AcceleratorOps
 from actckpt.tracing.call import map_tensors
 from actckpt.tracing.containers import containers, same_items
+from actckpt.tracing.optimizers import Copier, kept_as_they_are, without_hooks
 from actckpt.tracing.real_values import attach_real
 from actckpt.tracing.stand_in import StandIn
 from actckpt.tracing.step import Step
@@ -97,11 +97,17 @@ def faked(model: nn.Module, step: Step) -> Iterator[tuple[FakeWorld, Step]]:
         # autocast caches weight casts by tensor: neither world may see the other's
         torch.clear_autocast_cache()
         stack.callback(torch.clear_autocast_cache)
+        optimizer = step.optimizer
+        if optimizer is not None:
+            stack.enter_context(kept_as_they_are([optimizer], modules))
+            stack.enter_context(without_hooks())
+            copier = Copier(world.fake, modules, elsewhere=step.stand_in is not None)
+            optimizer = copier.copy(optimizer)
         fake_step = Step(
             call=map_tensors(step.call, world.fake),
             loss_fn=step.loss_fn,
             target=map_tensors(step.target, world.fake),
-            optimizer=_fake_optimizer(step.optimizer, world) if step.optimizer else None,
+            optimizer=optimizer,
             accumulate=step.accumulate,
             stand_in=step.stand_in,
         )
@@ -162,33 +168,6 @@ def _swap(module: nn.Module, world: FakeWorld) -> None:
             for key, v in list(value.items()):
                 if isinstance(v, torch.Tensor):
                     value[key] = world.fake(v)
-
-
-def _fake_optimizer(optimizer: torch.optim.Optimizer, world: FakeWorld) -> torch.optim.Optimizer:
-    """A copy that steps the fake parameters and shares nothing mutable with the original."""
-    clone = copy.copy(optimizer)
-    clone.__dict__ = dict(optimizer.__dict__)
-    clone.__dict__.pop("step", None)  # a scheduler's wrapper is bound to the original
-    clone.param_groups = []
-    for group in optimizer.param_groups:
-        fake_group = {k: map_tensors(v, world.fake) for k, v in group.items() if k != "params"}
-        fake_group["params"] = [world.fake(p) for p in group["params"]]
-        # torch picks foreach by the type of the parameters, which fakes do not have
-        on_gpu = world.stand_in is not None or all(p.is_cuda for p in group["params"])
-        if on_gpu and "foreach" in group and group["foreach"] is None and not group.get("fused"):
-            fake_group["foreach"] = True
-        clone.param_groups.append(fake_group)
-    clone.state = defaultdict(
-        dict,
-        {
-            world.fake(p) if isinstance(p, torch.Tensor) else p: map_tensors(s, world.fake)
-            for p, s in optimizer.state.items()
-        },
-    )
-    for name in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
-        if name in clone.__dict__:
-            clone.__dict__[name] = type(clone.__dict__[name])()
-    return clone
 
 
 @contextmanager
