@@ -26,6 +26,7 @@ from actckpt.rewriting.patch import Rewrite, install, installed, uninstall
 from actckpt.rewriting.program import Program
 from actckpt.rewriting.run import CURRENT
 from actckpt.tracing.call import Call, LossFn
+from actckpt.tracing.forwards import around
 from actckpt.tracing.step import Step, needs_closure
 
 logger = logging.getLogger("actckpt")
@@ -74,6 +75,7 @@ class Session:
         self.current: _Entry | None = None
         # whether a forward was not the traced one
         self.changes = False
+        self._told_around = False
         self.recalled: tuple[Recalled, ...] = ()
         if optimizer is None:
             _listen()
@@ -119,7 +121,17 @@ class Session:
             logger.info("actckpt: planning again: %s", self._reason(key, resident))
         accumulate = self.accumulate or resident
         call = Call(*args, **kwargs)
-        step = Step(call, self.loss_fn, self.target, self.optimizer, accumulate)
+        stands = around(self.model)
+        if stands.unknown and not self._told_around:
+            self._told_around = True
+            logger.warning(
+                "actckpt: planning for the forward of the %s beneath %s, which wraps it: what that "
+                "does to inputs and outputs takes memory that is not counted",
+                type(self.model).__name__,
+                stands.unknown,
+            )
+        step = Step(call, self.loss_fn, self.target, self.optimizer, accumulate,
+                    within=True, outside=stands.outside)  # fmt: skip
         self._enforce(self._make(key, step, self._target_fits(call)))
 
     def _note_divergence(self) -> None:

@@ -19,7 +19,7 @@ from actckpt.rewriting.run import CURRENT, Run
 from actckpt.rewriting.scheduled import ScheduledRun
 from actckpt.tracing.calls import resident_tables, residents
 from actckpt.tracing.fake import is_tracing
-from actckpt.tracing.forwards import TAKEN, Replaced, replaced, wrapped
+from actckpt.tracing.forwards import TAKEN, Replaced, forward_of, replaced, wrapped
 
 logger = logging.getLogger("actckpt")
 
@@ -332,14 +332,6 @@ class PatchedForward(Replaced):
 
     def __reduce__(self) -> Any:
         return PatchedForward, (self._module(), self.path, self.rewrite, self.original)
-
-
-def forward_of(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """The forward of a module whose patch was taken as a function."""
-    patched = module.__dict__.get(TAKEN)
-    if patched is None:
-        return type(module).forward(module, *args, **kwargs)
-    return patched(*args, **kwargs)
 
 
 def patch_of(module: nn.Module) -> PatchedForward | None:

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from actckpt.tracing.accelerator_ops import AcceleratorOps
 from actckpt.tracing.call import map_tensors
 from actckpt.tracing.containers import containers, same_items
+from actckpt.tracing.forwards import bare
 from actckpt.tracing.optimizers import Copier, kept_as_they_are, without_hooks
 from actckpt.tracing.real_values import attach_real
 from actckpt.tracing.stand_in import StandIn
@@ -110,7 +111,11 @@ def faked(model: nn.Module, step: Step) -> Iterator[tuple[FakeWorld, Step]]:
             optimizer=optimizer,
             accumulate=step.accumulate,
             stand_in=step.stand_in,
+            within=step.within,
+            outside=step.outside,
         )
+        if step.within:
+            stack.enter_context(bare(model))
         TRACING.active, TRACING.stand_in = True, step.stand_in
         stack.callback(TRACING.__dict__.update, active=False, stand_in=None)
         if step.stand_in is not None:

@@ -7,9 +7,13 @@ ours is no longer what stands on the module, but is still what is called.
 from __future__ import annotations
 
 import functools
+import sys
 import types
 import weakref
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -77,6 +81,89 @@ def wrapped(module: nn.Module) -> Replaced | None:
     """Ours on a module, if something else stands there that calls it."""
     ours = replaced(module)
     return None if ours is module.__dict__.get("forward") else ours
+
+
+@contextmanager
+def bare(module: nn.Module) -> Iterator[None]:
+    """A module with its own forward alone, without ours and without what stands round it.
+
+    While a wrapper runs it must not be called again: a `torch.autocast` that is entered twice
+    forgets what it found at first, and leaves autocast on. Nor must hooks that have changed the
+    arguments change them once more.
+    """
+    ours, attributes = replaced(module), dict(module.__dict__)
+    known = _OURS.get(module)
+    if ours is not None:
+        module.__dict__.pop("forward")
+        if ours.original is not None:
+            module.__dict__["forward"] = ours.original
+    module.__dict__["_forward_pre_hooks"] = OrderedDict()
+    try:
+        yield
+    finally:
+        module.__dict__.clear()
+        module.__dict__.update(attributes)
+        if known is not None:
+            _OURS[module] = known
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What stands round our forward of a module.
+
+    Attributes:
+        outside: what it is known to do to the output, None for nothing.
+        unknown: the name of what may do anything to it; "" if there is no such thing.
+    """
+
+    outside: Callable[[Any], Any] | None = None
+    unknown: str = ""
+
+
+def around(module: nn.Module) -> Around:
+    """What wraps our forward of a module, from the outermost on."""
+    ours = wrapped(module)
+    if ours is None:
+        return Around()
+    outside: Callable[[Any], Any] | None = None
+    layer: Any = module.__dict__["forward"]
+    while layer is not ours and layer is not forward_of:
+        if isinstance(layer, types.MethodType):
+            layer = layer.__func__
+        elif isinstance(layer, functools.partial):
+            layer = layer.func
+        elif isinstance(layer, types.FunctionType) and _name(layer) in _TRANSPARENT:
+            cells = dict(zip(layer.__code__.co_freevars, layer.__closure__ or (), strict=True))
+            layer = cells[_TRANSPARENT[_name(layer)]].cell_contents
+        elif _name(type(layer)) == "accelerate.utils.operations.ConvertOutputsToFp32":
+            outside = sys.modules[type(layer).__module__].__dict__["convert_to_fp32"]
+            layer = layer.model_forward
+        else:
+            return Around(outside, getattr(layer, "__qualname__", type(layer).__qualname__))
+    return Around(outside)
+
+
+def _name(x: Any) -> str:
+    """Module and name of a class, or of a function as `functools.wraps` does not change it."""
+    if isinstance(x, types.FunctionType):
+        return f"{x.__globals__.get('__name__')}.{x.__code__.co_qualname}"
+    return f"{x.__module__}.{x.__qualname__}"
+
+
+# functions that pass on what they are given and what comes back, and their variable for what is
+# called
+_TRANSPARENT = {
+    "torch.amp.autocast_mode.autocast_decorator.<locals>.decorate_autocast": "func",
+    "accelerate.utils.operations.convert_outputs_to_fp32.<locals>.forward": "model_forward",
+}
+
+
+def forward_of(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The forward of a module whose patch was taken as a function."""
+    patched = module.__dict__.get(TAKEN)
+    if patched is None:
+        return type(module).forward(module, *args, **kwargs)
+    return patched(*args, **kwargs)
 
 
 def _leads_to(wrapper: Any, ours: Replaced) -> bool:

@@ -22,6 +22,9 @@ class Step:
     """What a user's training step is made of; ``target`` is for ``loss_fn(output, target)``.
 
     ``stand_in``: the accelerator that it is to be planned for, where that is not here.
+    ``within``: the call is what the model's own forward was given: what stands round that forward
+    (a wrapper, hooks before it) is running already, and is not run again.
+    ``outside``: what of it is known to be done to the output.
 
     Raises:
         PlanError: the optimizer runs the model itself.
@@ -33,6 +36,8 @@ class Step:
     optimizer: torch.optim.Optimizer | None = None
     accumulate: bool = False
     stand_in: StandIn | None = None
+    within: bool = False
+    outside: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
         if self.optimizer is not None and needs_closure(self.optimizer):
@@ -108,6 +113,8 @@ def run_step(
     enter(Phase.FORWARD)
     output = model(*step.call.args, **step.call.kwargs)
     enter(Phase.LOSS)
+    if step.outside is not None:
+        output = step.outside(output)
     loss = find_loss(output, step) if loss_of is None else loss_of(output)
     if loss is not None:
         enter(Phase.BACKWARD)
