@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import statistics
 import time
@@ -21,6 +20,8 @@ from actckpt.profiler.meter import AllocatorMeter
 from actckpt.reporting.measurement import Measurement
 from actckpt.tracing.fake import random_states
 from actckpt.tracing.mode import flat_outputs, flat_tensors
+from actckpt.tracing.optimizers import inside, kept_as_they_are
+from actckpt.tracing.reached import outside_restored
 from actckpt.tracing.step import Step, find_loss, run_step
 from actckpt.tracing.tracer import model_device
 
@@ -35,7 +36,7 @@ def measure_step(model: nn.Module, step: Step, steps: int) -> Measurement:
         steps: timed steps, at least 1; two more run before and beside them.
     """
     device = torch.device(model_device(model))
-    with _put_back(model, step.optimizer):
+    with _put_back(model, step):
         _clear(model, step)
         with _Foreign(device) as foreign:
             loss = _one(model, step)  # warm-up: optimizer state, kernels, the first step's checks
@@ -159,28 +160,30 @@ def _synchronize(device: torch.device) -> None:
 
 
 @contextmanager
-def _put_back(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Iterator[None]:
-    """Copies on the CPU of everything that a step changes; copied back on exit."""
-    tensors = [*model.parameters(), *model.buffers()]
-    values = [t.detach().to("cpu", copy=True) for t in tensors]
+def _put_back(model: nn.Module, step: Step) -> Iterator[None]:
+    """Copies on the CPU of everything that a step changes; copied back on exit.
+
+    What the optimizer and the model's code hold are the very objects of before.
+    """
+    optimizers = [] if step.optimizer is None else [step.optimizer]
+    held = [t for t in inside(optimizers, [model]) if isinstance(t, torch.Tensor)]
+    changed = {id(t): t for t in (*model.parameters(), *model.buffers(), *held)}
+    values = [(t, t.detach().to("cpu", copy=True)) for t in changed.values()]
     grads = [
         (p, p.grad, None if p.grad is None else p.grad.detach().clone()) for p in model.parameters()
     ]
-    state = copy.deepcopy(optimizer.state_dict()) if optimizer is not None else None
-    fresh = optimizer is not None and not optimizer.state
     try:
-        with random_states():
+        with (
+            random_states(),
+            outside_restored(model, step.loss_fn),
+            kept_as_they_are(optimizers, [model]),
+        ):
             yield
     finally:
         with torch.no_grad():
-            for t, value in zip(tensors, values, strict=True):
+            for t, value in values:
                 t.copy_(value)
             for p, grad, saved in grads:
                 if grad is not None and saved is not None:
                     grad.copy_(saved)
                 p.grad = grad
-        if optimizer is not None and state is not None:
-            if fresh:
-                optimizer.state.clear()
-            else:
-                optimizer.load_state_dict(state)

@@ -21,6 +21,7 @@ from actckpt.tracing.call import map_tensors
 from actckpt.tracing.containers import containers, same_items
 from actckpt.tracing.forwards import bare
 from actckpt.tracing.optimizers import Copier, kept_as_they_are, without_hooks
+from actckpt.tracing.reached import outside_restored
 from actckpt.tracing.real_values import attach_real
 from actckpt.tracing.stand_in import StandIn
 from actckpt.tracing.step import Step
@@ -86,6 +87,7 @@ def faked(model: nn.Module, step: Step) -> Iterator[tuple[FakeWorld, Step]]:
     grads = [p.grad for p in parameters]
     with ExitStack() as stack:
         stack.enter_context(random_states())
+        stack.enter_context(outside_restored(model, step.loss_fn))
         # making a fake looks at .grad, about which torch warns where the real one has a graph
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor", UserWarning)
