@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import statistics
+import sys
 import time
 import weakref
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from actckpt.graph import Category
 from actckpt.profiler.census import resident_bytes, storages, tensors
 from actckpt.profiler.meter import AllocatorMeter
 from actckpt.reporting.measurement import Measurement
+from actckpt.tracing.compiled import as_written
 from actckpt.tracing.fake import random_states
 from actckpt.tracing.mode import flat_outputs, flat_tensors
 from actckpt.tracing.optimizers import inside, kept_as_they_are
@@ -38,7 +40,10 @@ def measure_step(model: nn.Module, step: Step, steps: int) -> Measurement:
     device = torch.device(model_device(model))
     with _put_back(model, step):
         _clear(model, step)
-        with _Foreign(device) as foreign:
+        if "torch._dynamo" in sys.modules:
+            _one(model, step)  # warm-up of what is compiled: it rests under a mode
+            _clear(model, step)
+        with as_written(), _Foreign(device) as foreign:
             loss = _one(model, step)  # warm-up: optimizer state, kernels, the first step's checks
         meter, split, added = _metered(model, step, device, foreign)
         times = []

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from actckpt.tracing.accelerator_ops import AcceleratorOps
 from actckpt.tracing.call import map_tensors
+from actckpt.tracing.compiled import as_written
 from actckpt.tracing.containers import containers, same_items
 from actckpt.tracing.forwards import bare
 from actckpt.tracing.optimizers import Copier, kept_as_they_are, without_hooks
@@ -88,6 +89,7 @@ def faked(model: nn.Module, step: Step) -> Iterator[tuple[FakeWorld, Step]]:
     with ExitStack() as stack:
         stack.enter_context(random_states())
         stack.enter_context(outside_restored(model, step.loss_fn))
+        stack.enter_context(as_written())
         # making a fake looks at .grad, about which torch warns where the real one has a graph
         stack.enter_context(warnings.catch_warnings())
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor", UserWarning)
