@@ -115,7 +115,6 @@ class Checkpointer:
         self._saver = Saver(self._directory, staging_sets, limit_bytes)
         self._background = background
         self._termination = Termination(self) if on_sigterm == "save" else None
-        self._progress = Progress(loader)
         self._state = RunState(
             model,
             {
@@ -127,6 +126,7 @@ class Checkpointer:
             },
             config,
         )
+        self._progress = Progress(loader, self._state.objects)
         self._saves = Saves(
             self._saver, self._state, self._progress, Cadence(every, mtbf), background
         )

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from actckpt.errors import CheckpointMismatchError
+from actckpt.resuming.generators import generators_of
 from actckpt.resuming.live_objects import Stateful
 from actckpt.resuming.random_states import gather_random_states, put_random_states
 from actckpt.resuming.seeded_samples import draws_by_seed, tell_epoch
@@ -284,6 +285,7 @@ def _start_of(loader: Loader, reused: bool) -> dict[str, Any]:
         "reused": reused,
         "random": gather_random_states(),
         "generators": [g.get_state() for g in _generators(loader)],
+        "drawn": generators_of({"loader": loader}).states(),
         "sampler_epoch": getattr(_by_epoch(loader), "epoch", None),
     }
 
@@ -291,6 +293,7 @@ def _start_of(loader: Loader, reused: bool) -> dict[str, Any]:
 def _put_start(loader: Loader, start: dict[str, Any]) -> None:
     put_random_states(start["random"])
     _put_generators(loader, start["generators"])
+    generators_of({"loader": loader}).put(start.get("drawn", {}))
     sampler = _by_epoch(loader)
     if start["sampler_epoch"] is not None and sampler is not None:
         sampler.set_epoch(start["sampler_epoch"])

@@ -9,15 +9,22 @@ import torch.distributed
 
 from actckpt.errors import CheckpointMismatchError
 from actckpt.resuming.data_position import DataPosition, Loader
+from actckpt.resuming.generators import RunGenerators
+from actckpt.resuming.live_objects import Stateful
 from actckpt.resuming.metrics import MetricHistory, numbers
 from actckpt.resuming.random_states import gather_random_states, put_random_states
 
 
 class Progress:
-    """What changes from step to step and belongs to no object of the user's."""
+    """What changes from step to step and belongs to no object of the user's.
 
-    def __init__(self, loader: Loader | None) -> None:
+    Args:
+        objects: what the user has passed, which may draw from generators of its own.
+    """
+
+    def __init__(self, loader: Loader | None, objects: Mapping[str, Any]) -> None:
         self.read_from(loader)
+        self._generators = RunGenerators(objects)
         self.position = DataPosition()
         self.step = 0
         self.metrics: dict[str, float] = {}
@@ -26,6 +33,7 @@ class Progress:
         self.accumulating = False
         # put once nothing of the library draws any more
         self._random: dict[str, Any] | None = None
+        self._drawn: dict[str, Any] | None = None
 
     def read_from(self, loader: Loader | None) -> None:
         """The data comes from there.
@@ -43,7 +51,7 @@ class Progress:
     def stepped(self, metrics: Mapping[str, Any] | None) -> None:
         """An optimizer step was made."""
         self.step += 1
-        self._random, self.accumulating = None, False
+        self._random, self._drawn, self.accumulating = None, None, False
         self.metrics = {}
         self.report(numbers(metrics))
 
@@ -54,7 +62,11 @@ class Progress:
 
     def items(self) -> dict[str, Any]:
         """The items of a checkpoint that are made of this."""
-        random = self._random
+        random, drawn = self._random, self._drawn
+        if drawn is None:
+            # in the middle of an epoch, or from one to the next, in workers that persist
+            reading = self.position.batch > 0 or getattr(self.loader, "_iterator", None) is not None
+            drawn = self._generators.item(self.loader, reading=reading)
         return {
             "progress": {
                 "step": self.step,
@@ -64,6 +76,7 @@ class Progress:
             },
             "position": self.position.state_dict(self.loader),
             "random": gather_random_states() if random is None else random,
+            "generators": drawn,
         }
 
     def check(self, items: Mapping[str, Any], where: str) -> None:
@@ -90,6 +103,10 @@ class Progress:
         self.accumulating = bool(items["gradients"])
         self._random = items["random"]
         put_random_states(items["random"])
+        # a version that saved none may have made the checkpoint
+        self._drawn = items.get("generators")
+        if self._drawn is not None:
+            self._generators.put(self._drawn, self.loader)
 
     def inexact(self, items: Mapping[str, Any]) -> list[str]:
         """Why the data that follows these items may be another than it would have been."""
@@ -99,13 +116,18 @@ class Progress:
             found.append(f"processes were {saved}, are {here}")
         if reason := self.position.inexact(items["position"], self.loader):
             found.append(reason)
-        return found
+        return [*found, *self._generators.inexact(items.get("generators"), self.loader)]
 
     def put_random(self) -> None:
         """Puts back the random states of a checkpoint, the first time that it is asked."""
         states, self._random = self._random, None
         if states is not None:
             put_random_states(states)
+        drawn, self._drawn = self._drawn, None
+        if drawn is not None:
+            # a loader that puts itself back has its own by now, and may still draw with them
+            own = isinstance(self.loader, Stateful)
+            self._generators.put(drawn, self.loader, objects_only=own)
 
 
 def processes() -> int:

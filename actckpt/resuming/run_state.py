@@ -29,7 +29,8 @@ from actckpt.resuming.resumed import version_differences
 from actckpt.versions import versions
 
 # items that every checkpoint has, beside the objects that the user passes
-OWN = ("identities", "module-versions", "progress", "position", "random", "plans", "config")
+OWN = ("identities", "module-versions", "progress", "position", "random", "generators", "plans",
+       "config")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,12 @@ class RunState:
                 )
         self._config = dict(config or {})
         self._parameter_names = {name for name, _ in model.named_parameters()}
+
+    @property
+    def objects(self) -> dict[str, Stateful]:
+        """What the user has passed, by the names of their items."""
+        own = ("gradients", "buffers")
+        return {name: item for name, item in self._objects.items() if name not in own}
 
     def gather(
         self,
