@@ -19,7 +19,8 @@ from actckpt.planning import SCOPES, Request, make_plan
 from actckpt.policies import POLICIES, Policy
 from actckpt.reporting.measurement import Measurement
 from actckpt.reporting.report import Report
-from actckpt.rewriting.patch import foreign, install, installed, uninstall
+from actckpt.rewriting.patch import install, installed, uninstall
+from actckpt.rewriting.sharing import refuse_shared
 from actckpt.session import Session, session_of
 from actckpt.tracing.call import Call, LossFn
 from actckpt.tracing.step import Step
@@ -282,10 +283,5 @@ def _refuse(model: nn.Module) -> None:
             f"{type(model).__name__} wraps the model that is to be planned: "
             "call actckpt.optimize on the inner module first, then wrap it"
         )
-    other = foreign(model)
-    if other is not None:
-        raise PlanError(
-            f"{other} is in the middle of another plan: it was optimized by itself, or is part of "
-            "an optimized model. Call actckpt.revert on that one first"
-        )
+    refuse_shared(model)
     model_device(model)

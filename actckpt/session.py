@@ -25,6 +25,7 @@ from actckpt.reporting.report import Figures, Report
 from actckpt.rewriting.patch import Rewrite, install, installed, uninstall
 from actckpt.rewriting.program import Program
 from actckpt.rewriting.run import CURRENT
+from actckpt.rewriting.sharing import note_optimized
 from actckpt.tracing.call import Call, LossFn
 from actckpt.tracing.forwards import around
 from actckpt.tracing.step import Step, needs_closure
@@ -66,6 +67,7 @@ class Session:
         accumulate: bool = False,
     ) -> None:
         self._model = weakref.ref(model)
+        note_optimized(model)
         self.request = request
         self.loss_fn = loss_fn
         self.target = target

@@ -212,6 +212,14 @@ class PatchedForward(Replaced):
     def device_type(self) -> str:
         return self.rewrite.device_type
 
+    def is_meant(self) -> bool:
+        """Whether its plan's model exists and has this module where the plan says."""
+        root = self.rewrite.root()
+        try:
+            return root is not None and root.get_submodule(self.path) is self.module
+        except AttributeError:
+            return False
+
     @property
     def __func__(self) -> Callable[..., Any]:
         """A function of the module and its arguments, as a method has.
@@ -298,6 +306,8 @@ class PatchedForward(Replaced):
             return run.call(self, args, kwargs)
         if self.path or not torch.is_grad_enabled():
             return self.run(args, kwargs)
+        if self.rewrite.planner is not None and is_tracing():
+            return self.run(args, kwargs)  # a model that holds this one is looked at
         return self._root(args, kwargs)
 
     def _root(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -310,7 +320,7 @@ class PatchedForward(Replaced):
         if self.rewrite.planner is not None:
             self.rewrite.planner.before_forward(args, kwargs)
         # planning may have put another plan, and so another patch, in place
-        patched = patch_of(self.module) or self
+        patched = patch_of(self.module, self.module) or self
         previous = CURRENT.run
         CURRENT.run = run = patched.rewrite.begin()
         try:
@@ -334,16 +344,28 @@ class PatchedForward(Replaced):
         return PatchedForward, (self._module(), self.path, self.rewrite, self.original)
 
 
-def patch_of(module: nn.Module) -> PatchedForward | None:
-    """The patch on a module, or under what stands there."""
-    found = replaced(module)
-    return found if isinstance(found, PatchedForward) else None
+def patch_of(module: nn.Module, root: nn.Module | None = None) -> PatchedForward | None:
+    """The patch on a module, or under what stands there.
+
+    Args:
+        root: only the one of this model's plan: a module may be a part of several models.
+    """
+    return next((p for p in _patches(module) if root is None or p.rewrite.root() is root), None)
+
+
+def _patches(module: nn.Module) -> Iterator[PatchedForward]:
+    """The patches on a module, each on top of the next."""
+    found: Any = replaced(module)
+    while isinstance(found, PatchedForward):
+        yield found
+        found = found.original
 
 
 def install(rewrite: Rewrite) -> None:
     """Puts a rewrite in force on its model, in place of any other.
 
-    A patch that somebody has wrapped stays where it is, and follows the new plan.
+    A patch that somebody has wrapped stays where it is, and follows the new plan. Where another
+    model's patch stands, this one's goes on top.
     """
     model = rewrite.root()
     if model is None:
@@ -351,7 +373,10 @@ def install(rewrite: Rewrite) -> None:
     uninstall(model)
     for path in {"", *rewrite.program.paths}:
         module = rewrite.module(path)
-        patched = patch_of(module)
+        for other in list(_patches(module)):
+            if not other.is_meant():
+                _take_off(module, other)
+        patched = patch_of(module, model)
         if patched is not None:
             patched.path, patched.rewrite, patched.off = path, rewrite, False
         else:
@@ -363,18 +388,30 @@ def uninstall(model: nn.Module) -> Rewrite | None:
     """Takes the rewrite off a model, if there is one, and returns it."""
     found = installed(model)
     for module in model.modules():
-        patched = patch_of(module)
-        if patched is None or (found is not None and patched.rewrite.root() is not model):
-            continue
-        if wrapped(module) is patched:
-            patched.off = True
-            continue
-        module.__dict__.pop(TAKEN, None)
-        if patched.original is None:
-            del module.__dict__["forward"]
-        else:
-            module.__dict__["forward"] = patched.original
+        patched = patch_of(module, model)
+        if patched is not None:
+            _take_off(module, patched)
     return found
+
+
+def _take_off(module: nn.Module, patched: PatchedForward) -> None:
+    """Removes one patch of a module; one that is wrapped passes calls on from now on."""
+    above = next((p for p in _patches(module) if p.original is patched), None)
+    if above is not None:
+        above.original = patched.original
+        return
+    if wrapped(module) is patched:
+        patched.off = True
+        return
+    if module.__dict__.get(TAKEN) is patched:
+        del module.__dict__[TAKEN]
+    below: Any = patched.original
+    if below is None:
+        del module.__dict__["forward"]
+    else:
+        module.__dict__["forward"] = below
+    if isinstance(below, Replaced):
+        below.stands()
 
 
 @contextmanager
@@ -389,16 +426,5 @@ def in_force(model: nn.Module, rewrite: Rewrite) -> Iterator[None]:
 
 def installed(model: nn.Module) -> Rewrite | None:
     """The rewrite in force on a model."""
-    patched = patch_of(model)
-    if patched is not None and not patched.off and patched.rewrite.root() is model:
-        return patched.rewrite
-    return None
-
-
-def foreign(model: nn.Module) -> str | None:
-    """Path of a module inside ``model`` that another root's plan has patched."""
-    for path, module in model.named_modules():
-        patched = patch_of(module)
-        if patched is not None and not patched.off and patched.rewrite.root() is not model:
-            return path or type(module).__name__
-    return None
+    patched = patch_of(model, model)
+    return None if patched is None or patched.off else patched.rewrite

@@ -40,7 +40,11 @@ class Replaced:
         self.original = original
         self.off = False
         self.instead: Callable[..., Any] | None = None
-        _OURS[module] = weakref.ref(self)
+        self.stands()
+
+    def stands(self) -> None:
+        """It is the outermost of ours on its module."""
+        _OURS[self.module] = weakref.ref(self)
 
     @property
     def module(self) -> nn.Module:
