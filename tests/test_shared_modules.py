@@ -113,7 +113,7 @@ def test_a_backbone_in_two_models_is_refused_until_one_is_gone(batch: torch.Tens
 
 
 @pytest.mark.kind("a parent and its child both optimized", peak="said")
-@pytest.mark.parametrize("child_first, batch", [(True, None), (False, None), (False, rows())])
+@pytest.mark.parametrize(("child_first", "batch"), [(True, None), (False, None), (False, rows())])
 def test_a_parent_and_its_child(child_first: bool, batch: torch.Tensor | None) -> None:
     parent = Chain(chain(2)(), Residual())
     child = parent.get_submodule("blocks.0")
