@@ -105,6 +105,9 @@ class Recorder(StepMode):
         self._recreated: dict[int, Any] = {}
         self._finalizers: list[Any] = []
         self.recording = True
+        # a forward that is run by a backward hook (cached losses) is within that node, and is no
+        # autograd of its own
+        self._around: Any = torch._C._current_autograd_node()
 
     # ---- storages and values
 
@@ -197,6 +200,8 @@ class Recorder(StepMode):
         results = out if isinstance(out, (list, tuple)) else (out,)
         owner = -1
         node: Any = torch._C._current_autograd_node()
+        if node is self._around:
+            node = None
         if self.phase is Phase.BACKWARD:
             if node is not None:
                 owner = self._sequence.get(node._sequence_nr(), -1)
