@@ -12,11 +12,12 @@ from torch import nn
 from actckpt.errors import ReplayError
 from actckpt.graph import Graph
 from actckpt.plan import Plan
-from tests import exact
+from actckpt.rewriting import node
+from tests import exact, test_retained_graphs
 from tests.exact import assert_exact, enforce, halves, outcome, plan, region, saving, scalar_loss
 from tests.models.blocks import WIDTH, Chain, Residual, chain, rows
 from tests.suite import seeded
-from tests.test_replay_memory import Captured, Live, no_collection, step_levels, wide
+from tests.test_replay_memory import Captured, step_levels, wide
 from tests.test_replay_versions import (
     ChangesWhatItGot,
     Illegal,
@@ -156,18 +157,36 @@ def nothing_is_left() -> None:
 
 
 def captured_results_are_let_go() -> None:
-    """Once a region has been recomputed, even if the graph stays."""
-    levels = []
-    for planned in (False, True):
-        model = three(Captured)()
-        if planned:
-            enforce(model, wide(), saving_in_each("aten.addmm"), prune=True, check=False)
-        x = wide()
-        with no_collection(), Live(x, *model.parameters()) as live:
-            loss = scalar_loss(model(x))
-            loss.backward(retain_graph=True)
-            levels.append(live.level)
-    assert levels[1] <= levels[0]
+    """Once a region has been recomputed for the last time, whoever still holds it."""
+    nodes: list[Any] = []
+    init = node.Node.__init__
+
+    def noted(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        nodes.append(self)
+
+    model = three(Captured)()
+    enforce(model, wide(), saving_in_each("aten.addmm"), prune=True, check=False)
+    with pytest.MonkeyPatch.context() as mp:
+        mp.setattr(node.Node, "__init__", noted)
+        loss = scalar_loss(model(wide()))
+        assert all(n.kept for n in nodes)
+        loss.backward()
+    assert nodes
+    assert not any(n.kept for n in nodes)
+
+
+def retained(name: str) -> Callable[[], None]:
+    """Each of several backwards over one graph needs what the first did, and leaves nothing."""
+    wanted = test_retained_graphs.PLANS[name]
+    check = test_retained_graphs.test_each_backward_needs_as_much_as_the_first_and_leaves_nothing
+    return lambda: check(wanted)
+
+
+def a_head_is_left_out() -> None:
+    test_retained_graphs.test_what_a_backward_does_not_take_goes_with_it(
+        plan(region("", None, region("block")))
+    )
 
 
 def without_weights() -> nn.Module:

@@ -16,6 +16,7 @@ from actckpt.tracing import calls
 from tests import (
     test_burst_changes,
     test_bursts,
+    test_retained_graphs,
     test_stretch_changes,
     test_stretches,
     test_windows,
@@ -23,6 +24,7 @@ from tests import (
 from tests.burst_plans import each_alone, everything
 from tests.exact import assert_exact, enforce, scalar_loss
 from tests.models.blocks import chain, rows
+from tests.mutant_scenarios import retained
 from tests.suite import seeded
 
 Patch = pytest.MonkeyPatch
@@ -229,9 +231,28 @@ def pins_let_go() -> None:
 
     with pytest.MonkeyPatch.context() as mp:
         mp.setattr(scheduled.ScheduledRun, "__init__", noted)
-        scalar_loss(model(rows())).backward(retain_graph=True)
+        scalar_loss(model(rows())).backward()
     assert runs
     assert not any(run.pins or run.states for run in runs)
+
+
+def bursts_released_in_their_first_backward(mp: Patch) -> None:
+    mp.setattr(scheduled, "keeps_graph", lambda: False)
+
+
+def the_end_of_a_backward_unnoticed(mp: Patch) -> None:
+    mp.setattr(scheduled, "at_end", lambda do: None)
+
+
+def pins_released_in_every_backward(mp: Patch) -> None:
+    run_one = scheduled.ScheduledRun._run
+
+    def releases(self: Any, index: int, now: Any, asker: Any) -> None:
+        run_one(self, index, now, asker)
+        if now.keeps:
+            self._let_go(self.schedule.bursts[index])
+
+    mp.setattr(scheduled.ScheduledRun, "_run", releases)
 
 
 MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
@@ -296,6 +317,18 @@ MUTANTS: dict[str, tuple[Callable[[Patch], None], Callable[[], None]]] = {
     ),
     "skips makers": (skips_makers, exact_on("in place", each_alone)),
     "keeps pins": (keeps_pins, pins_let_go),
+    "released in the first backward": (
+        bursts_released_in_their_first_backward,
+        retained("a burst each"),
+    ),
+    "the end of a backward unnoticed": (
+        the_end_of_a_backward_unnoticed,
+        lambda: test_retained_graphs.test_what_a_backward_does_not_take_goes_with_it(everything),
+    ),
+    "pins released in every backward": (
+        pins_released_in_every_backward,
+        lambda: test_retained_graphs.test_bits(test_retained_graphs.thrice, each_alone),
+    ),
 }
 
 

@@ -21,12 +21,13 @@ from actckpt.rewriting import holders, node, patch, record, replay, run
 from actckpt.rewriting.modes import PruneMode
 from actckpt.rewriting.program import Program
 from actckpt.tracing.call import map_tensors
-from tests import exact
+from tests import exact, test_retained_graphs
 from tests.exact import plan
 from tests.models.blocks import chain
 from tests.mutant_scenarios import (
     TREE,
     TwoKept,
+    a_head_is_left_out,
     argument_changed_before_backward,
     cache_of_hugging_face,
     captured_output_changed,
@@ -36,6 +37,7 @@ from tests.mutant_scenarios import (
     glue_that_changes_an_output,
     nothing_is_left,
     parameters_changed_before_backward,
+    retained,
     routed_otherwise,
     saved_tensor_changed,
     saving_in_each,
@@ -249,6 +251,33 @@ def captured_results_never_let_go(mp: Patch) -> None:
     mp.setattr(node.Node, "filled", nothing)
 
 
+def holders_keep_what_a_retained_graph_was_handed(mp: Patch) -> None:
+    mp.setattr(holders, "keeps_graph", lambda: False)
+
+
+def regions_released_in_their_first_backward(mp: Patch) -> None:
+    mp.setattr(node, "keeps_graph", lambda: False)
+
+
+def the_end_of_a_backward_unnoticed(mp: Patch) -> None:
+    mp.setattr(node, "at_end", nothing)
+
+
+def handed_inputs_stay_until_the_end(mp: Patch) -> None:
+    mp.setattr(node.Node, "_is_through", lambda self, backward: False)
+
+
+def handed_inputs_go_before_all_is_recomputed(mp: Patch) -> None:
+    await_another = node.Node._await_another
+
+    def early(self: Any, path: Any, asker: Any) -> None:
+        await_another(self, path, asker)
+        for n in path[1:]:
+            n.released = True
+
+    mp.setattr(node.Node, "_await_another", early)
+
+
 def caches_shared_with_replays(mp: Patch) -> None:
     mp.setattr(record, "snapshot_caches", lambda tree: tree)
 
@@ -290,6 +319,14 @@ MUTANTS: list[tuple[Callable[[Patch], None], Callable[[], None]]] = [
     (holders_held_by_their_region, nothing_is_left),
     (captured_results_never_let_go, captured_results_are_let_go),
     (caches_shared_with_replays, cache_of_hugging_face),
+    (holders_keep_what_a_retained_graph_was_handed, retained("each")),
+    (regions_released_in_their_first_backward, retained("tree")),
+    (the_end_of_a_backward_unnoticed, a_head_is_left_out),
+    (
+        handed_inputs_stay_until_the_end,
+        test_retained_graphs.test_a_tree_of_regions_holds_in_each_backward_what_it_holds_in_a_single_one,
+    ),
+    (handed_inputs_go_before_all_is_recomputed, retained("tree")),
 ]
 
 

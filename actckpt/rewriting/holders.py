@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from actckpt.errors import ReplayError
+from actckpt.rewriting.backward import backward_id, keeps_graph
 
 CHANGED = (
     "one of the variables needed for gradient computation has been modified by an inplace "
@@ -59,15 +60,21 @@ class Remaking(Protocol):
     @property
     def label(self) -> str: ...
 
-    def recompute(self) -> None: ...
+    def recompute(self, asker: Dropped) -> None: ...
+
+    def lasts(self) -> bool: ...
 
     def error(self, found: str) -> ReplayError: ...
 
 
 class Dropped:
-    """A saved tensor that is recomputed when backward first asks for one of its region."""
+    """A saved tensor that is recomputed when backward first asks for one of its region.
 
-    __slots__ = ("__weakref__", "dtype", "hash", "node", "shape", "tensor", "version")
+    It stays until autograd releases this holder; where the graph is kept for another backward, only
+    until it has been handed out, and is recomputed again.
+    """
+
+    __slots__ = ("__weakref__", "dtype", "hash", "node", "shape", "taken", "tensor", "version")
 
     def __init__(self, node: Remaking, tensor: torch.Tensor, checked: bool) -> None:
         self.node = node
@@ -76,6 +83,8 @@ class Dropped:
         self.hash: torch.Tensor | None = bits(tensor) if checked else None
         self.tensor: torch.Tensor | None = None
         self.version = 0
+        # the last backward that was handed it, of those that keep their graph
+        self.taken = -1
 
     def fill(self, tensor: torch.Tensor) -> None:
         """The recomputation has made it again."""
@@ -95,16 +104,21 @@ class Dropped:
             )
 
     def get(self) -> torch.Tensor:
-        """The tensor, recomputed if need be; it stays until autograd releases this holder.
+        """The tensor, recomputed if need be.
 
         Raises:
             ReplayError: the recomputation did not produce it.
         """
-        if self.tensor is None:
-            self.node.recompute()
-            if self.tensor is None:
+        found = self.tensor
+        if found is None:
+            self.node.recompute(self)
+            found = self.tensor
+            if found is None:
                 raise self.node.error("the recomputation ended before this tensor was made")
-        return self.tensor
+        if keeps_graph() and self.node.lasts():
+            self.tensor = None
+            self.taken = backward_id()
+        return found
 
 
 def verify(holders: Iterable[Dropped]) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from actckpt.errors import ReplayError
 from actckpt.plan import Key
+from actckpt.rewriting.backward import at_end, backward_id, keeps_graph
 from actckpt.rewriting.holders import Dropped, Kept, is_resident
 from actckpt.rewriting.program import RegionProgram
 
@@ -59,9 +60,9 @@ class Node:
     """
 
     __slots__ = (
-        "__weakref__", "begin", "captured_to", "children", "drops", "end", "holders",
+        "__weakref__", "begin", "captured_to", "children", "drops", "end", "filled_in", "holders",
         "input_storages", "inputs", "kept", "key", "owners", "parent", "program", "prunable",
-        "random", "residents", "rewrite", "span", "top",
+        "random", "released", "residents", "rewrite", "span", "top", "watching",
     )  # fmt: skip
 
     def __init__(
@@ -93,6 +94,11 @@ class Node:
         self.input_storages: set[int] = set()
         self.captured_to = 0
         self.drops = False
+        # for the last time: what only a replay needs is gone
+        self.released = False
+        # backward passes that keep their graph: the last that filled it, and was asked to tell
+        # when it ends
+        self.filled_in = self.watching = -1
         if parent is not None:
             parent.children[(program.index, key)] = weakref.ref(self)
 
@@ -142,12 +148,25 @@ class Node:
             if is_resident(t, captured.keys()):
                 captured[t.untyped_storage()._cdata].watch(t)
 
-    def waiting(self) -> list[Dropped]:
-        """Holders that autograd still has and that are empty."""
-        alive = (ref() for ref in self.holders if ref is not None)
-        return [h for h in alive if h is not None and h.tensor is None]
+    def waiting(self, asker: Dropped, again: bool) -> dict[int, Dropped]:
+        """Holders that autograd still has and that are to be filled, by number."""
+        backward = backward_id()
+        alive = ((n, ref()) for n, ref in enumerate(self.holders) if ref is not None)
+        empty = {n: h for n, h in alive if h is not None and h.tensor is None}
+        if again and backward < 0:  # nobody else is going to ask
+            return {n: h for n, h in empty.items() if h is asker}
+        return {n: h for n, h in empty.items() if h is asker or h.taken != backward}
 
-    def recompute(self) -> None:
+    def lasts(self) -> bool:
+        """Whether it can be recomputed once more after the next time."""
+        node: Node | None = self
+        while node is not None:
+            if node.released:
+                return False
+            node = node.parent
+        return True
+
+    def recompute(self, asker: Dropped) -> None:
         """Fills every waiting holder, through the nearest enclosing region that has its inputs.
 
         Raises:
@@ -161,13 +180,18 @@ class Node:
             if parent is None:
                 raise self.error("its inputs are gone")
             path.append(parent)
+        again = keeps_graph() and self.lasts()
         for node in reversed(path):
             if node.inputs is None:
                 raise self.error("the enclosing recomputation did not reach it")
-            replay(node)
+            if replay(node, asker, again) and not again:
+                node.filled()
+        if again:
+            self._await_another(path, asker)
 
     def filled(self) -> None:
         """Lets go of what only a replay needed."""
+        self.released = True
         self.kept.clear()
         if not self.top:
             self.inputs = {}
@@ -176,6 +200,67 @@ class Node:
             for call in self.span.calls:
                 if call is not None:
                     call.release()
+
+    # ---- where the graph is kept
+
+    def _await_another(self, path: list[Node], asker: Dropped) -> None:
+        """Keeps what makes these regions again, and no more than that."""
+        backward = backward_id()
+        for node in path:
+            if backward < 0:
+                node.forget(asker)
+            else:
+                node.filled_in = backward
+                node._watch(backward)
+        inner: Node | None = self
+        while inner is not None and not inner.top and inner._is_through(backward):
+            inner.forget_inputs()
+            inner = inner.parent
+
+    def _is_through(self, backward: int) -> bool:
+        """Whether this backward has been given all that is in the region."""
+        children = (ref() for ref in self.children.values())
+        return self.filled_in == backward and all(
+            c._is_through(backward) for c in children if c is not None
+        )
+
+    def _watch(self, backward: int) -> None:
+        """What this backward did not take goes when it has ended."""
+        if self.watching == backward:
+            return
+        self.watching = backward
+        found = weakref.ref(self)
+
+        def ended() -> None:
+            node = found()
+            if node is not None and node.lasts():
+                node.forget(None)
+
+        at_end(ended)
+
+    def forget(self, but: Dropped | None) -> None:
+        """Lets go of what was made again, which can be made once more."""
+        for ref in self.holders:
+            holder = ref() if ref is not None else None
+            if holder is not None and holder is not but:
+                holder.tensor = None
+        if self.top:
+            for child_ref in self.children.values():
+                child = child_ref()
+                if child is not None:
+                    child.forget_inputs()
+        else:
+            self.forget_inputs()
+
+    def forget_inputs(self) -> None:
+        """Lets go of what the enclosing region's recomputation handed over, here and below."""
+        self.inputs = None
+        if self.parent is not None and self.parent.span is not self.span:
+            self.span.calls[:] = [None] * len(self.span.calls)
+        for ref in self.children.values():
+            child = ref()
+            if child is not None:
+                child.forget_inputs()
 
     def error(self, found: str) -> ReplayError:
         """The error for a recomputation that went astray."""

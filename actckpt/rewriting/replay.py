@@ -32,15 +32,22 @@ class _Stop(BaseException):
     """Everything that was asked for exists."""
 
 
-def replay(node: Node) -> None:
+def replay(node: Node, asker: Dropped, again: bool) -> bool:
     """Recomputes a region: fills its holders, and hands each region inside it its inputs.
 
     Random states, buffers and attributes are afterwards as they were.
 
+    Args:
+        asker: the holder that backward asks.
+        again: whether it is to be recomputed once more afterwards.
+
+    Returns:
+        Whether there were holders to fill.
+
     Raises:
         ReplayError: the forward did not do again what it had done.
     """
-    waiting = node.waiting()
+    waiting = node.waiting(asker, again)
     prune = node.prunable
     with _aside(node):
         while True:
@@ -52,14 +59,13 @@ def replay(node: Node) -> None:
                 if not prune:
                     raise
                 prune = node.prunable = False
-                for holder in waiting:
+                for holder in waiting.values():
                     holder.tensor = None
-    missing = sum(h.tensor is None for h in waiting)
+    missing = sum(h.tensor is None for h in waiting.values())
     if missing:
         raise node.error(f"{missing} of {len(waiting)} saved tensors were not made again")
-    verify(waiting)
-    if waiting:
-        node.filled()
+    verify(waiting.values())
+    return bool(waiting)
 
 
 @contextmanager
@@ -98,10 +104,11 @@ def _restore_attribute(module: torch.nn.Module, name: str, had: bool, value: Any
 class _Replay:
     """One attempt. It is the current run of its thread: inner patched forwards ask it."""
 
-    def __init__(self, node: Node, waiting: list[Dropped], prune: bool) -> None:
+    def __init__(self, node: Node, waiting: dict[int, Dropped], prune: bool) -> None:
         self.node = node
         self.rewrite = node.rewrite
         self.calls: Counter[str] = Counter()
+        self.waiting = waiting
         self.remaining = len(waiting)
         self.number = 0
         self.mode = PruneMode(node) if prune else None
@@ -208,8 +215,7 @@ class _Replay:
         holders = self.node.holders
         if number >= len(holders):
             raise self.node.error(f"it saved more than the {len(holders)} tensors of before")
-        ref = holders[number]
-        holder = ref() if ref is not None else None
+        holder = self.waiting.get(number)
         if holder is None or holder.tensor is not None:
             return
         if holder.shape != tensor.shape or holder.dtype != tensor.dtype:

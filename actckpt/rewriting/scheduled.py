@@ -12,6 +12,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from actckpt.errors import ReplayError
+from actckpt.rewriting.backward import at_end, backward_id, keeps_graph
 from actckpt.rewriting.bursting import Views, run_steps, view_of
 from actckpt.rewriting.following import Following
 from actckpt.rewriting.holders import Dropped, Kept, unpack, verify
@@ -46,13 +47,13 @@ class ScheduledRun:
         self.states: dict[int, Any] = {}
         self.holders: list[list[tuple[Any, int]]] = [[] for _ in schedule.bursts]
         self.remaking: list[Any] = [None] * len(schedule.bursts)
-        self.done = [False] * len(schedule.bursts)
-        self.handed: dict[int, dict[int, Views]] = {}
+        # backward passes: the last over this graph, and those that keep it, by number
+        self._last_pass = Pass(schedule)
+        self._passes: dict[int, Pass] = {}
         # operations from here on were not followed, and are never run again
         self.limit: int | None = None
         bursts = schedule.bursts
         self._readers = Counter(sid for b in bursts for sid in b.pins)
-        self._takers = Counter((giver, sid) for b in bursts for sid, giver in b.taken)
         self._drawers = Counter(s.draws for b in bursts for s in b.steps if s.draws >= 0)
 
     # ---- forward
@@ -205,20 +206,56 @@ class ScheduledRun:
             self.remaking[burst] = weakref.ref(found)
         return found
 
-    def recompute(self, index: int) -> None:
+    def lasts(self) -> bool:
+        """Whether bursts can be run once more after the next time."""
+        return not self._last_pass.done
+
+    def recompute(self, index: int, asker: Dropped) -> None:
         """Runs a burst, after those that it takes something from, and fills its holders.
 
         Raises:
             ReplayError: it could not be run, or did not do again what had been done.
             RuntimeError: something that it reads was changed in place since.
         """
-        if self.done[index]:
+        if not (keeps_graph() and self.lasts()):
+            self._run(index, self._last_pass, asker)
+            return
+        backward = backward_id()
+        found = self._passes.get(backward)
+        if backward < 0 or (found is not None and index in found.done):
+            # nobody else is going to ask; or it was asked before, and may have been let go
+            self._run(index, Pass(self.schedule, keeps=True, alone=True), asker)
+            return
+        if found is None:
+            found = self._passes[backward] = Pass(self.schedule, keeps=True)
+            self._await_end(backward)
+        self._run(index, found, asker)
+
+    def _await_end(self, backward: int) -> None:
+        """What this backward did not take goes when it has ended."""
+        ref = weakref.ref(self)
+
+        def ended() -> None:
+            run = ref()
+            if run is None:
+                return
+            del run._passes[backward]
+            if run.lasts():
+                for holder, _ in (h for held in run.holders for h in held):
+                    found = holder()
+                    if found is not None:
+                        found.tensor = None
+
+        at_end(ended)
+
+    def _run(self, index: int, now: Pass, asker: Dropped) -> None:
+        if index in now.done:
             return
         burst = self.schedule.bursts[index]
         for _, giver in burst.taken:
-            self.recompute(giver)
-        self.done[index] = True
-        found = self._inputs(burst)
+            self._run(giver, now, asker)
+        now.done.add(index)
+        found = self._inputs(burst, now)
         draws = any(step.draws >= 0 for step in burst.steps)
         before = generator_states(draws, (), self.rewrite.device_type)
         try:
@@ -227,12 +264,14 @@ class ScheduledRun:
             raise Remake(self, index).error(f"{type(error).__name__}: {error}") from error
         finally:
             set_generator_states(before)
-        self._fill(index, found)
+        self._fill(index, found, now, asker)
         if burst.hands:
-            self.handed[index] = {sid: found[sid] for sid in burst.hands if sid in found}
-        self._let_go(index)
+            now.handed[index] = {sid: found[sid] for sid in burst.hands if sid in found}
+        now.taken_by(burst)
+        if not now.keeps:
+            self._let_go(burst)
 
-    def _inputs(self, burst: BurstProgram) -> dict[int, Views]:
+    def _inputs(self, burst: BurstProgram, now: Pass) -> dict[int, Views]:
         """What a burst begins with. A forward that left the trace did not come to all of it."""
         found: dict[int, Views] = {}
         for sid in burst.pins:
@@ -241,40 +280,66 @@ class ScheduledRun:
                 kept.get()
                 found[sid] = {value: kept.tensor}
         for sid, giver in burst.taken:
-            if sid in self.handed[giver]:
-                found[sid] = self.handed[giver][sid]
+            if sid in now.handed[giver]:
+                found[sid] = now.handed[giver][sid]
         return found
 
-    def _fill(self, index: int, found: dict[int, Views]) -> None:
+    def _fill(self, index: int, found: dict[int, Views], now: Pass, asker: Dropped) -> None:
         filled = []
+        backward = backward_id()
         for ref, value in self.holders[index]:
             holder: Dropped | None = ref()
-            if holder is None:
+            if holder is None or holder.tensor is not None:
+                continue
+            if now.keeps and holder is not asker and (now.alone or holder.taken == backward):
                 continue
             views = found.get(self.schedule.windows[value][0])
             if views is None:
                 raise Remake(self, index).error("a saved tensor was not made again")
             holder.fill(view_of(views, value, self.schedule.windows))
             filled.append(holder)
-        self.holders[index] = []
+        if not now.keeps:
+            self.holders[index] = []
         verify(filled)
 
-    def _let_go(self, index: int) -> None:
+    def _let_go(self, burst: BurstProgram) -> None:
         """Releases what no burst reads any more."""
-        burst = self.schedule.bursts[index]
         for sid in burst.pins:
             self._readers[sid] -= 1
             if not self._readers[sid]:
                 self.pins.pop(sid, None)
-        for sid, giver in burst.taken:
-            self._takers[(giver, sid)] -= 1
-            if not self._takers[(giver, sid)]:
-                self.handed[giver].pop(sid, None)
         for step in burst.steps:
             if step.draws >= 0:
                 self._drawers[step.draws] -= 1
                 if not self._drawers[step.draws]:
                     self.states.pop(step.draws, None)
+
+
+class Pass:
+    """What one backward over a run has had made again.
+
+    Attributes:
+        keeps: the graph is kept for another backward, and so is what the bursts read.
+        alone: only the holder that is asked is filled.
+        done: bursts that have been run.
+        handed: what they hand to those inside them, until the last has taken it.
+    """
+
+    __slots__ = ("alone", "done", "handed", "keeps", "takers")
+
+    def __init__(self, schedule: Schedule, keeps: bool = False, alone: bool = False) -> None:
+        self.keeps = keeps
+        self.alone = alone
+        self.done: set[int] = set()
+        self.handed: dict[int, dict[int, Views]] = {}
+        self.takers = Counter((giver, sid) for b in schedule.bursts for sid, giver in b.taken)
+
+    def taken_by(self, burst: BurstProgram) -> None:
+        """A burst has run, and had what it takes."""
+        for sid, giver in burst.taken:
+            self.takers[(giver, sid)] -= 1
+            if not self.takers[(giver, sid)]:
+                self.handed[giver].pop(sid, None)
 
 
 class Remake:
@@ -291,9 +356,13 @@ class Remake:
         """What messages call it."""
         return f"the recomputation of {self.run.schedule.bursts[self.index].label}"
 
-    def recompute(self) -> None:
+    def recompute(self, asker: Dropped) -> None:
         """Fills every holder of the burst."""
-        self.run.recompute(self.index)
+        self.run.recompute(self.index, asker)
+
+    def lasts(self) -> bool:
+        """Whether it can be run once more after the next time."""
+        return self.run.lasts()
 
     def error(self, found: str) -> ReplayError:
         """The error for a recomputation that went astray."""
