@@ -1,7 +1,8 @@
-"""Buffers that a model does not count to its state, as one more object with a state."""
+"""Buffers that modules do not count to their state, as one more object with a state."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -37,6 +38,27 @@ class Buffers:
                     live.copy_(saved)
             elif name in module._buffers or not hasattr(module, name):
                 module.register_buffer(name, saved.to(_device(self._model)), persistent=False)
+
+
+class OtherBuffers:
+    """Those of the modules beside the model: an average of it, a second model.
+
+    Args:
+        modules: by item.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._buffers = {item: Buffers(module) for item, module in modules.items()}
+
+    def state_dict(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Of each module that has any, by name."""
+        states = {item: buffers.state_dict() for item, buffers in self._buffers.items()}
+        return {item: state for item, state in states.items() if state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Makes them what they were."""
+        for item, buffers in self._buffers.items():
+            buffers.load_state_dict(state.get(item, {}))
 
 
 def _device(model: nn.Module) -> torch.device:

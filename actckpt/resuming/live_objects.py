@@ -12,6 +12,7 @@ from torch import nn
 
 from actckpt.checkpoint.dtypes import name_of
 from actckpt.errors import CheckpointMismatchError
+from actckpt.resuming.parameter_names import ParameterNames
 
 # differences that one error message lists
 _SHOWN = 3
@@ -83,7 +84,7 @@ def _optimizer_differences(live: Mapping[str, Any], saved: Mapping[str, Any]) ->
         yield f"it has groups of {here} parameters, saved were groups of {there}"
 
 
-def identity_of(item: Stateful, model: nn.Module) -> dict[str, Any]:
+def identity_of(item: Stateful, names: ParameterNames) -> dict[str, Any]:
     """What tells that a state is of another object, where the state itself does not.
 
     An optimizer knows its parameters by their numbers alone: given in another order, it would take
@@ -91,11 +92,41 @@ def identity_of(item: Stateful, model: nn.Module) -> dict[str, Any]:
     """
     found: dict[str, Any] = {"kind": type(item).__qualname__}
     if isinstance(item, torch.optim.Optimizer):
-        names = {id(p): name for name, p in model.named_parameters()}
         found["parameters"] = [
-            [names.get(id(p), "") for p in group["params"]] for group in item.param_groups
+            [names.of(p) for p in group["params"]] for group in item.param_groups
         ]
     return found
+
+
+def doubts(name: str, here: dict[str, Any], saved: dict[str, Any]) -> list[str]:
+    """What of an identity that `check_identity` lets pass nobody can tell, or save.
+
+    Args:
+        name: of the item, for messages.
+    """
+    pairs = [
+        (f"parameter {n} of group {number}", x, y)
+        for number, (a, b) in enumerate(
+            zip(here.get("parameters", []), saved.get("parameters", []), strict=False)
+        )
+        for n, (x, y) in enumerate(zip(a, b, strict=False))
+    ]
+    found = []
+    if lost := [which for which, x, _ in pairs if not x]:
+        found.append(
+            f"{lost[0]} of the {name}{_more(lost)} is in nothing that was passed: its value is in "
+            "no checkpoint"
+        )
+    if untold := [which for which, x, y in pairs if x and not y]:
+        found.append(
+            f"{untold[0]} of the {name}{_more(untold)} was saved without a name: whether it is the "
+            "same cannot be told"
+        )
+    return found
+
+
+def _more(which: list[str]) -> str:
+    return f" (and {len(which) - 1} more)" if len(which) > 1 else ""
 
 
 def check_identity(name: str, here: dict[str, Any], saved: dict[str, Any], where: str) -> None:
@@ -112,10 +143,11 @@ def check_identity(name: str, here: dict[str, Any], saved: dict[str, Any], where
     mine, theirs = here.get("parameters", []), saved.get("parameters", [])
     for number, (a, b) in enumerate(zip(mine, theirs, strict=False)):
         for n, (x, y) in enumerate(zip(a, b, strict=False)):
-            if x != y:
+            # a version that named those of the model alone may have saved it
+            if x != y and y:
                 raise CheckpointMismatchError(
                     f"{where}: parameter {n} of group {number} of the {name} is {x or 'unnamed'}, "
-                    f"saved was {y or 'unnamed'}: give it the parameters in the order in which "
+                    f"saved was {y}: give it the parameters in the order in which "
                     "they were saved. Nothing was changed"
                 )
 

@@ -12,17 +12,19 @@ from torch import nn
 from actckpt.checkpoint.encoding import Encoded, encode
 from actckpt.checkpoint.names import is_item_name
 from actckpt.errors import CheckpointMismatchError
-from actckpt.resuming.buffers import Buffers
+from actckpt.resuming.buffers import Buffers, OtherBuffers
 from actckpt.resuming.gradients import Gradients
 from actckpt.resuming.live_objects import (
     Stateful,
     cannot_fail,
     check_fits,
     check_identity,
+    doubts,
     fingerprint_of,
     identity_of,
     put_state,
 )
+from actckpt.resuming.parameter_names import ParameterNames
 from actckpt.resuming.plans import gather_plans, put_plans
 from actckpt.resuming.random_states import lost_random_states
 from actckpt.resuming.resumed import version_differences
@@ -31,6 +33,12 @@ from actckpt.versions import versions
 # items that every checkpoint has, beside the objects that the user passes
 OWN = ("identities", "module-versions", "progress", "position", "random", "generators", "plans",
        "config")  # fmt: skip
+
+
+# objects of the library's own, made of what the user passes
+_DERIVED = ("gradients", "buffers", "other-buffers")
+# items that checkpoints of earlier versions do not have
+_LATER = ("other-buffers",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +64,12 @@ class RunState:
         self._model = model
         self._objects: dict[str, Stateful] = {"model": model}
         self._objects |= {name: item for name, item in others.items() if item is not None}
-        self._objects["gradients"] = Gradients(model)
+        given = dict(self._objects)
+        self._objects["gradients"] = Gradients(given)
         self._objects["buffers"] = Buffers(model)
+        self._objects["other-buffers"] = OtherBuffers(
+            {n: x for n, x in given.items() if isinstance(x, nn.Module) and x is not model}
+        )
         for name, item in self._objects.items():
             if not is_item_name(name):
                 raise ValueError(
@@ -73,8 +85,7 @@ class RunState:
     @property
     def objects(self) -> dict[str, Stateful]:
         """What the user has passed, by the names of their items."""
-        own = ("gradients", "buffers")
-        return {name: item for name, item in self._objects.items() if name not in own}
+        return {name: item for name, item in self._objects.items() if name not in _DERIVED}
 
     def gather(
         self,
@@ -149,7 +160,8 @@ class RunState:
                     f"there is no {', '.join(unknown)} in this run; it has {', '.join(objects)}"
                 )
             objects = {name: item for name, item in objects.items() if name in only}
-        self._check(objects, items, where, everything=only is None)
+        objects = {n: x for n, x in objects.items() if n in items or n not in _LATER}
+        doubted = self._check(objects, items, where, everything=only is None)
         for name, metadata in items["module-versions"].items():
             if name in objects:
                 items[name]._metadata = metadata
@@ -168,32 +180,42 @@ class RunState:
         inexact = version_differences(saved_versions, versions())
         if lost := lost_random_states(items["random"]):
             inexact.append(lost)
+        inexact += doubted
         return Put(tuple(inexact), plan, tuple(self._config_notes(items["config"])))
 
     def _check(
         self, objects: dict[str, Stateful], items: dict[str, Any], where: str, *, everything: bool
-    ) -> None:
+    ) -> list[str]:
+        """What cannot be told of items that fit.
+
+        Raises:
+            CheckpointMismatchError: they do not.
+        """
         if missing := [name for name in objects if name not in items]:
             raise CheckpointMismatchError(
                 f"{where} was saved without {', '.join(missing)}: leave them out of the "
                 "Checkpointer, or restore with only=. Nothing was changed"
             )
-        extra = [name for name in items if name not in objects and name not in OWN]
+        extra = [name for name in items if name not in {*objects, *OWN}]
         if everything and extra:
             raise CheckpointMismatchError(
                 f"{where} holds {', '.join(extra)}, for which the Checkpointer was given no "
                 "object: pass them, or restore with only=. Nothing was changed"
             )
-        identities = self._identities()
+        identities, saved = self._identities(), items["identities"]
+        found: list[str] = []
         for name, item in objects.items():
             if name in identities:
-                check_identity(name, identities[name], items["identities"][name], where)
+                check_identity(name, identities[name], saved[name], where)
+                found += doubts(name, identities[name], saved[name])
             check_fits(name, item, items[name], where)
+        return found
 
     def _identities(self) -> dict[str, Any]:
         """Of all but modules, whose tensors have names."""
+        names = ParameterNames(self.objects)
         return {
-            name: identity_of(item, self._model)
+            name: identity_of(item, names)
             for name, item in self._objects.items()
             if not isinstance(item, nn.Module)
         }
