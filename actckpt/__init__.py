@@ -7,6 +7,7 @@ from actckpt.batch_search import BatchSearch, BatchTried
 from actckpt.errors import (
     ActckptError,
     BudgetError,
+    CheckpointDifferenceError,
     CheckpointError,
     CheckpointFormatError,
     CheckpointMismatchError,
@@ -50,6 +51,7 @@ __all__ = [
     "Burst",
     "Call",
     "Checkpoint",
+    "CheckpointDifferenceError",
     "CheckpointError",
     "CheckpointFormatError",
     "CheckpointMismatchError",

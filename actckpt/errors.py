@@ -80,3 +80,17 @@ class CheckpointSaveError(CheckpointError):
 
 class CheckpointMismatchError(CheckpointError, ValueError):
     """A sound checkpoint does not belong to these objects; they are as before."""
+
+
+class CheckpointDifferenceError(CheckpointError):
+    """A step that a resumed run made again came out otherwise than it had.
+
+    Attributes:
+        step: its number.
+        differs: what of it: "batch", "random state torch", "metric loss", "weights of fc1.bias".
+    """
+
+    def __init__(self, message: str, *, step: int, differs: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.step = step
+        self.differs = differs

@@ -218,7 +218,7 @@ def test_pruned_as_a_checkpointer_would(tmp_path: Path, capsys: Capture) -> None
     keep = ("--keep-last", 1, "--keep-best", "loss", "min", 2, "--keep-every", 3)
     assert command("prune", tmp_path, *keep) == 0
     assert names(tmp_path) == [f"step-0000000{n}" for n in (1, 2, 3, 6, 7)]
-    assert sorted(os.listdir(tmp_path))[:2] == [".lock", "step-00000001"]
+    assert sorted(os.listdir(tmp_path))[:3] == [".lock", "journal.jsonl", "step-00000001"]
     assert "2 of 7 deleted" in capsys.readouterr().out
 
 

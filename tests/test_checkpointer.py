@@ -56,7 +56,7 @@ def test_what_is_pinned_stays(tmp_path: Path) -> None:
         assert names(run) == ["step-00000004"]
         with pytest.raises(actckpt.CheckpointError, match="step 1; there are: 4"):
             run.pin(1)
-    assert sorted(os.listdir(tmp_path)) == [".lock", "step-00000004"]
+    assert sorted(os.listdir(tmp_path)) == [".lock", "journal.jsonl", "step-00000004"]
 
 
 def test_a_state_is_saved_once(tmp_path: Path) -> None:

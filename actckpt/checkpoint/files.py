@@ -48,10 +48,7 @@ class Sink:
             self._digest.update(piece)
             self.written_bytes += len(piece)
             while piece:
-                written = _again(self._calls.write, self._fd, piece)
-                if written <= 0:
-                    raise OSError("a write wrote nothing and reported no error")
-                piece = piece[written:]
+                piece = piece[_written(_again(self._calls.write, self._fd, piece)) :]
             if (fresh := self.written_bytes - self._under_way_bytes) >= WRITE_BACK_BYTES:
                 _again(self._calls.write_back, self._fd, self._under_way_bytes, fresh)
                 self._under_way_bytes = self.written_bytes
@@ -156,6 +153,17 @@ class Files:
             raise
         self.close(fd)
 
+    def open_to_append(self, path: str) -> int:
+        """A descriptor for `append`, of a file that is made if there is none; `close` it."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        return _again(self.calls.open, path, flags, 0o666)
+
+    def append(self, fd: int, data: bytes) -> None:
+        """Writes all of ``data`` behind what is there; nothing says when the device has it."""
+        left = memoryview(data)
+        while left:
+            left = left[_written(_again(self.calls.write, fd, left)) :]
+
     @contextmanager
     def reading(self, path: str) -> Iterator[Source]:
         """An existing regular file that is no symbolic link."""
@@ -246,6 +254,12 @@ class Files:
         """Closes a descriptor of which nothing was promised that an error could break."""
         with suppress(OSError):
             self.calls.close(fd)
+
+
+def _written(count: int) -> int:
+    if count <= 0:
+        raise OSError("a write wrote nothing and reported no error")
+    return count
 
 
 def _again(call: Callable[..., T], *args: Any) -> T:

@@ -9,6 +9,7 @@ import secrets
 MANIFEST = "manifest.json"
 STATE = "state.json"
 LOCK = ".lock"
+JOURNAL = "journal.jsonl"
 # both are cleaned up by whoever holds the lock
 SAVING = ".saving-"
 DELETING = ".deleting-"

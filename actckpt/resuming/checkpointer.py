@@ -20,6 +20,8 @@ from actckpt.resuming.cadence import Cadence
 from actckpt.resuming.choosing import Chosen
 from actckpt.resuming.data_position import Loader
 from actckpt.resuming.directory import RunDirectory
+from actckpt.resuming.journal import ON_DIFFERENCE, Journal
+from actckpt.resuming.journal_compare import Verified
 from actckpt.resuming.live_objects import Stateful
 from actckpt.resuming.progress import Progress
 from actckpt.resuming.resumed import Resumed
@@ -63,6 +65,9 @@ class Checkpointer:
         on_sigterm: "save" saves after the step in which SIGTERM comes and then ends the process
             with status 143, or passes the signal on to the handler that was there before; from the
             first step to `close`. None leaves the signal alone.
+        on_difference: of steps that a resumed run makes again, because it was killed after them
+            (see `verified`): "warn" logs the first difference, "raise" raises it. None keeps no
+            journal, so that nothing is compared.
 
     Raises:
         TypeError, ValueError: an argument is none of these.
@@ -91,12 +96,17 @@ class Checkpointer:
         verify: str = "full",
         fresh: bool = False,
         on_sigterm: str | None = "save",
+        on_difference: str | None = "warn",
         files: Files | None = None,
     ) -> None:
         if verify not in LEVELS:
             raise ValueError(f"verify must be one of {', '.join(LEVELS)}; found {verify!r}")
         if on_sigterm not in ("save", None):
             raise ValueError(f'on_sigterm must be "save" or None; found {on_sigterm!r}')
+        if on_difference not in ON_DIFFERENCE:
+            raise ValueError(
+                f'on_difference must be "warn", "raise" or None; found {on_difference!r}'
+            )
         if type(staging_sets) is not int or staging_sets < 1:
             raise ValueError(f"staging_sets must be at least 1; found {staging_sets!r}")
         if staging_gb is not None and not staging_gb > 0:
@@ -127,6 +137,7 @@ class Checkpointer:
             config,
         )
         self._progress = Progress(loader, self._state.objects)
+        self._journal = Journal(self._directory, self._state.modules, on_difference)
         self._saves = Saves(
             self._saver, self._state, self._progress, Cadence(every, mtbf), background
         )
@@ -182,7 +193,7 @@ class Checkpointer:
 
         while left() and (epochs is None or position.epoch < epochs):
             for batch in position.rest_of_epoch(progress.loader, progress.put_random):
-                progress.accumulating = True
+                progress.handed_out(batch)
                 self._saves.changed()
                 yield progress.step, batch
                 self._end_if_asked()
@@ -208,12 +219,14 @@ class Checkpointer:
             CheckpointSaveError: a checkpoint could not be made, now or in the background before.
                 The step was counted.
             CheckpointError: the directory holds checkpoints that the run did not go on from.
+            CheckpointDifferenceError: as ``on_difference`` asks. The step was counted.
             SystemExit: SIGTERM came, and the state is saved.
         """
         self._directory.take_up()
         self._watch()
-        self._progress.stepped(metrics)
+        batches = self._progress.stepped(metrics)
         self._saves.changed()
+        self._journal.stepped(self.step_count, batches.seen, self._progress.metrics)
         due = self._saves.due()
         if due and self._background:
             self.save(wait=False)
@@ -277,6 +290,7 @@ class Checkpointer:
         if not isinstance(tag, str):
             raise TypeError(f"tag must be a text; found {tag!r:.60}")
         self._directory.take_up()
+        self._journal.saved()
         if wait:
             return self._saves.make(tag, metrics)
         self._saves.begin(tag, metrics)
@@ -353,7 +367,8 @@ class Checkpointer:
         read_only = self._directory.acquire_unless_read_only()
         chosen = choosing.newest(self._directory)
         if chosen is not None:
-            return self._put(chosen, note="" if read_only is None else str(read_only))
+            note = "" if read_only is None else str(read_only)
+            return self._put(chosen, note=note, again=True)
         if read_only is not None:
             raise read_only
         self._directory.go_on()
@@ -377,7 +392,14 @@ class Checkpointer:
         chosen = choosing.of_step(self._directory, step)
         return self._put(chosen, None if only is None else frozenset(only))
 
-    def _put(self, chosen: Chosen, only: frozenset[str] | None = None, note: str = "") -> Resumed:
+    def _put(
+        self,
+        chosen: Chosen,
+        only: frozenset[str] | None = None,
+        note: str = "",
+        *,
+        again: bool = False,
+    ) -> Resumed:
         checkpoint, items = chosen.checkpoint, chosen.items
         where = str(checkpoint.path)
         if only is None:
@@ -389,6 +411,7 @@ class Checkpointer:
             inexact += self._progress.inexact(items)
             self._progress.put(items)
             self._saves.put_back(checkpoint)
+        unseen = self._journal.resumed(checkpoint) if again else self._journal.restored()
         return Resumed(
             checkpoint=checkpoint,
             epoch=items["position"]["epoch"],
@@ -396,8 +419,19 @@ class Checkpointer:
             skipped=chosen.skipped,
             inexact=tuple(inexact),
             plan=put.plan,
-            notes=(*put.notes, *([note] if note else [])),
+            notes=(*put.notes, *filter(None, (unseen, note))),
         )
+
+    @property
+    def verified(self) -> Verified:
+        """How many steps were made again since `resume`, and the first that came out otherwise.
+
+        A run is nearly always killed some steps after its last checkpoint. What was seen of them is
+        in a journal beside the checkpoints: digests of the batches, the random states and a sample
+        of the weights, and the metrics. So `Resumed.bit_exact` is what is expected, and this is
+        what was seen. After `restore` nothing is compared.
+        """
+        return self._journal.verified
 
     # ---- the end
 
@@ -417,6 +451,7 @@ class Checkpointer:
             if asked:
                 self.save()
             self._saver.wait()
+            self._journal.close()
         finally:
             if termination is not None:
                 termination.unwatch()

@@ -15,6 +15,7 @@ from actckpt.checkpoint.setting_aside import set_aside
 from actckpt.checkpoint.snapshot import Snapshot
 from actckpt.checkpoint.verification import verify_files
 from actckpt.errors import CheckpointError, CheckpointFormatError, CheckpointSaveError
+from actckpt.resuming.journal_writer import JournalWriter
 
 logger = logging.getLogger("actckpt")
 
@@ -31,6 +32,7 @@ class RunDirectory:
         fresh: what is there goes into a folder of its own before anything is written.
 
     Attributes:
+        journal: of the steps between the checkpoints; see `actckpt.resuming.journal`.
         damaged: names of checkpoints that were seen to be; they keep no sound one from staying.
     """
 
@@ -51,6 +53,7 @@ class RunDirectory:
         self._serial = 0
         self._lock: DirectoryLock | None = None
         self._warned = False
+        self.journal = JournalWriter(files, path)
         self.damaged: set[str] = set()
         # whether something of a save or a deletion that failed may lie about
         self._untidy = False
@@ -136,6 +139,7 @@ class RunDirectory:
                 "before; remove the cause and save again"
             ) from error
         self._untidy = True
+        self.journal.saving(self._serial + 1, snapshot.step)
         made = commit(self.files, self.path, snapshot, serial=self._serial + 1, verify=self._verify)
         self._untidy = False
         self._serial += 1
@@ -166,6 +170,14 @@ class RunDirectory:
         except OSError as error:
             self._untidy = True
             logger.warning("actckpt: an old checkpoint could not be deleted: %s", error)
+            return
+        if doomed:
+            left = [c for c in checkpoints if c not in doomed]
+            self.journal.retired(
+                min(c.step for c in left),
+                checkpoints[0].step,
+                frozenset(c.manifest.serial for c in left),
+            )
 
     def _warn_of_unreported(self, checkpoints: tuple[Checkpoint, ...]) -> None:
         """Says once that nothing is kept for being best: no checkpoint says how good it is."""
@@ -203,6 +215,11 @@ class RunDirectory:
         except OSError as error:
             raise CheckpointSaveError(f"step {step} could not be pinned: {error}") from error
 
+    @property
+    def held(self) -> bool:
+        """Whether the right to write there is this run's."""
+        return self._lock is not None and self._lock.held
+
     def acquire(self) -> None:
         """Makes the directory, and the right to write there, this run's.
 
@@ -210,7 +227,7 @@ class RunDirectory:
             CheckpointError: somebody else has it.
             CheckpointSaveError: it cannot be made or written.
         """
-        if self._lock is not None and self._lock.held:
+        if self.held:
             return
         try:
             self.files.make_directories(self.path)
@@ -255,6 +272,9 @@ class RunDirectory:
 
     def release(self) -> None:
         """Lets others write."""
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        try:
+            self.journal.close()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None

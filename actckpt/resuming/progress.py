@@ -8,6 +8,7 @@ from typing import Any
 import torch.distributed
 
 from actckpt.errors import CheckpointMismatchError
+from actckpt.resuming.batch_chain import BatchChain
 from actckpt.resuming.data_position import DataPosition, Loader
 from actckpt.resuming.generators import RunGenerators
 from actckpt.resuming.live_objects import Stateful
@@ -31,6 +32,7 @@ class Progress:
         self.history = MetricHistory()
         # whether a batch was handed out since the last optimizer step
         self.accumulating = False
+        self.batches = BatchChain()
         # put once nothing of the library draws any more
         self._random: dict[str, Any] | None = None
         self._drawn: dict[str, Any] | None = None
@@ -48,12 +50,19 @@ class Progress:
             )
         self.loader = loader
 
-    def stepped(self, metrics: Mapping[str, Any] | None) -> None:
-        """An optimizer step was made."""
+    def handed_out(self, batch: Any) -> None:
+        """A batch was read, which belongs to the next optimizer step."""
+        self.accumulating = True
+        self.batches.add(batch)
+
+    def stepped(self, metrics: Mapping[str, Any] | None) -> BatchChain:
+        """An optimizer step was made, of the batches that are returned."""
         self.step += 1
         self._random, self._drawn, self.accumulating = None, None, False
+        batches, self.batches = self.batches, BatchChain()
         self.metrics = {}
         self.report(numbers(metrics))
+        return batches
 
     def report(self, metrics: Mapping[str, float]) -> None:
         """Metrics of the state as it is now."""
@@ -73,6 +82,7 @@ class Progress:
                 "metrics": self.metrics,
                 "history": self.history.state_dict(),
                 "processes": processes(),
+                **({"batches": list(found)} if (found := self.batches.seen) else {}),
             },
             "position": self.position.state_dict(self.loader),
             "random": gather_random_states() if random is None else random,
@@ -101,6 +111,11 @@ class Progress:
         self.metrics = dict(items["progress"]["metrics"])
         self.history.load_state_dict(items["progress"]["history"])
         self.accumulating = bool(items["gradients"])
+        # those of before a save between two optimizer steps
+        before = items["progress"].get("batches")
+        self.batches = BatchChain(known=False) if self.accumulating else BatchChain()
+        if before is not None:
+            self.batches = BatchChain(*before)
         self._random = items["random"]
         put_random_states(items["random"])
         # a version that saved none may have made the checkpoint

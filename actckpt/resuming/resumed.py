@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from actckpt.checkpoint.discovery import Checkpoint, Skipped
 
 # what bits depend on beside the state
-_DECISIVE = ("torch", "processor", "device", "cuda", "cudnn", "threads", "platform")
+DECISIVE = ("torch", "processor", "device", "cuda", "cudnn", "threads", "platform")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +53,12 @@ class Resumed:
         return "\n".join([*lines, *self.notes])
 
 
-def version_differences(saved: dict[str, str], here: dict[str, str]) -> list[str]:
+def version_differences(
+    saved: Mapping[str, str], here: Mapping[str, str], names: Iterable[str] = DECISIVE
+) -> list[str]:
     """What of the machine and the libraries is different, as far as bits may depend on it."""
     return [
         f"{name} was {saved.get(name)}, is {here.get(name)}"
-        for name in _DECISIVE
+        for name in names
         if saved.get(name) != here.get(name)
     ]

@@ -127,6 +127,14 @@ class RunState:
         found = self._objects.values()
         return [item for item in found if isinstance(item, torch.optim.Optimizer)]
 
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Those among the objects, by what the names of their parameters begin with: the model's
+        own with nothing.
+        """
+        found = {name: x for name, x in self.objects.items() if isinstance(x, nn.Module)}
+        return {"" if name == "model" else name: item for name, item in found.items()}
+
     def fingerprint(self) -> str:
         """Of the model's tensors."""
         return fingerprint_of(self._model.state_dict())

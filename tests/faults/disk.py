@@ -86,7 +86,8 @@ class Disk:
         node = self._node(path) if Path(path).is_relative_to(self._root) else Folder()
         if flags & os.O_TRUNC and isinstance(node, File):
             node.now.clear()
-        self._open[fd] = node, 0
+        appends = flags & os.O_APPEND and isinstance(node, File)
+        self._open[fd] = node, len(node.now) if appends else 0
 
     def _on_close(self, _: None, fd: int) -> None:
         self._open.pop(fd, None)

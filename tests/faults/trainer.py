@@ -35,6 +35,12 @@ class Trainer:
         self.run = actckpt.Checkpointer(
             directory, **self._made, keep_last=KEPT, files=watched, **{"every": None, **how}
         )
+        # in this thread, and while no other makes calls: their order is the same every time
+        journal = self.run._directory.journal
+        journal.behind = False
+        self._journal_work: list[Any] = []
+        self._perform = journal._perform
+        journal._perform = self._journal_work.extend  # type: ignore[assignment,method-assign]
 
     def resume(self) -> bool:
         """Whether the run was taken up, or is new."""
@@ -58,6 +64,7 @@ class Trainer:
         if due:
             self._begin(step)
         self._told(lambda: self.run.step({"loss": 1.0 / step}))
+        self._write_journal()
 
     def save(self, through: Callable[[Callable[[], Any]], Any] | None = None) -> bool:
         """Whether a save that is waited for made one; ``through`` calls it."""
@@ -65,6 +72,7 @@ class Trainer:
         made = self._told(self.run.save if through is None else lambda: through(self.run.save))
         if made:
             self.claim()
+        self._write_journal()
         return made
 
     def save_behind(self) -> None:
@@ -105,6 +113,11 @@ class Trainer:
         for thread in threading.enumerate():
             if thread.name == WRITER:
                 thread.join()
+
+    def _write_journal(self) -> None:
+        """What its own thread would do."""
+        work, self._journal_work[:] = [*self._journal_work], []
+        self._perform(work)
 
     def _begin(self, step: int) -> None:
         self._open.append(step)
