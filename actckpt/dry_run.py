@@ -37,6 +37,7 @@ class DryRun:
         times_s: predicted time at which each operation of the timeline begins.
         starts: phase -> how many operations of the timeline had run when it began.
         diverged: why the forward was not the traced one, "" if it was.
+        nodes: how many nodes the forward added to autograd's graph.
     """
 
     peak_bytes: int
@@ -48,6 +49,7 @@ class DryRun:
     starts: dict[str, int]
     diverged: str = ""
     added_scratch_bytes: int = 0
+    nodes: int = 0
 
     def split(self, scope: str) -> dict[str, int]:
         """What the peak that a scope bounds is made of: it adds up to that peak."""
@@ -101,6 +103,7 @@ def dry_run(
                 starts=meter.starts,
                 diverged=rewrite.diverged,
                 added_scratch_bytes=meter.added_scratch_bytes,
+                nodes=rewrite.nodes,
             )
 
 

@@ -23,6 +23,8 @@ from actckpt.pricing.simulate import Pricer
 from actckpt.profile import Profile
 from actckpt.profiler.build import build_profile
 from actckpt.rewriting.program import Program, compile_plan
+from actckpt.tracing.draws import Draws, asks_for_draws, same_course, saved_bytes
+from actckpt.tracing.hidden import without_links
 from actckpt.tracing.step import Step
 from actckpt.tracing.tracer import trace_step
 from actckpt.units import format_gigabytes, split_gigabytes
@@ -33,6 +35,11 @@ SCOPES = ("step", "activations")
 # policies whose plans belong to the very trace, and which "calls" stands in for
 BY_OPERATIONS = ("auto", "optimal")
 _ATTEMPTS = 8
+DRAWN = (
+    "the forward draws which of its parts run: planned by calls for the largest forward found, "
+    "with all draws as they come, all high, and all low; one that is larger is planned for when it "
+    "is seen"
+)
 _MARGIN = "margin"
 
 
@@ -113,11 +120,46 @@ def make_plan(
         TraceError: the step cannot be traced.
     """
     graph = trace_step(model, step)
+    largest = _largest(model, step, graph)
+    if largest is not None:
+        step, graph = largest
+        request = request.by_calls
     planned = _recall(model, step, request, graph, recalled)
     if planned is not None:
         return planned
     profile = build_profile(graph, progress=progress)
-    return choose_plan(model, step, request, graph, profile)
+    planned = choose_plan(model, step, request, graph, profile)
+    return planned if largest is None else noted(planned, DRAWN)
+
+
+def _largest(model: nn.Module, step: Step, graph: Graph) -> tuple[Step, Graph] | None:
+    """The largest of the forwards that a step draws from; None where draws decide nothing.
+
+    It is found with all draws as they come, all high, and all low. A smaller one leaves calls out,
+    so that no region may span several.
+    """
+    if not asks_for_draws(graph):
+        return None
+    found = [(step, graph)]
+    for draws in (Draws.HIGH, Draws.LOW):
+        other = dataclasses.replace(step, draws=draws)
+        try:
+            found.append((other, trace_step(model, other)))
+        except Exception as error:  # nothing runs, or what the model itself does not survive
+            logger.debug("no forward under %s draws: %s", draws, error)
+    if all(same_course(graph, other) for _, other in found):
+        return None
+    step, graph = max(found, key=lambda f: saved_bytes(f[1]))
+    logger.info("actckpt: the forward draws what it runs; planning for %s draws", step.draws)
+    return step, without_links(graph)
+
+
+def noted(planned: Planned, note: str) -> Planned:
+    """A plan with one more note."""
+    if note in planned.plan.notes:
+        return planned
+    plan = dataclasses.replace(planned.plan, notes=(*planned.plan.notes, note))
+    return dataclasses.replace(planned, plan=plan)
 
 
 def _recall(

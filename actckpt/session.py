@@ -32,6 +32,9 @@ from actckpt.tracing.step import Step, needs_closure
 
 logger = logging.getLogger("actckpt")
 
+# times that a session plans again because a forward was larger
+_MOST_GROWN = 8
+
 
 @dataclass(slots=True)
 class _Entry:
@@ -78,6 +81,7 @@ class Session:
         # whether a forward was not the traced one
         self.changes = False
         self._told_around = False
+        self._grown = 0
         self.recalled: tuple[Recalled, ...] = ()
         if optimizer is None:
             _listen()
@@ -112,15 +116,17 @@ class Session:
         found = contents(self.model)
         key = batch_key(found, args, kwargs)
         self._note_divergence()
+        grown = self._note_growth()
         resident = any(p.grad is not None for p in found.parameters)
-        if self.current is not None and self._serves(self.current, key, resident):
-            return
-        for entry in self.entries:
-            if self._serves(entry, key, resident):
-                self._enforce(entry)
+        if not grown:
+            if self.current is not None and self._serves(self.current, key, resident):
                 return
-        if self.current is not None:
-            logger.info("actckpt: planning again: %s", self._reason(key, resident))
+            for entry in self.entries:
+                if self._serves(entry, key, resident):
+                    self._enforce(entry)
+                    return
+            if self.current is not None:
+                logger.info("actckpt: planning again: %s", self._reason(key, resident))
         accumulate = self.accumulate or resident
         call = Call(*args, **kwargs)
         stands = around(self.model)
@@ -134,7 +140,16 @@ class Session:
             )
         step = Step(call, self.loss_fn, self.target, self.optimizer, accumulate,
                     within=True, outside=stands.outside)  # fmt: skip
-        self._enforce(self._make(key, step, self._target_fits(call)))
+        made = self._make(key, step, self._target_fits(call))
+        self._enforce(self._larger(made) if grown else made)
+
+    def _larger(self, made: _Entry) -> _Entry:
+        """The plan in force or the one just made: of a forward that may be the smaller again."""
+        before = self.current
+        assert before is not None
+        smaller = before if made.planned.dry.nodes > before.planned.dry.nodes else made
+        self.entries.remove(smaller)
+        return before if smaller is made else made
 
     def _note_divergence(self) -> None:
         """A forward was not the one that was planned for: no plan by operations will do."""
@@ -142,6 +157,27 @@ class Session:
         # a policy of the user's own would plan the same again
         if rewrite is not None and rewrite.diverged and self.request.by_calls != self.request:
             self.changes = True
+
+    def _note_growth(self) -> bool:
+        """Whether the last forward was larger than the one that was planned for by calls."""
+        rewrite, current = installed(self.model), self.current
+        if rewrite is None or current is None or current.planned.plan.bursts:
+            return False
+        planned = current.planned.dry.nodes
+        if rewrite.nodes <= planned or self.request.budget_bytes is None:
+            return False
+        if self._grown == _MOST_GROWN:
+            return False
+        self._grown += 1
+        last = " for the last time" if self._grown == _MOST_GROWN else ""
+        logger.warning(
+            "actckpt: a forward ran more than the one that was planned for (%d nodes of autograd's "
+            "graph, not %d): it may have taken more memory than the budget. Planning again%s",
+            rewrite.nodes,
+            planned,
+            last,
+        )
+        return True
 
     def _request_for(self, key: BatchKey) -> Request:
         """By calls, where forwards or shapes change from step to step."""

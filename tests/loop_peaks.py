@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -30,9 +29,8 @@ def resident_bytes(*things: Any) -> int:
 
 def loop_peak(step: Callable[[], object], *residents: Any) -> int:
     """Highest bytes allocated while one step of a loop runs, ``residents`` included."""
-    gc.collect()
     before = resident_bytes(*residents)
-    with AllocatorMeter("cpu") as meter:
+    with AllocatorMeter("cpu", residents=False) as meter:
         step()
     return before + meter.peak_bytes
 

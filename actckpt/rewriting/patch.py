@@ -24,6 +24,8 @@ from actckpt.tracing.forwards import TAKEN, Replaced, forward_of, replaced, wrap
 logger = logging.getLogger("actckpt")
 
 ABSENT = object()
+# the number of the next node of autograd's graph in this thread
+_next_node: Callable[[], int] = torch._C._autograd._get_sequence_nr
 
 
 class Planner(Protocol):
@@ -59,6 +61,8 @@ class Rewrite:
         self.decoded: dict[int, Decoded] = {}
         # why a forward was not the traced one, if one was not
         self.diverged = ""
+        # the most nodes that one forward has added to autograd's graph
+        self.nodes = 0
 
     @property
     def device_type(self) -> str:
@@ -322,11 +326,14 @@ class PatchedForward(Replaced):
         # planning may have put another plan, and so another patch, in place
         patched = patch_of(self.module, self.module) or self
         previous = CURRENT.run
-        CURRENT.run = run = patched.rewrite.begin()
+        rewrite = patched.rewrite
+        CURRENT.run = run = rewrite.begin()
+        first = _next_node()
         try:
             return run.call(patched, args, kwargs)
         finally:
             CURRENT.run = previous
+            rewrite.nodes = max(rewrite.nodes, _next_node() - first)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PatchedForward:
         from copy import deepcopy

@@ -20,6 +20,7 @@ from actckpt.tracing.accelerator_ops import AcceleratorOps
 from actckpt.tracing.call import map_tensors
 from actckpt.tracing.compiled import as_written
 from actckpt.tracing.containers import containers, same_items
+from actckpt.tracing.draws import steer
 from actckpt.tracing.forwards import bare
 from actckpt.tracing.optimizers import Copier, kept_as_they_are, without_hooks
 from actckpt.tracing.reached import outside_restored
@@ -88,6 +89,7 @@ def faked(model: nn.Module, step: Step) -> Iterator[tuple[FakeWorld, Step]]:
     grads = [p.grad for p in parameters]
     with ExitStack() as stack:
         stack.enter_context(random_states())
+        steer(step.draws)
         stack.enter_context(outside_restored(model, step.loss_fn))
         stack.enter_context(as_written())
         # making a fake looks at .grad, about which torch warns where the real one has a graph
@@ -115,6 +117,7 @@ def faked(model: nn.Module, step: Step) -> Iterator[tuple[FakeWorld, Step]]:
             optimizer=optimizer,
             accumulate=step.accumulate,
             stand_in=step.stand_in,
+            draws=step.draws,
             within=step.within,
             outside=step.outside,
         )

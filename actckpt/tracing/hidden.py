@@ -55,3 +55,13 @@ def _checked(graph: Graph, stage: Stage, casts: set[int], last_write: dict[int, 
                 reason = f"{op.name} reads a tensor that is no argument of the call"
                 return dataclasses.replace(stage, refusal=reason)
     return stage
+
+
+def without_links(graph: Graph) -> Graph:
+    """The graph in which no call takes what another returned: no region spans several of them."""
+
+    def apart(stage: Stage) -> Stage:
+        inputs = tuple(dataclasses.replace(i, source=None) for i in stage.inputs)
+        return dataclasses.replace(stage, inputs=inputs)
+
+    return dataclasses.replace(graph, stages=tuple(apart(s) for s in graph.stages))

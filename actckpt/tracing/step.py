@@ -14,6 +14,7 @@ from torch import nn
 from actckpt.errors import PlanError, TraceError
 from actckpt.graph import Phase
 from actckpt.tracing.call import Call, LossFn, tensors
+from actckpt.tracing.draws import Draws
 from actckpt.tracing.stand_in import StandIn
 
 
@@ -22,6 +23,7 @@ class Step:
     """What a user's training step is made of; ``target`` is for ``loss_fn(output, target)``.
 
     ``stand_in``: the accelerator that it is to be planned for, where that is not here.
+    ``draws``: what random generators give it while it is traced and dry-run.
     ``within``: the call is what the model's own forward was given: what stands round that forward
     (a wrapper, hooks before it) is running already, and is not run again.
     ``outside``: what of it is known to be done to the output.
@@ -36,6 +38,7 @@ class Step:
     optimizer: torch.optim.Optimizer | None = None
     accumulate: bool = False
     stand_in: StandIn | None = None
+    draws: Draws = Draws.AS_THEY_COME
     within: bool = False
     outside: Callable[[Any], Any] | None = None
 
