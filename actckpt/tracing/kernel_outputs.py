@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from actckpt.signature import decode, encode
+from actckpt.tracing.layouts import laid_out, suggested
 
 aten = torch.ops.aten
 
@@ -20,12 +22,6 @@ _NORMS = {
     aten._native_batch_norm_legit.default: 1,
     aten._native_batch_norm_legit_functional.default: 1,
 }
-_BATCH_NORMS = {
-    aten.native_batch_norm.default,
-    aten._native_batch_norm_legit.default,
-    aten._native_batch_norm_legit_functional.default,
-}
-_ALWAYS_CONTIGUOUS = {aten.native_layer_norm.default, aten.native_layer_norm_backward.default}
 _WORKSPACE = 3
 
 
@@ -41,40 +37,11 @@ def fake_outputs(
     Args:
         accelerated: the fake CPU tensors stand for an accelerator's.
     """
-    if func is aten._grouped_mm.default:
-        # the fake kernel takes bfloat16 only, and does not align its rows
-        return _grouped_product(*args, **kwargs)
+    own = _INSTEAD.get(func)
+    if own is not None:
+        return own(*args, **kwargs)
     out = corrected(func, args, kwargs, func(*args, **kwargs), accelerated=accelerated)
-    return _laid_out(func, args, out, accelerated)
-
-
-def _laid_out(func: Any, args: tuple[Any, ...], out: Any, accelerated: bool) -> Any:
-    """Results in the layout that real kernels give them, where fake ones give another.
-
-    Where dimensions are 1 (a pooled image, a batch of one) a tensor can be contiguous and channels
-    last at once. Fake kernels then keep its strides, real ones write the contiguous ones, and later
-    ones choose their layout by that.
-    """
-    if func in _ALWAYS_CONTIGUOUS:
-        return (_as_contiguous(out[0]), *out[1:])
-    if func in _BATCH_NORMS:
-        on_cpu = args[0].device.type == "cpu" and not accelerated
-        return (_as_contiguous(out[0]), *out[1:]) if on_cpu and args[0].is_contiguous() else out
-    if torch.Tag.pointwise not in func.tags or func._schema.is_mutable:
-        return out
-    if not isinstance(out, torch.Tensor) or 1 not in out.shape:
-        return out
-    sources = [a for a in args if isinstance(a, torch.Tensor) and a.dim()]
-    if all(a.shape == out.shape and a.is_contiguous() for a in sources):
-        return _as_contiguous(out)
-    return out
-
-
-def _as_contiguous(out: Any) -> Any:
-    if out is None:
-        return None
-    strides = torch._prims_common.make_contiguous_strides_for(out.shape)
-    return out if out.stride() == strides else out.as_strided(out.shape, strides)
+    return laid_out(func, args, kwargs, out, accelerated=accelerated)
 
 
 def _grouped_product(
@@ -95,6 +62,35 @@ def _grouped_product(
     row = -(-size[-1] // aligned) * aligned
     strides = (size[-2] * row, row, 1)[-len(size) :]
     return torch.empty_strided(size, strides, dtype=dtype, device=a.device)
+
+
+def _group_norm_backward(
+    grad_out: torch.Tensor,
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    weight: torch.Tensor | None,
+    n: int,
+    c: int,
+    hxw: int,
+    group: int,
+    mask: list[bool],
+) -> tuple[torch.Tensor | None, ...]:
+    """Gradients of an image, laid out as it, and of weight and bias."""
+    like = x if weight is None else weight
+    shapes = ((tuple(x.shape), suggested(x), x.dtype), ((c,), (1,), like.dtype))
+    return tuple(
+        torch.empty_strided(*shape[:2], dtype=shape[2], device=x.device) if wanted else None
+        for wanted, shape in zip(mask, (shapes[0], shapes[1], shapes[1]), strict=True)
+    )
+
+
+# where the fake kernel takes bfloat16 only and does not align its rows, or is made of views that
+# some images do not have
+_INSTEAD: dict[Any, Callable[..., Any]] = {
+    aten._grouped_mm.default: _grouped_product,
+    aten.native_group_norm_backward.default: _group_norm_backward,
+}
 
 
 def corrected(
