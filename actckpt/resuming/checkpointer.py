@@ -194,8 +194,9 @@ class Checkpointer:
         while left() and (epochs is None or position.epoch < epochs):
             for batch in position.rest_of_epoch(progress.loader, progress.put_random):
                 progress.handed_out(batch)
-                self._saves.changed()
+                self._saves.handed_out()
                 yield progress.step, batch
+                self._saves.under_way.asked_on()
                 self._end_if_asked()
                 if not left():
                     return  # before a batch is read that nobody trains on
@@ -225,7 +226,7 @@ class Checkpointer:
         self._directory.take_up()
         self._watch()
         batches = self._progress.stepped(metrics)
-        self._saves.changed()
+        self._saves.counted()
         self._journal.stepped(self.step_count, batches.seen, self._progress.metrics)
         due = self._saves.due()
         if due and self._background:
@@ -302,6 +303,7 @@ class Checkpointer:
         return self._saver.staging_bytes
 
     def _watch(self) -> None:
+        self._saves.under_way.watch()
         if self._termination is not None:
             self._termination.watch()
 
@@ -372,6 +374,7 @@ class Checkpointer:
         if read_only is not None:
             raise read_only
         self._directory.go_on()
+        self._saves.under_way.watch()
         return None
 
     def restore(self, step: int | None = None, *, only: Iterable[str] | None = None) -> Resumed:
@@ -409,6 +412,8 @@ class Checkpointer:
         inexact = list(put.inexact)
         if only is None:
             inexact += self._progress.inexact(items)
+            inexact += self._saves.under_way.put(items.get("under-way"))
+            self._saves.under_way.watch()
             self._progress.put(items)
             self._saves.put_back(checkpoint)
         unseen = self._journal.resumed(checkpoint) if again else self._journal.restored()
@@ -455,6 +460,7 @@ class Checkpointer:
         finally:
             if termination is not None:
                 termination.unwatch()
+            self._saves.under_way.unwatch()
             self._directory.release()
         self._saves.raise_failures()
         if termination is not None and asked:

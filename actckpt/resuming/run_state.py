@@ -31,9 +31,8 @@ from actckpt.resuming.resumed import version_differences
 from actckpt.versions import versions
 
 # items that every checkpoint has, beside the objects that the user passes
-OWN = ("identities", "module-versions", "progress", "position", "random", "generators", "plans",
-       "config")  # fmt: skip
-
+OWN = ("identities", "module-versions", "progress", "position", "random", "generators", "under-way",
+       "plans", "config")  # fmt: skip
 
 # objects of the library's own, made of what the user passes
 _DERIVED = ("gradients", "buffers", "other-buffers")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import weakref
 from collections.abc import Mapping
@@ -16,6 +17,9 @@ from actckpt.resuming.metrics import numbers
 from actckpt.resuming.progress import Progress
 from actckpt.resuming.run_state import RunState
 from actckpt.resuming.saving import Saver, Saving
+from actckpt.resuming.under_way import UnderWay
+
+logger = logging.getLogger("actckpt")
 
 
 class Saves:
@@ -33,6 +37,7 @@ class Saves:
         cadence: Cadence,
         background: bool,
     ) -> None:
+        self.under_way = UnderWay(state.objects)
         self._saver = saver
         self._state = state
         self._progress = progress
@@ -46,6 +51,16 @@ class Saves:
     def changed(self) -> None:
         """The state is no longer one that is saved."""
         self._saved = None
+
+    def handed_out(self) -> None:
+        """A batch was."""
+        self.changed()
+        self.under_way.handed_out(first=self._progress.position.batch <= 1)
+
+    def counted(self) -> None:
+        """A step was."""
+        self.changed()
+        self.under_way.counted()
 
     def put_back(self, checkpoint: Checkpoint) -> None:
         """The state is that of a checkpoint, and the next is due an interval from now."""
@@ -84,6 +99,8 @@ class Saves:
         self._progress.report(added)
         self._saved = None
         begin = time.monotonic()
+        for reason in self.under_way.reasons():
+            logger.warning("actckpt: not to be resumed bit for bit: %s", reason)
 
         def durable() -> None:
             self._cadence.ended(time.monotonic() - begin)
@@ -126,7 +143,10 @@ class Saves:
         progress = self._progress
         return Snapshot(
             step=progress.step,
-            items=self._state.gather(progress.items(), accumulating=progress.accumulating),
+            items=self._state.gather(
+                {**progress.items(), "under-way": self.under_way.item()},
+                accumulating=progress.accumulating,
+            ),
             tag=tag,
             metrics=dict(progress.metrics),
             fingerprint=self._state.fingerprint(),
