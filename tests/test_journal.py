@@ -159,7 +159,8 @@ def test_a_batch_swapped_is_named(tmp_path: Path) -> None:
 def test_steps_of_several_batches(tmp_path: Path) -> None:
     def train(batches: int, save_at: int = 0) -> actckpt.Checkpointer:
         with training(tmp_path, every=None) as run:
-            run.checkpointer.resume()
+            if run.checkpointer.resume() is None:
+                run.checkpointer.save()
             for number, (_, batch) in enumerate(run.checkpointer.steps(epochs=None), 1):
                 run.train_on(batch)
                 if run.checkpointer._progress.batches.count == 3:
@@ -173,7 +174,9 @@ def test_steps_of_several_batches(tmp_path: Path) -> None:
 
     train(13, save_at=7)
     steps = {r.step: r.batches for r in records(tmp_path) if isinstance(r, Step)}
-    assert [(step, found and found[1]) for step, found in steps.items()] == [(3, 3), (4, 3)]
+    assert [(step, found and found[1]) for step, found in steps.items()] == [
+        (n, 3) for n in (1, 2, 3, 4)
+    ]
     assert train(6).verified == (2, None)
 
 

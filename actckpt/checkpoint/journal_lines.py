@@ -27,6 +27,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import xxhash
@@ -106,12 +107,21 @@ def step_line(record: Step) -> bytes:
     if record.batches is not None:
         text += f',"batches":["{record.batches[0]}",{record.batches[1]}]'
     if record.random:
-        text += f',"random":{_encode(record.random)}'
+        text += f',"random":{_flat(record.random)}'
     if record.metrics:
-        text += f',"metrics":{_encode(record.metrics)}'
+        text += f',"metrics":{_flat(record.metrics)}'
     if record.weights is not None:
         text += f',"weights":["{record.weights[0]}","{record.weights[1]}"]'
     return _sealed(text + "}")
+
+
+def _flat(texts: Mapping[str, str]) -> str:
+    """Of texts that need no escapes, by names that may."""
+    members = [f'{_name(name)}:"{text}"' for name, text in texts.items()]
+    return f"{{{','.join(members)}}}"
+
+
+_name = lru_cache(_encode)
 
 
 def saved_line(record: Saved) -> bytes:

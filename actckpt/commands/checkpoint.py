@@ -12,7 +12,12 @@ from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.manifest import Manifest
 from actckpt.checkpoint.names import MANIFEST
 from actckpt.checkpoint.verification import verify_files
-from actckpt.commands import checkpoint_diff, checkpoint_export, checkpoint_prune
+from actckpt.commands import (
+    checkpoint_diff,
+    checkpoint_export,
+    checkpoint_journal,
+    checkpoint_prune,
+)
 from actckpt.errors import CheckpointFormatError
 from actckpt.units import format_bytes
 
@@ -34,7 +39,7 @@ def add_parser(commands: Any) -> None:
     verify = inner.add_parser("verify", help="read every byte; exit status 1 if one is wrong")
     verify.add_argument("checkpoint", type=Path, metavar="RUN|CHECKPOINT")
     verify.set_defaults(run=verify_checkpoints)
-    for command in (checkpoint_diff, checkpoint_prune, checkpoint_export):
+    for command in (checkpoint_diff, checkpoint_journal, checkpoint_prune, checkpoint_export):
         command.add_parser(inner)
 
 

@@ -33,6 +33,11 @@ class BatchChain:
             return
         self.text = xxhash.xxh3_64_hexdigest((self.text + digest.text).encode())
 
+    def pass_over(self) -> None:
+        """One more was read, and not looked at."""
+        self.count += 1
+        self.known = False
+
     @property
     def seen(self) -> tuple[str, int] | None:
         """The digest and how many; None where there were none, or one is not in it."""

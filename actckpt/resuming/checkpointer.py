@@ -137,7 +137,8 @@ class Checkpointer:
             config,
         )
         self._progress = Progress(loader, self._state.objects)
-        self._journal = Journal(self._directory, self._state.modules, on_difference)
+        objects = self._state.objects
+        self._journal = Journal(self._directory, self._state.modules, objects, on_difference)
         self._saves = Saves(
             self._saver, self._state, self._progress, Cadence(every, mtbf), background
         )
@@ -193,7 +194,8 @@ class Checkpointer:
 
         while left() and (epochs is None or position.epoch < epochs):
             for batch in position.rest_of_epoch(progress.loader, progress.put_random):
-                progress.handed_out(batch)
+                progress.accumulating = True
+                self._journal.read(progress.batches, progress.step + 1, batch)
                 self._saves.handed_out()
                 yield progress.step, batch
                 self._saves.under_way.asked_on()
@@ -416,7 +418,10 @@ class Checkpointer:
             self._saves.under_way.watch()
             self._progress.put(items)
             self._saves.put_back(checkpoint)
-        unseen = self._journal.resumed(checkpoint) if again else self._journal.restored()
+        if again:
+            unseen = self._journal.resumed(checkpoint)
+        else:
+            unseen = self._journal.restored(checkpoint if only is None else None)
         return Resumed(
             checkpoint=checkpoint,
             epoch=items["position"]["epoch"],

@@ -12,6 +12,7 @@ import platform
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -19,10 +20,12 @@ from actckpt.checkpoint.discovery import Checkpoint
 from actckpt.checkpoint.journal_file import Expected, read_expected
 from actckpt.checkpoint.journal_lines import Again, Step, again_line, step_line
 from actckpt.errors import CheckpointDifferenceError
+from actckpt.resuming.batch_chain import BatchChain
 from actckpt.resuming.directory import RunDirectory
 from actckpt.resuming.journal_compare import Comparison, Difference, Verified
+from actckpt.resuming.journal_pace import Pace
 from actckpt.resuming.progress import processes
-from actckpt.resuming.random_digests import random_digests
+from actckpt.resuming.random_digests import RandomDigests
 from actckpt.resuming.resumed import DECISIVE, version_differences
 from actckpt.resuming.weight_sample import UNDER_WAY, Sample, WeightSampler
 from actckpt.versions import versions
@@ -45,6 +48,7 @@ class Journal:
 
     Args:
         modules: whose weights are sampled, by the names that begin their labels.
+        objects: what the run was given, by name, which may lead to random generators.
         on_difference: "warn" or "raise", or None for no journal at all.
     """
 
@@ -52,11 +56,14 @@ class Journal:
         self,
         directory: RunDirectory,
         modules: Mapping[str, nn.Module],
+        objects: Mapping[str, Any],
         on_difference: str | None,
     ) -> None:
         self._directory = directory
         self._writer = directory.journal
         self._sampler = WeightSampler(modules)
+        self._random = RandomDigests(objects)
+        self._pace = Pace()
         self._on_difference = on_difference
         self._under_way: deque[_Made] = deque()
         self._comparison: Comparison | None = None
@@ -78,6 +85,24 @@ class Journal:
 
     # ---- a step
 
+    def takes(self, step: int) -> bool:
+        """Whether a step is to be taken down, or compared."""
+        if self._on_difference is None:
+            return False
+        comparison = self._comparison
+        if comparison is not None and not comparison.ended and comparison.expects(step):
+            return True
+        return self._may_write and self._pace.takes(step)
+
+    def read(self, batches: BatchChain, step: int, batch: object) -> None:
+        """A batch was read, which belongs to a step that is to be made."""
+        if not self.takes(step):
+            batches.pass_over()
+            return
+        begin = self._pace.now()
+        batches.add(batch)
+        self._pace.spent(begin)
+
     def stepped(
         self, step: int, batches: tuple[str, int] | None, metrics: Mapping[str, float]
     ) -> None:
@@ -89,9 +114,19 @@ class Journal:
         Raises:
             CheckpointDifferenceError: it, or one shortly before, came out otherwise than it had.
         """
-        comparing = self._comparison is not None and not self._comparison.ended
-        if self._on_difference is None or not (comparing or self._may_write):
-            return
+        pace = self._pace
+        pace.stepped(self._writer.spent_s)
+        takes = self.takes(step)
+        if takes or self._under_way:
+            begin = pace.now()
+            if takes:
+                self._take(step, batches, metrics)
+            self._settle()
+            pace.spent(begin)
+
+    def _take(
+        self, step: int, batches: tuple[str, int] | None, metrics: Mapping[str, float]
+    ) -> None:
         if len(self._under_way) == UNDER_WAY:
             self._under_way[0].sample = None  # its copies would be waited for
         if step % self._sampler.steps == 0:
@@ -100,16 +135,15 @@ class Journal:
             branch="",
             step=step,
             batches=batches,
-            random=random_digests(step),
+            random=self._random.digests(step),
             metrics={name: repr(value) for name, value in metrics.items()},
             weights=None,
         )
         self._under_way.append(_Made(made, self._sampler.sample(step)))
-        self._settle()
 
     def saved(self) -> None:
-        """The state is being saved: a run that goes on from here looks for its weights anew."""
-        self._sampler.forget()
+        """The state is being saved: a run that goes on from here looks for everything anew."""
+        self._look_anew()
 
     def close(self) -> None:
         """Takes down what is under way.
@@ -206,7 +240,8 @@ class Journal:
                 break
             steps[number] = step
         self._continues = bool(expected.branch) and expected.versions == here
-        self._writer.go_on(expected.branch if self._continues else "", torn=expected.torn)
+        branch = expected.branch if self._continues else ""
+        self._writer.come_back(branch, serial, after, torn=expected.torn)
         if steps:
             self._comparison = Comparison(steps)
         elif expected.steps:
@@ -230,17 +265,28 @@ class Journal:
             )
             return Expected(torn=True)
 
-    def restored(self) -> str:
-        """As `resumed`, of a run that was taken somewhere else: nothing that comes is compared."""
+    def restored(self, checkpoint: Checkpoint | None) -> str:
+        """As `resumed`, of a run that was taken somewhere else: nothing that comes is compared.
+
+        Args:
+            checkpoint: None where only a part was put back.
+        """
         self._forget()
-        if self._on_difference is not None:
-            self._writer.go_on(torn=True)
+        if self._on_difference is not None and checkpoint is None:
+            self._writer.go_on()
+        elif self._on_difference is not None and checkpoint is not None:
+            self._writer.flush()
+            self._writer.come_back("", checkpoint.manifest.serial, checkpoint.step, torn=True)
         return ""
 
     def _forget(self) -> None:
         self._comparison, self._continues = None, False
         self._under_way.clear()
+        self._look_anew()
+
+    def _look_anew(self) -> None:
         self._sampler.forget()
+        self._random.forget()
 
     def _environment(self) -> dict[str, str]:
         """What digests can be compared within."""

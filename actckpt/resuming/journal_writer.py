@@ -12,6 +12,7 @@ import os
 import queue
 import secrets
 import threading
+import time
 from collections.abc import Callable
 
 from actckpt.checkpoint.files import Files
@@ -35,12 +36,14 @@ class JournalWriter:
 
     Attributes:
         behind: whether a thread writes; False writes at once.
+        spent_s: processor seconds of that thread.
     """
 
     def __init__(self, files: Files, directory: str) -> None:
         self._files = files
         self._directory = directory
         self.behind = True
+        self.spent_s = 0.0
         self._warned = False
         self._begin()
 
@@ -65,17 +68,23 @@ class JournalWriter:
 
     @property
     def writes(self) -> bool:
-        """Whether lines are taken now."""
-        return self._begun and not self._failed and self._process == os.getpid()
+        """Whether lines are taken now, in a process that holds the lock."""
+        return self._begun and not self._failed
 
-    def go_on(self, branch: str = "", *, torn: bool = False) -> None:
-        """The run goes on from a checkpoint of a branch; "" begins another one.
+    def go_on(self, branch: str = "") -> None:
+        """The run goes on in a branch that was written last; "" begins another one."""
+        self._branch, self._anew, self._begun = branch, False, True
+
+    def come_back(self, branch: str, serial: int, step: int, *, torn: bool) -> None:
+        """As `go_on`, from a checkpoint.
 
         Args:
             torn: whether the file ends within a line.
         """
-        self._branch, self._anew, self._torn = branch, False, torn
-        self._begun = True
+        self.go_on(branch)
+        self._torn = torn
+        # of a branch that goes on, that is there
+        self._saves = [] if branch else [(serial, step)]
 
     def pause(self) -> None:
         """Nothing is written until the next save, where another branch begins."""
@@ -181,7 +190,9 @@ class JournalWriter:
             while not self._queue.empty():
                 work.append(self._queue.get())
             self._hurry.clear()
+            begin_s = time.thread_time()
             self._perform([w for w in work if w is not _END])
+            self.spent_s += time.thread_time() - begin_s
             if _END in work:
                 with self._guard:
                     if self._queue.empty():

@@ -50,11 +50,6 @@ class Progress:
             )
         self.loader = loader
 
-    def handed_out(self, batch: Any) -> None:
-        """A batch was read, which belongs to the next optimizer step."""
-        self.accumulating = True
-        self.batches.add(batch)
-
     def stepped(self, metrics: Mapping[str, Any] | None) -> BatchChain:
         """An optimizer step was made, of the batches that are returned."""
         self.step += 1

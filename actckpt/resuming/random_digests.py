@@ -11,30 +11,65 @@ import numpy as np
 import torch
 import xxhash
 
-# numpy tells its state as a dictionary with a list, which takes as long as all else here together
-_NUMPY_WHOLE_EVERY = 16
+from actckpt.resuming.generators import generators_of
+
+# how often all that follows is looked for again
+_LOOK_EVERY = 16
+# of a run's own generators, in turn
+_OWN_AT_A_TIME = 4
 # the words of a Mersenne Twister, and its place among them
-_NUMPY_STATE = ctypes.c_uint32 * 625
+_NumpyState = ctypes.c_uint32 * 625
 
 
-def random_digests(step: int) -> dict[str, str]:
-    """Digests of the random states of Python, NumPy, torch, and CUDA where in use.
+class RandomDigests:
+    """Of the random states of Python, NumPy, torch, CUDA in use, and of a run's own generators.
 
     No device is waited for: torch keeps the seed and the offset of a CUDA generator on the host.
 
     Args:
-        step: NumPy's state is read whole in one step in 16, else without the half of a pair of
-            normal numbers that the legacy generator may hold back.
+        objects: what the run was given, by name; may lead to generators.
     """
-    found = {
-        "python": _of_python(),
-        "numpy": _of_numpy(whole=step % _NUMPY_WHOLE_EVERY == 0),
-        "torch": _of_tensor(torch.get_rng_state()),
-    }
-    if torch.cuda.is_initialized():
-        for index, state in enumerate(torch.cuda.get_rng_state_all()):
-            found[f"cuda:{index}"] = _of_tensor(state)
-    return found
+
+    def __init__(self, objects: Mapping[str, Any]) -> None:
+        self._objects = objects
+        self._numpy: Any = None  # kept, for it owns the memory that is read
+        self._numpy_state: Any = None
+        self.forget()
+
+    def forget(self) -> None:
+        """The objects may lead to others from now on."""
+        self._own: dict[str, Any] | None = None
+
+    def digests(self, step: int) -> dict[str, str]:
+        """By names for people, as they are now; of many own generators a few at each step."""
+        found = {
+            "python": _of_python(random.getstate()),
+            "numpy": self._of_numpy(whole=step % _LOOK_EVERY == 0),
+            "torch": _of_tensor(torch.get_rng_state()),
+        }
+        if torch.cuda.is_initialized():
+            for index, state in enumerate(torch.cuda.get_rng_state_all()):
+                found[f"cuda:{index}"] = _of_tensor(state)
+        if self._own is None:
+            self._own = dict(generators_of(self._objects).by_path)
+        if self._own:
+            names = list(self._own)
+            for place in range(min(_OWN_AT_A_TIME, len(names))):
+                name = names[(step * _OWN_AT_A_TIME + place) % len(names)]
+                found[name] = _of_generator(self._own[name])
+        return found
+
+    def _of_numpy(self, *, whole: bool) -> str:
+        """NumPy tells a state as a dictionary, which takes as long as all else here together.
+
+        So its memory is read, without the half of a pair of normal numbers that the legacy
+        generator may hold back; that is read in one step in 16.
+        """
+        if whole or self._numpy is None:
+            self._numpy, self._numpy_state = _numpy_memory()
+        if whole or self._numpy_state is None:
+            return _of_state(np.random.get_state(legacy=False))
+        return xxhash.xxh3_64_hexdigest(self._numpy_state)
 
 
 def _of_tensor(state: torch.Tensor) -> str:
@@ -42,17 +77,21 @@ def _of_tensor(state: torch.Tensor) -> str:
     return xxhash.xxh3_64_hexdigest(words)
 
 
-def _of_python() -> str:
-    version, words, pending = random.getstate()
+def _of_python(state: tuple[Any, ...]) -> str:
+    version, words, pending = state
     # the hash of a tuple of numbers is the same in every process
     return xxhash.xxh3_64_hexdigest(f"{version} {hash(words)} {pending!r}".encode())
 
 
-def _of_numpy(*, whole: bool) -> str:
-    address = None if whole else _numpy_address()
-    if address is not None:
-        return xxhash.xxh3_64_hexdigest(_NUMPY_STATE.from_address(address))
-    state: dict[str, Any] = dict(np.random.get_state(legacy=False))
+def _of_generator(x: Any) -> str:
+    if isinstance(x, torch.Generator):
+        return _of_tensor(x.get_state())
+    if isinstance(x, random.Random):
+        return _of_python(x.getstate())
+    return _of_state(x.get_state(legacy=False) if hasattr(x, "get_state") else x.state)
+
+
+def _of_state(state: Any) -> str:
     digest = xxhash.xxh3_64()
     _update(digest, state)
     return digest.hexdigest()
@@ -69,10 +108,10 @@ def _update(digest: xxhash.xxh3_64, x: Any) -> None:
         digest.update(repr(x).encode())
 
 
-def _numpy_address() -> int | None:
-    """Where NumPy's global generator keeps its state; None where that is not known."""
+def _numpy_memory() -> tuple[Any, Any]:
+    """NumPy's global generator, and its state in memory; None where that is not known."""
     find = getattr(np.random, "get_bit_generator", None)
     generator = None if find is None else find()
     if type(generator) is not np.random.MT19937:
-        return None
-    return int(generator.ctypes.state_address)
+        return generator, None
+    return generator, _NumpyState.from_address(generator.ctypes.state_address)
