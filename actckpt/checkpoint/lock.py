@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import weakref
+from collections.abc import Callable
 
 from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.names import LOCK
@@ -31,7 +32,8 @@ class DirectoryLock:
                 raise
             raise CheckpointError(
                 f"{directory} is being written by another Checkpointer, in this process or another "
-                "one: stop or close that one, or use another directory"
+                "one: stop or close that one, wait until its last save is written, or use another "
+                "directory"
             ) from error
         _HELD.add(self)
 
@@ -53,9 +55,12 @@ class DirectoryLock:
         if fd >= 0:
             os.close(fd)
 
-    def __del__(self) -> None:
-        if getattr(self, "_fd", -1) >= 0:
-            self.release()
+    # where an interpreter ends, a module's own names are gone
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        fd = getattr(self, "_fd", -1)
+        if fd >= 0:
+            self._fd = -1
+            close(fd)
 
 
 _HELD = weakref.WeakSet()

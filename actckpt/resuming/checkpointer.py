@@ -449,7 +449,7 @@ class Checkpointer:
         """Ends saves in the background, then lets others write into the directory.
 
         Saves nothing itself, unless SIGTERM came after the last step. Ctrl-C while it waits leaves
-        the save to end with the interpreter.
+        the save to end on its own; until it has, nobody else may write there.
 
         Raises:
             CheckpointSaveError: a save in the background has failed, and that was not raised yet.
@@ -466,7 +466,7 @@ class Checkpointer:
             if termination is not None:
                 termination.unwatch()
             self._saves.under_way.unwatch()
-            self._directory.release()
+            self._saver.at_rest(self._directory.release)
         self._saves.raise_failures()
         if termination is not None and asked:
             termination.end()

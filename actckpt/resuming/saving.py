@@ -29,6 +29,7 @@ class Saving:
         work: makes the checkpoint.
         staged: what of, in memory that stays as it is until the next save begins.
         before: the save that was begun last.
+        after: called once it has ended.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Saving:
         work: Callable[[], Checkpoint],
         staged: Callable[[], Snapshot],
         before: Saving | None,
+        after: Callable[[], None],
         tag: str,
     ) -> None:
         self.tag = tag
@@ -44,6 +46,7 @@ class Saving:
         self._work = work
         self._staged = staged
         self._before = before
+        self._after = after
         self._thread = threading.Thread(target=self._run, name="actckpt-save")
         # a join that Ctrl-C interrupts takes the thread for stopped, in Python 3.11 and 3.12
         self._ended = threading.Event()
@@ -80,8 +83,8 @@ class Saving:
     def _run(self) -> None:
         before, self._before = self._before, None
         # it holds the run, which holds this: dropped, the run is to let go of its directory
-        work = self._work
-        del self._work
+        work, after = self._work, self._after
+        del self._work, self._after
         if before is not None:
             before.wait()
         try:
@@ -93,6 +96,7 @@ class Saving:
         finally:
             del work
             self._ended.set()
+            after()
 
 
 class Saver:
@@ -105,6 +109,7 @@ class Saver:
     def __init__(self, directory: RunDirectory, sets: int, limit_bytes: int | None) -> None:
         self._directory = directory
         self._shape = sets, limit_bytes
+        self._turn = threading.Lock()
         self._begin()
 
     def _begin(self) -> None:
@@ -112,6 +117,31 @@ class Saver:
         self._staging = Staging(*self._shape)
         self._under_way: list[tuple[Saving, StagingSet]] = []
         self._failures: list[BaseException] = []
+        self._at_rest: Callable[[], None] | None = None
+
+    def at_rest(self, then: Callable[[], None]) -> None:
+        """Calls this once nothing is being written; at once, or in the thread that ends last.
+
+        Not at all where another save comes before.
+        """
+        self._forget_parent()
+        with self._turn:
+            if any(saving.running for saving, _ in self._under_way):
+                self._at_rest = then
+                return
+        then()
+
+    def _one_ended(self) -> None:
+        with self._turn:
+            if self._at_rest is None or any(saving.running for saving, _ in [*self._under_way]):
+                return
+            then, self._at_rest = self._at_rest, None
+        then()
+
+    def _goes_on(self) -> None:
+        """The run has not come to its end after all."""
+        with self._turn:
+            self._at_rest = None
 
     @property
     def staging_bytes(self) -> int:
@@ -124,6 +154,7 @@ class Saver:
         Raises:
             CheckpointError: as `RunDirectory.write`.
         """
+        self._goes_on()
         self.wait()
         return self._directory.write(snapshot)
 
@@ -141,6 +172,7 @@ class Saver:
             CheckpointError: it could not begin.
         """
         self._forget_parent()
+        self._goes_on()
         self._directory.acquire()
         into = self._free_set()
         staged = replace(snapshot, items=self._staging.copy(snapshot.items, into, steady))
@@ -155,7 +187,7 @@ class Saver:
             return made
 
         before = self._under_way[-1][0] if self._under_way else None
-        saving = Saving(work, ready, before, snapshot.tag)
+        saving = Saving(work, ready, before, self._one_ended, snapshot.tag)
         # known before it begins: Ctrl-C may come between any two lines
         self._under_way.append((saving, into))
         saving.start()
