@@ -14,6 +14,7 @@ from torch import nn
 from actckpt.batch_search import MAX_BATCH, BatchSearch, BatchTried, search
 from actckpt.errors import BudgetError, PlanError
 from actckpt.graph import Graph
+from actckpt.in_use import forget, refuse_strange
 from actckpt.measuring import measure_step
 from actckpt.planning import SCOPES, Request, make_plan
 from actckpt.policies import POLICIES, Policy
@@ -23,6 +24,8 @@ from actckpt.rewriting.patch import install, installed, uninstall
 from actckpt.rewriting.sharing import refuse_shared
 from actckpt.session import Session, session_of
 from actckpt.tracing.call import Call, LossFn
+from actckpt.tracing.forwards import FORWARD
+from actckpt.tracing.lightning import TRAINING_STEP, is_lightning, refuse_manual, training_call
 from actckpt.tracing.step import Step
 from actckpt.tracing.tracer import model_device, trace_step
 
@@ -74,10 +77,13 @@ def optimize(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module; found {type(model).__name__}")
     _refuse(model)
+    call = None
+    if batch is not None:
+        _refuse_loss(model, loss_fn)
+        call = _call(model, batch, loss_fn)[0]
     session = Session(
         model, request, loss_fn=loss_fn, target=target, optimizer=optimizer, accumulate=accumulate
     )
-    call = Call.of(batch) if batch is not None else None
     before, earlier = installed(model), session_of(model)
     try:
         if call is None:
@@ -102,6 +108,7 @@ def revert(model: M) -> M:
     session = session_of(model)
     if session is not None:
         session.close()
+    forget(model)
     uninstall(model)
     return model
 
@@ -145,7 +152,9 @@ def measure(
         raise ValueError(f"steps must be at least 1; found {steps}")
     session = session_of(model)
     accumulate = session.accumulate if session is not None else False
-    step = Step(Call.of(batch), loss_fn, target, optimizer, accumulate)
+    refuse_strange(optimizer, model)
+    call, entry = _call(model, batch, loss_fn)
+    step = Step(call, loss_fn, target, optimizer, accumulate, entry=entry)
     measurement = measure_step(model, step, steps)
     if session is not None:
         session.learn_measured(measurement)
@@ -170,9 +179,11 @@ def trace(
     Raises:
         TraceError: the forward depends on values of activations, or there is nothing to train.
     """
+    refuse_strange(optimizer, model)
+    call, entry = _call(model, batch, loss_fn)
     before = uninstall(model)
     try:
-        return trace_step(model, Step(Call.of(batch), loss_fn, target, optimizer))
+        return trace_step(model, Step(call, loss_fn, target, optimizer, entry=entry))
     finally:
         if before is not None:
             install(before)
@@ -215,11 +226,14 @@ def find_max_batch(
         raise BudgetError("find_max_batch needs a budget in GB; found budget_gb=None")
     if not 1 <= start <= limit:
         raise ValueError(f"start and limit must be 1 <= start <= limit; found {start} and {limit}")
+    _refuse_loss(model, loss_fn)
+    refuse_strange(optimizer, model)
     before = uninstall(model)
 
     def attempt(size: int) -> BatchTried:
         target = make_target(size) if make_target is not None else None
-        step = Step(Call.of(make_batch(size)), loss_fn, target, optimizer, accumulate)
+        call, entry = _call(model, make_batch(size), loss_fn)
+        step = Step(call, loss_fn, target, optimizer, accumulate, entry=entry)
         try:
             planned = make_plan(model, step, request)
         except BudgetError as error:
@@ -276,6 +290,23 @@ def _scope(scope: str) -> str:
     return scope
 
 
+def _call(model: nn.Module, batch: Any, loss_fn: LossFn | None) -> tuple[Call, str]:
+    """The call that a batch stands for, and the method of the model that it calls."""
+    if loss_fn is None and is_lightning(model):
+        return training_call(model, batch), TRAINING_STEP
+    return Call.of(batch), FORWARD
+
+
+def _refuse_loss(model: nn.Module, loss_fn: LossFn | None) -> None:
+    """A LightningModule's ``training_step`` is what is planned for a batch."""
+    if loss_fn is not None and is_lightning(model):
+        raise PlanError(
+            f"{type(model).__name__} is a LightningModule, and its training_step makes the loss: "
+            "leave loss_fn and target out, and pass as batch what its loader gives. For a loop of "
+            "your own that calls the module itself, optimize the module inside"
+        )
+
+
 def _refuse(model: nn.Module) -> None:
     """Models that no plan can be made for."""
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -284,4 +315,6 @@ def _refuse(model: nn.Module) -> None:
             "call actckpt.optimize on the inner module first, then wrap it"
         )
     refuse_shared(model)
+    if is_lightning(model):
+        refuse_manual(model)
     model_device(model)

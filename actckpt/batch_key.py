@@ -31,6 +31,27 @@ class BatchKey:
             )
         )
 
+    def difference(self, other: BatchKey) -> str:
+        """What of ``other`` a plan made for this key was not made for; "" where it covers it."""
+        (cast, training, trained, dtypes), now = self.state, other.state
+        if self.structure != other.structure:
+            return f"called with {_listed(other.structure)}, not {_listed(self.structure)}"
+        if cast != now[0]:
+            return f"autocast is {_autocast(now[0])}, not {_autocast(cast)}"
+        if training != now[1]:
+            return (
+                f"{sum(now[1])} of {len(now[1])} modules are in training mode, not {sum(training)}"
+            )
+        if trained != now[2]:
+            return f"{sum(now[2])} of {len(now[2])} parameters are trained, not {sum(trained)}"
+        if dtypes != now[3]:
+            return "the parameters are of other dtypes"
+        if self.covers(other):
+            return ""
+        pairs = zip(self.shapes, other.shapes, strict=True)
+        planned, found = next((a, b) for a, b in pairs if a != b)
+        return f"a tensor is {found}, not {planned}"
+
 
 class Contents(NamedTuple):
     """The modules of a model, each once, and their parameters, as often as modules hold them."""
@@ -94,3 +115,23 @@ def _flatten(x: Any, structure: list[Any], shapes: list[tuple[int, ...]]) -> Non
         structure.append(x)
     else:
         structure.append(type(x))
+
+
+def _listed(structure: tuple[Any, ...]) -> str:
+    """Arguments in words, as `_flatten` has written them down."""
+    words = []
+    for item in structure[1:]:
+        if isinstance(item, tuple) and isinstance(item[0], torch.dtype):
+            words.append(str(item[0]).removeprefix("torch."))
+        elif isinstance(item, tuple) and isinstance(item[0], type):
+            inside = item[1] if isinstance(item[1], int) else "/".join(map(str, item[1]))
+            words.append(f"{item[0].__name__}({inside})")
+        else:
+            words.append(getattr(item, "__name__", repr(item)))
+    return " ".join(words)
+
+
+def _autocast(state: tuple[tuple[str, bool, torch.dtype], ...]) -> str:
+    """Where autocast is on."""
+    on = [f"{dtype} on {device}".removeprefix("torch.") for device, is_on, dtype in state if is_on]
+    return ", ".join(on) or "off"

@@ -80,7 +80,7 @@ def dry_run(
     if profile is not None:
         costs = dict(zip(graph.signatures, profile.costs, strict=True))
     with faked(model, step) as (world, fake_step):
-        rewrite = Rewrite(model, program, check=False)
+        rewrite = Rewrite(model, program, check=False, entries=(step.entry,))
         with (
             in_force(model, rewrite),
             LiveMeter(torch.device(graph.device).type, stand_in=step.stand_in) as live,

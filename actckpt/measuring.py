@@ -8,7 +8,7 @@ import sys
 import time
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from actckpt.profiler.meter import AllocatorMeter
 from actckpt.reporting.measurement import Measurement
 from actckpt.tracing.compiled import as_written
 from actckpt.tracing.fake import random_states
+from actckpt.tracing.lightning import TRAINING_STEP, without_logging
 from actckpt.tracing.mode import flat_outputs, flat_tensors
 from actckpt.tracing.optimizers import inside, kept_as_they_are
 from actckpt.tracing.reached import outside_restored
@@ -38,7 +39,8 @@ def measure_step(model: nn.Module, step: Step, steps: int) -> Measurement:
         steps: timed steps, at least 1; two more run before and beside them.
     """
     device = torch.device(model_device(model))
-    with _put_back(model, step):
+    quiet = without_logging(model) if step.entry == TRAINING_STEP else nullcontext()
+    with quiet, _put_back(model, step):
         _clear(model, step)
         if "torch._dynamo" in sys.modules:
             _one(model, step)  # warm-up of what is compiled: it rests under a mode

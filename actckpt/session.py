@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from actckpt.batch_key import BatchKey, batch_key, contents
+from actckpt.batch_key import BatchKey, Contents, batch_key, contents
 from actckpt.errors import BudgetError, PlanError
+from actckpt.in_use import Use, refuse_strange, watch
 from actckpt.plan import Plan
 from actckpt.plan_key import plan_key
 from actckpt.planning import Planned, Recalled, Request, make_plan
@@ -22,12 +23,14 @@ from actckpt.profile import Profile
 from actckpt.reporting.assemble import assemble_report, with_bound
 from actckpt.reporting.measurement import Measurement
 from actckpt.reporting.report import Figures, Report
-from actckpt.rewriting.patch import Rewrite, install, installed, uninstall
+from actckpt.rewriting.patch import ENTRIES, Rewrite, install, installed, uninstall
 from actckpt.rewriting.program import Program
 from actckpt.rewriting.run import CURRENT
 from actckpt.rewriting.sharing import note_optimized
 from actckpt.tracing.call import Call, LossFn
-from actckpt.tracing.forwards import around
+from actckpt.tracing.forwards import FORWARD, around
+from actckpt.tracing.lightning import TRAINING_STEP, is_lightning, of_the_batch, refuse_manual
+from actckpt.tracing.sharded import refuse_sharded
 from actckpt.tracing.step import Step, needs_closure
 
 logger = logging.getLogger("actckpt")
@@ -69,8 +72,13 @@ class Session:
         optimizer: torch.optim.Optimizer | None = None,
         accumulate: bool = False,
     ) -> None:
+        refuse_strange(optimizer, model)
         self._model = weakref.ref(model)
         note_optimized(model)
+        # how it is called: a LightningModule by whichever comes first
+        self.entry = TRAINING_STEP if is_lightning(model) and loss_fn is None else FORWARD
+        self.either = is_lightning(model)
+        self.use: Use | None = None
         self.request = request
         self.loss_fn = loss_fn
         self.target = target
@@ -107,29 +115,44 @@ class Session:
         Raises:
             BudgetError, PlanError, TraceError: the model is then as before the call.
         """
-        key = batch_key(contents(self.model), call.args, call.kwargs)
-        step = Step(call, self.loss_fn, self.target, self.optimizer, self.accumulate)
+        key = self._key(contents(self.model), call.args, call.kwargs)
+        step = Step(call, self.loss_fn, self.target, self.optimizer, self.accumulate,
+                    entry=self.entry)  # fmt: skip
+        self.either = False
         self._enforce(self._make(key, step))
 
-    def before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _key(self, found: Contents, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BatchKey:
+        if self.entry == TRAINING_STEP:
+            args, kwargs = of_the_batch(args, kwargs), {}
+        return batch_key(found, args, kwargs)
+
+    def before_forward(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], entry: str = FORWARD
+    ) -> None:
         """Called before every forward with gradients: another batch may need another plan."""
+        if self.current is None:
+            self.entry = entry
         found = contents(self.model)
-        key = batch_key(found, args, kwargs)
+        use = self._watched()
+        if not use.forwards:
+            refuse_sharded(self.model, found.modules)
+        use.forwards += 1
+        key = self._key(found, args, kwargs)
         self._note_divergence()
         grown = self._note_growth()
         resident = any(p.grad is not None for p in found.parameters)
         if not grown:
             if self.current is not None and self._serves(self.current, key, resident):
                 return
-            for entry in self.entries:
-                if self._serves(entry, key, resident):
-                    self._enforce(entry)
+            for known in self.entries:
+                if self._serves(known, key, resident):
+                    self._enforce(known)
                     return
             if self.current is not None:
-                logger.info("actckpt: planning again: %s", self._reason(key, resident))
+                self._say_why(self.current, key, resident, first=use.forwards == 1)
         accumulate = self.accumulate or resident
         call = Call(*args, **kwargs)
-        stands = around(self.model)
+        stands = around(self.model, self.entry)
         if stands.unknown and not self._told_around:
             self._told_around = True
             logger.warning(
@@ -139,8 +162,8 @@ class Session:
                 stands.unknown,
             )
         step = Step(call, self.loss_fn, self.target, self.optimizer, accumulate,
-                    within=True, outside=stands.outside)  # fmt: skip
-        made = self._make(key, step, self._target_fits(call))
+                    entry=self.entry, within=True, outside=stands.outside)  # fmt: skip
+        made = self._make(key, step, self._target_fits(key))
         self._enforce(self._larger(made) if grown else made)
 
     def _larger(self, made: _Entry) -> _Entry:
@@ -150,6 +173,18 @@ class Session:
         smaller = before if made.planned.dry.nodes > before.planned.dry.nodes else made
         self.entries.remove(smaller)
         return before if smaller is made else made
+
+    def _say_why(self, planned: _Entry, key: BatchKey, resident: bool, *, first: bool) -> None:
+        """Says why there is another plan: a warning where the batch given was never used."""
+        differs = planned.key.difference(key)
+        if first and differs:
+            logger.warning(
+                "actckpt: planning again: the first forward is not the one that batch= stood for: "
+                "%s. The report is of the new plan; without batch= there is only that one",
+                differs,
+            )
+        else:
+            logger.info("actckpt: planning again: %s", self._reason(key, resident))
 
     def _note_divergence(self) -> None:
         """A forward was not the one that was planned for: no plan by operations will do."""
@@ -184,12 +219,13 @@ class Session:
         varies = any(e.planned.plan.bursts and e.key.shapes != key.shapes for e in self.entries)
         return self.request.by_calls if self.changes or varies else self.request
 
-    def _target_fits(self, call: Call) -> bool:
+    def _target_fits(self, key: BatchKey) -> bool:
         """Whether the loss that was given belongs to a batch of this size."""
+        if self.entry == TRAINING_STEP:
+            return False  # it makes its own
         if self.loss_fn is None or self.target is None or not self.entries:
             return True
-        here = batch_key(contents(self.model), call.args, call.kwargs)
-        return self.entries[0].key.shapes == here.shapes
+        return self.entries[0].key.shapes == key.shapes
 
     def _serves(self, entry: _Entry, key: BatchKey, resident: bool) -> bool:
         if entry.planned.plan.bursts and (self.changes or entry.key != key):
@@ -214,6 +250,8 @@ class Session:
         model = self.model
         if CURRENT.run is not None:
             raise PlanError("cannot plan while a planned forward or backward is running")
+        if self.entry == TRAINING_STEP:
+            refuse_manual(model)
         if not target_fits:
             step = dataclasses.replace(step, loss_fn=None, target=None)
         before = uninstall(model)
@@ -245,12 +283,39 @@ class Session:
         return make_plan(self.model, step, self.request, recalled=self.recalled)
 
     def _enforce(self, entry: _Entry) -> None:
-        install(Rewrite(self.model, entry.planned.program, planner=self))
+        self._watched()
+        rewrite = Rewrite(self.model, entry.planned.program, self, entries=(self.entry,))
+        install(rewrite)
         self.current = entry
 
-    def wait(self) -> None:
+    def wait(self, *, on_top: bool = False) -> None:
         """Plans on the first forward with gradients."""
-        install(Rewrite(self.model, Program(), planner=self))
+        self._watched()
+        rewrite = Rewrite(self.model, Program(), self, entries=self.entries_waited_for)
+        install(rewrite, on_top=on_top)
+
+    # ---- whether it is in use
+
+    @property
+    def entries_waited_for(self) -> tuple[str, ...]:
+        """The methods of the model that are planned."""
+        return ENTRIES if self.either and self.current is None else (self.entry,)
+
+    @property
+    def has_plan(self) -> bool:
+        """Whether a plan is in force."""
+        return self.current is not None
+
+    def begin_again(self) -> None:
+        """Something else stands in the place of the forward: plans for it, when it is called."""
+        self.entries.clear()
+        self.current = None
+        self.wait(on_top=True)
+
+    def _watched(self) -> Use:
+        if self.use is None:
+            self.use = watch(self.model, self)
+        return self.use
 
     # ---- across processes
 
@@ -308,13 +373,6 @@ class Session:
         if any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
             self.optimizer = None if needs_closure(optimizer) else optimizer
             self.close()
-            if self.current is None:
-                logger.warning(
-                    "actckpt: an optimizer has stepped, but the forward of the %s was never called "
-                    "with gradients: nothing is planned. Optimize the module that the loop calls "
-                    "(in a LightningModule the one inside, as training_step calls it)",
-                    type(model).__name__,
-                )
 
     def learn_measured(self, measurement: Measurement, *, untouched: bool = False) -> None:
         """Writes what was measured into the report in force."""
@@ -354,6 +412,8 @@ class Session:
         """The session of a deep copy: same request and plans, an optimizer still to be learned."""
         clone = Session(model, self.request, loss_fn=self.loss_fn, target=self.target,
                         accumulate=self.accumulate)  # fmt: skip
+        clone.entry, clone.either = self.entry, self.either
+        clone.use = watch(model, clone, copied=True)
         clone.entries = [dataclasses.replace(e, optimizer_seen=True) for e in self.entries]
         return clone
 

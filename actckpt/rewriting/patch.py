@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -19,25 +19,33 @@ from actckpt.rewriting.run import CURRENT, Run
 from actckpt.rewriting.scheduled import ScheduledRun
 from actckpt.tracing.calls import resident_tables, residents
 from actckpt.tracing.fake import is_tracing
-from actckpt.tracing.forwards import TAKEN, Replaced, forward_of, replaced, wrapped
+from actckpt.tracing.forwards import FORWARD, TAKEN, Replaced, forward_of, replaced, wrapped
+from actckpt.tracing.lightning import TRAINING_STEP, unseen_logging
 
 logger = logging.getLogger("actckpt")
 
 ABSENT = object()
 # the number of the next node of autograd's graph in this thread
 _next_node: Callable[[], int] = torch._C._autograd._get_sequence_nr
+# the methods by which a model may be entered
+ENTRIES = (FORWARD, TRAINING_STEP)
 
 
 class Planner(Protocol):
     """Whoever decides the plan of a root; asked before every forward with gradients."""
 
-    def before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None: ...
+    def before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], entry: str) -> None: ...
 
     def copied(self, model: nn.Module) -> Planner: ...
 
 
 class Rewrite:
-    """One plan in force on one model. Never changes: another plan is another rewrite."""
+    """One plan in force on one model. Never changes: another plan is another rewrite.
+
+    Args:
+        entries: the methods of the model that are planned as its forward, where several while
+            none has been called yet.
+    """
 
     def __init__(
         self,
@@ -45,8 +53,10 @@ class Rewrite:
         program: Program,
         planner: Planner | None = None,
         check: bool = True,
+        entries: tuple[str, ...] = (FORWARD,),
     ) -> None:
         self.root = weakref.ref(model)
+        self.entries = entries
         self.program = program
         self.planner = planner
         self.checking = check
@@ -181,12 +191,12 @@ class Rewrite:
         if root is None:
             return self
         planner = self.planner.copied(root) if self.planner is not None else None
-        clone = memo[id(self)] = Rewrite(root, self.program, planner)
+        clone = memo[id(self)] = Rewrite(root, self.program, planner, entries=self.entries)
         return clone
 
     def __reduce__(self) -> Any:
         # a loaded model keeps its plan; the loss and the optimizer that it was made with stay here
-        return Rewrite, (self.root(), self.program)
+        return Rewrite, (self.root(), self.program, None, True, self.entries)
 
 
 class _Table(NamedTuple):
@@ -204,9 +214,14 @@ class PatchedForward(Replaced):
     """
 
     def __init__(
-        self, module: nn.Module, path: str, rewrite: Rewrite, original: Callable[..., Any] | None
+        self,
+        module: nn.Module,
+        path: str,
+        rewrite: Rewrite,
+        original: Callable[..., Any] | None,
+        name: str = FORWARD,
     ) -> None:
-        super().__init__(module, original)
+        super().__init__(module, original, name)
         self.path = path
         self.rewrite = rewrite
         self._tables: list[_Table] | None = None
@@ -230,6 +245,8 @@ class PatchedForward(Replaced):
 
         Who wraps that and binds it again (Accelerate) can copy the module: a copy finds its own.
         """
+        if self.name != FORWARD:
+            raise AttributeError("__func__")
         self.module.__dict__[TAKEN] = self
         return forward_of
 
@@ -239,7 +256,7 @@ class PatchedForward(Replaced):
         if self.original is not None:
             return self.original
         module = self.module
-        bound: Callable[..., Any] = type(module).forward.__get__(module)
+        bound: Callable[..., Any] = getattr(type(module), self.name).__get__(module)
         return bound
 
     def watched(self, program: StageProgram) -> list[tuple[torch.Tensor, int]]:
@@ -322,15 +339,17 @@ class PatchedForward(Replaced):
                 "first"
             )
         if self.rewrite.planner is not None:
-            self.rewrite.planner.before_forward(args, kwargs)
+            self.rewrite.planner.before_forward(args, kwargs, self.name)
         # planning may have put another plan, and so another patch, in place
-        patched = patch_of(self.module, self.module) or self
+        patched = patch_of(self.module, self.module, self.name) or self
         previous = CURRENT.run
+        quiet = unseen_logging(self.module) if self.name == TRAINING_STEP else nullcontext()
         rewrite = patched.rewrite
         CURRENT.run = run = rewrite.begin()
         first = _next_node()
         try:
-            return run.call(patched, args, kwargs)
+            with quiet:
+                return run.call(patched, args, kwargs)
         finally:
             CURRENT.run = previous
             rewrite.nodes = max(rewrite.nodes, _next_node() - first)
@@ -341,82 +360,93 @@ class PatchedForward(Replaced):
         module = memo.get(id(self._module()))
         if module is None:
             return self
-        clone = PatchedForward(
-            module, self.path, deepcopy(self.rewrite, memo), deepcopy(self.original, memo)
-        )
+        rewrite, original = deepcopy(self.rewrite, memo), deepcopy(self.original, memo)
+        clone = PatchedForward(module, self.path, rewrite, original, self.name)
         clone.off = self.off
         return clone
 
     def __reduce__(self) -> Any:
-        return PatchedForward, (self._module(), self.path, self.rewrite, self.original)
+        return PatchedForward, (
+            self._module(), self.path, self.rewrite, self.original, self.name,
+        )  # fmt: skip
 
 
-def patch_of(module: nn.Module, root: nn.Module | None = None) -> PatchedForward | None:
+def patch_of(
+    module: nn.Module, root: nn.Module | None = None, name: str = FORWARD
+) -> PatchedForward | None:
     """The patch on a module, or under what stands there.
 
     Args:
         root: only the one of this model's plan: a module may be a part of several models.
+        name: the method that it stands for.
     """
-    return next((p for p in _patches(module) if root is None or p.rewrite.root() is root), None)
+    found = (p for p in _patches(module, name) if root is None or p.rewrite.root() is root)
+    return next(found, None)
 
 
-def _patches(module: nn.Module) -> Iterator[PatchedForward]:
+def _patches(module: nn.Module, name: str = FORWARD) -> Iterator[PatchedForward]:
     """The patches on a module, each on top of the next."""
-    found: Any = replaced(module)
+    found: Any = replaced(module, name)
     while isinstance(found, PatchedForward):
         yield found
         found = found.original
 
 
-def install(rewrite: Rewrite) -> None:
+def install(rewrite: Rewrite, *, on_top: bool = False) -> None:
     """Puts a rewrite in force on its model, in place of any other.
 
     A patch that somebody has wrapped stays where it is, and follows the new plan. Where another
     model's patch stands, this one's goes on top.
+
+    Args:
+        on_top: of what others have put on the model itself since, whether it calls ours or not.
     """
     model = rewrite.root()
     if model is None:
         raise PlanError("the planned model no longer exists")
     uninstall(model)
-    for path in {"", *rewrite.program.paths}:
+    places = [(path, FORWARD) for path in set(rewrite.program.paths) - {""}]
+    for path, name in (*places, *(("", entry) for entry in rewrite.entries)):
         module = rewrite.module(path)
-        for other in list(_patches(module)):
+        for other in list(_patches(module, name)):
             if not other.is_meant():
                 _take_off(module, other)
-        patched = patch_of(module, model)
-        if patched is not None:
+        patched = patch_of(module, model, name)
+        if patched is not None and not (on_top and not path):
             patched.path, patched.rewrite, patched.off = path, rewrite, False
         else:
-            original = module.__dict__.get("forward")
-            module.__dict__["forward"] = PatchedForward(module, path, rewrite, original)
+            original = module.__dict__.get(name)
+            module.__dict__[name] = PatchedForward(module, path, rewrite, original, name)
 
 
 def uninstall(model: nn.Module) -> Rewrite | None:
     """Takes the rewrite off a model, if there is one, and returns it."""
     found = installed(model)
     for module in model.modules():
-        patched = patch_of(module, model)
-        if patched is not None:
-            _take_off(module, patched)
+        for name in ENTRIES if module is model else (FORWARD,):
+            patched = patch_of(module, model, name)
+            if patched is not None:
+                _take_off(module, patched)
     return found
 
 
 def _take_off(module: nn.Module, patched: PatchedForward) -> None:
     """Removes one patch of a module; one that is wrapped passes calls on from now on."""
-    above = next((p for p in _patches(module) if p.original is patched), None)
+    name = patched.name
+    above = next((p for p in _patches(module, name) if p.original is patched), None)
     if above is not None:
         above.original = patched.original
         return
-    if wrapped(module) is patched:
+    if wrapped(module, name) is patched:
         patched.off = True
         return
     if module.__dict__.get(TAKEN) is patched:
         del module.__dict__[TAKEN]
     below: Any = patched.original
     if below is None:
-        del module.__dict__["forward"]
+        del module.__dict__[name]
     else:
-        module.__dict__["forward"] = below
+        module.__dict__[name] = below
     if isinstance(below, Replaced):
         below.stands()
 
@@ -433,5 +463,5 @@ def in_force(model: nn.Module, rewrite: Rewrite) -> Iterator[None]:
 
 def installed(model: nn.Module) -> Rewrite | None:
     """The rewrite in force on a model."""
-    patched = patch_of(model, model)
-    return None if patched is None or patched.off else patched.rewrite
+    found = (patch_of(model, model, name) for name in ENTRIES)
+    return next((p.rewrite for p in found if p is not None and not p.off), None)

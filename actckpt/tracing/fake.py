@@ -22,6 +22,7 @@ from actckpt.tracing.compiled import as_written
 from actckpt.tracing.containers import containers, same_items
 from actckpt.tracing.draws import steer
 from actckpt.tracing.forwards import bare
+from actckpt.tracing.lightning import TRAINING_STEP, without_logging
 from actckpt.tracing.optimizers import Copier, kept_as_they_are, without_hooks
 from actckpt.tracing.reached import outside_restored
 from actckpt.tracing.real_values import attach_real
@@ -118,11 +119,14 @@ def faked(model: nn.Module, step: Step) -> Iterator[tuple[FakeWorld, Step]]:
             accumulate=step.accumulate,
             stand_in=step.stand_in,
             draws=step.draws,
+            entry=step.entry,
             within=step.within,
             outside=step.outside,
         )
         if step.within:
-            stack.enter_context(bare(model))
+            stack.enter_context(bare(model, step.entry))
+        if step.entry == TRAINING_STEP:
+            stack.enter_context(without_logging(model))
         TRACING.active, TRACING.stand_in = True, step.stand_in
         stack.callback(TRACING.__dict__.update, active=False, stand_in=None)
         if step.stand_in is not None:

@@ -20,6 +20,7 @@ from torch import nn
 
 from actckpt.errors import PlanError
 
+FORWARD = "forward"
 # where ours is kept once only a function of it was taken
 TAKEN = "_actckpt_forward"
 # steps from a wrapper to what it wraps
@@ -27,24 +28,28 @@ _FAR = 200
 
 
 class Replaced:
-    """Stands for the forward of one module.
+    """Stands for the forward of one module, or for what else is called in its place.
 
     Attributes:
-        original: what stood on the module before; None for its class's forward.
+        name: of the method: "forward", a LightningModule's "training_step".
+        original: what stood on the module before; None for its class's method.
         off: it only passes calls on.
         instead: what is called in its place while the model is traced.
     """
 
-    def __init__(self, module: nn.Module, original: Callable[..., Any] | None) -> None:
+    def __init__(
+        self, module: nn.Module, original: Callable[..., Any] | None, name: str = FORWARD
+    ) -> None:
         self._module = weakref.ref(module)
         self.original = original
+        self.name = name
         self.off = False
         self.instead: Callable[..., Any] | None = None
         self.stands()
 
     def stands(self) -> None:
         """It is the outermost of ours on its module."""
-        _OURS[self.module] = weakref.ref(self)
+        _OURS.setdefault(self.module, {})[self.name] = weakref.ref(self)
 
     @property
     def module(self) -> nn.Module:
@@ -62,18 +67,20 @@ class Replaced:
         if self.original is not None:
             return self.original(*args, **kwargs)
         module = self.module
-        return type(module).forward(module, *args, **kwargs)
+        return getattr(type(module), self.name)(module, *args, **kwargs)
 
 
-_OURS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Replaced]] = weakref.WeakKeyDictionary()
+_OURS: weakref.WeakKeyDictionary[nn.Module, dict[str, weakref.ref[Replaced]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
-def replaced(module: nn.Module) -> Replaced | None:
+def replaced(module: nn.Module, name: str = FORWARD) -> Replaced | None:
     """Ours on a module, or under a wrapper that stands there; None if there is none."""
-    current = module.__dict__.get("forward")
+    current = module.__dict__.get(name)
     if current is None or isinstance(current, Replaced):
         return current
-    known = _OURS.get(module)
+    known = _OURS.get(module, {}).get(name)
     ours = known() if known is not None else None
     if ours is None:
         return None
@@ -81,34 +88,33 @@ def replaced(module: nn.Module) -> Replaced | None:
     return ours if kept or _leads_to(current, ours) else None
 
 
-def wrapped(module: nn.Module) -> Replaced | None:
+def wrapped(module: nn.Module, name: str = FORWARD) -> Replaced | None:
     """Ours on a module, if something else stands there that calls it."""
-    ours = replaced(module)
-    return None if ours is module.__dict__.get("forward") else ours
+    ours = replaced(module, name)
+    return None if ours is module.__dict__.get(name) else ours
 
 
 @contextmanager
-def bare(module: nn.Module) -> Iterator[None]:
+def bare(module: nn.Module, name: str = FORWARD) -> Iterator[None]:
     """A module with its own forward alone, without ours and without what stands round it.
 
     While a wrapper runs it must not be called again: a `torch.autocast` that is entered twice
     forgets what it found at first, and leaves autocast on. Nor must hooks that have changed the
     arguments change them once more.
     """
-    ours, attributes = replaced(module), dict(module.__dict__)
-    known = _OURS.get(module)
+    ours, attributes = replaced(module, name), dict(module.__dict__)
+    known = dict(_OURS.get(module, {}))
     if ours is not None:
-        module.__dict__.pop("forward")
+        module.__dict__.pop(name)
         if ours.original is not None:
-            module.__dict__["forward"] = ours.original
+            module.__dict__[name] = ours.original
     module.__dict__["_forward_pre_hooks"] = OrderedDict()
     try:
         yield
     finally:
         module.__dict__.clear()
         module.__dict__.update(attributes)
-        if known is not None:
-            _OURS[module] = known
+        _OURS[module] = known
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +130,13 @@ class Around:
     unknown: str = ""
 
 
-def around(module: nn.Module) -> Around:
+def around(module: nn.Module, name: str = FORWARD) -> Around:
     """What wraps our forward of a module, from the outermost on."""
-    ours = wrapped(module)
+    ours = wrapped(module, name)
     if ours is None:
         return Around()
     outside: Callable[[Any], Any] | None = None
-    layer: Any = module.__dict__["forward"]
+    layer: Any = module.__dict__[name]
     while layer is not ours and layer is not forward_of:
         if isinstance(layer, types.MethodType):
             layer = layer.__func__

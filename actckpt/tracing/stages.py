@@ -17,7 +17,7 @@ from actckpt.graph import Input, Stage
 from actckpt.tracing.call import tensors
 from actckpt.tracing.calls import CallRecorder
 from actckpt.tracing.containers import containers, same_items
-from actckpt.tracing.forwards import Replaced, wrapped
+from actckpt.tracing.forwards import FORWARD, Replaced, wrapped
 from actckpt.tracing.opaque import Opaque, opaque_arguments
 from actckpt.tracing.recorder import Recorder
 
@@ -25,7 +25,7 @@ from actckpt.tracing.recorder import Recorder
 class StageRecorder:
     """Patches ``forward`` of every module of a model that `faked` will restore."""
 
-    def __init__(self, model: nn.Module, recorder: Recorder) -> None:
+    def __init__(self, model: nn.Module, recorder: Recorder, entry: str = FORWARD) -> None:
         self.recorder = recorder
         self.stages: list[dict[str, Any]] = []
         self.calls: Counter[str] = Counter()
@@ -36,7 +36,7 @@ class StageRecorder:
         recorder.refuse = self.refuse
         for path, module in model.named_modules():
             if not isinstance(module, torch.jit.ScriptModule):
-                self._patch(path, module)
+                self._patch(path, module, FORWARD if path else entry)
 
     def refuse(self, reason: str) -> None:
         """The innermost stage that is running may not be recomputed, nor what encloses it."""
@@ -47,9 +47,9 @@ class StageRecorder:
             found = reason if inner else f"contains {where}, which cannot be recomputed"
             stage["refusal"] = stage["refusal"] or found
 
-    def _patch(self, path: str, module: nn.Module) -> None:
-        ours = wrapped(module)
-        original = module.forward if ours is None else ours.passed_on
+    def _patch(self, path: str, module: nn.Module, name: str) -> None:
+        ours = wrapped(module, name)
+        original = getattr(module, name) if ours is None else ours.passed_on
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             return self._run(path, module, original, args, kwargs)
@@ -57,7 +57,7 @@ class StageRecorder:
         # a Hugging Face decorator may look at the signature
         forward.__wrapped__ = original  # type: ignore[attr-defined]
         if ours is None:
-            module.__dict__["forward"] = forward
+            module.__dict__[name] = forward
         else:
             ours.instead = forward
             self._instead.append(ours)

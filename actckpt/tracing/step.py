@@ -15,6 +15,7 @@ from actckpt.errors import PlanError, TraceError
 from actckpt.graph import Phase
 from actckpt.tracing.call import Call, LossFn, tensors
 from actckpt.tracing.draws import Draws
+from actckpt.tracing.forwards import FORWARD
 from actckpt.tracing.stand_in import StandIn
 
 
@@ -24,6 +25,7 @@ class Step:
 
     ``stand_in``: the accelerator that it is to be planned for, where that is not here.
     ``draws``: what random generators give it while it is traced and dry-run.
+    ``entry``: the method that is called; "forward" stands for calling the module.
     ``within``: the call is what the model's own forward was given: what stands round that forward
     (a wrapper, hooks before it) is running already, and is not run again.
     ``outside``: what of it is known to be done to the output.
@@ -39,6 +41,7 @@ class Step:
     accumulate: bool = False
     stand_in: StandIn | None = None
     draws: Draws = Draws.AS_THEY_COME
+    entry: str = FORWARD
     within: bool = False
     outside: Callable[[Any], Any] | None = None
 
@@ -114,7 +117,8 @@ def run_step(
         TraceError: no output requires gradients.
     """
     enter(Phase.FORWARD)
-    output = model(*step.call.args, **step.call.kwargs)
+    called = model if step.entry == FORWARD else getattr(model, step.entry)
+    output = called(*step.call.args, **step.call.kwargs)
     enter(Phase.LOSS)
     if step.outside is not None:
         output = step.outside(output)

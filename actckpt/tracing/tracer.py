@@ -46,7 +46,7 @@ def trace_step(model: nn.Module, step: Step) -> Graph:
     with faked(model, step) as (world, fake_step):
         recorder = Recorder(world)
         _enter_residents(model, fake_step, recorder)
-        stages = StageRecorder(model, recorder)
+        stages = StageRecorder(model, recorder, fake_step.entry)
         try:
             with (
                 refuse_self_checkpointing(),
