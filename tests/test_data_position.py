@@ -230,15 +230,9 @@ def test_workers_that_bring_batches_as_they_come_are_not_exact(tmp_path: Path) -
     def loader(**how: Any) -> Any:
         return DataLoader(actckpt.SeededSamples(Plain(), 1), 4, shuffle=True, num_workers=2, **how)
 
-    class Own(RandomSampler):
-        pass
-
     loaders = {
         "": loader(),
         "as they come": loader(in_order=False),
-        "Own draws": DataLoader(
-            actckpt.SeededSamples(Plain(), 1), 4, sampler=Own(Plain()), num_workers=2
-        ),
     }
     for n, (reason, made) in enumerate(loaders.items()):
         run = start(tmp_path / str(n), made, 1)

@@ -105,7 +105,7 @@ def test_a_read_only_directory_is_resumed_from(code: int, tmp_path: Path) -> Non
     with actckpt.Checkpointer(tmp_path, **again, every=None, files=files) as run:
         resumed = run.resume()
         assert resumed is not None
-        assert resumed.bit_exact
+        assert "no loader" in "".join(resumed.inexact)
         assert "cannot be written" in resumed.notes[0]
         assert same(state(again), state(made))
         advance(run, again, 1)
@@ -141,7 +141,7 @@ def test_fewer_processes_than_saved_are_refused(
         world(8)
         resumed = run.resume()
         assert resumed is not None
-        assert resumed.inexact == ("processes were 4, are 8",)
+        assert resumed.inexact[0] == "processes were 4, are 8"
 
 
 def test_no_space_is_found_before_anything_is_written(tmp_path: Path) -> None:

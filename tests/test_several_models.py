@@ -114,7 +114,7 @@ def test_both_models_go_on_where_they_were(amid: bool, tmp_path: Path) -> None:
 def test_an_average_of_buffers_is_put_back(tmp_path: Path) -> None:
     made = objects(0)
     with actckpt.Checkpointer(tmp_path, **made, every=None) as run:
-        for _ in range(3):
+        for _ in run.steps(range(3)):
             backward(made)
             step(made)
             run.step()
@@ -199,7 +199,7 @@ def test_empty_groups_stay(empty: int, tmp_path: Path) -> None:
         run_of = made(seed)
         with actckpt.Checkpointer(tmp_path, **run_of, every=None) as run:
             resumed = run.resume()
-            for _ in range(2):
+            for _ in run.steps(range(2), total_steps=2 + 2 * seed):
                 run_of["model"](torch.ones(1, 3)).sum().backward()
                 run_of["optimizer"].step()
                 run_of["scheduler"].step()

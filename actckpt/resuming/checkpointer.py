@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import EllipsisType, TracebackType
 from typing import Any, Literal, Self, overload
 
 from torch import nn
@@ -16,13 +17,14 @@ from actckpt.checkpoint.retention import Keep, ranked
 from actckpt.checkpoint.verification import LEVELS
 from actckpt.errors import CheckpointError
 from actckpt.resuming import choosing
+from actckpt.resuming.batch_chain import BatchChain
 from actckpt.resuming.cadence import Cadence
 from actckpt.resuming.choosing import Chosen
-from actckpt.resuming.data_position import Loader
 from actckpt.resuming.directory import RunDirectory
 from actckpt.resuming.journal import ON_DIFFERENCE, Journal
 from actckpt.resuming.journal_compare import Verified
 from actckpt.resuming.live_objects import Stateful
+from actckpt.resuming.loaders import Loader
 from actckpt.resuming.progress import Progress
 from actckpt.resuming.resumed import Resumed
 from actckpt.resuming.run_state import RunState
@@ -142,6 +144,10 @@ class Checkpointer:
         self._saves = Saves(
             self._saver, self._state, self._progress, Cadence(every, mtbf), background
         )
+        self._progress.tell(
+            weakref.WeakMethod(self._handed_out), weakref.WeakMethod(self._saves.asked_on)
+        )
+        self._steps_begun = False
 
     # ---- the loop
 
@@ -164,7 +170,7 @@ class Checkpointer:
         self,
         loader: Loader | None = None,
         *,
-        epochs: int | None = 1,
+        epochs: int | EllipsisType | None = ...,
         total_steps: int | None = None,
     ) -> Iterator[tuple[int, Any]]:
         """(steps made so far, batch) of what is left of the run, from the exact position.
@@ -173,15 +179,27 @@ class Checkpointer:
 
         Args:
             loader: by default that of the constructor.
-            epochs: of the whole run, including those before a resume; None is without end.
+            epochs: of the whole run, including those before a resume; None is without end. By
+                default 1, or without end where ``total_steps`` is given.
             total_steps: ends once `step` was called so often in the whole run.
 
         Raises:
+            ValueError: there were `steps` before, and neither says up to where these go.
             CheckpointMismatchError: the loader cannot be brought to the saved position.
             CheckpointError: the directory holds checkpoints that the run did not go on from.
         """
         self._directory.take_up()
         progress, position = self._progress, self._progress.position
+        if epochs is ...:
+            if total_steps is None and self._steps_begun and not position.is_pending:
+                raise ValueError(
+                    "steps() was called before, and reads one epoch of the whole run: a second "
+                    "call would read nothing. Write one loop, `for step, batch in "
+                    "run.steps(loader, epochs=3)`, or run.steps(loader, total_steps=1000); "
+                    "run.epoch says which epoch it is in"
+                )
+            epochs = 1 if total_steps is None else None
+        self._steps_begun = True
         if loader is not None:
             position.check(None, loader, str(self.directory))
             progress.read_from(loader)
@@ -193,15 +211,19 @@ class Checkpointer:
             return total_steps is None or progress.step < total_steps
 
         while left() and (epochs is None or position.epoch < epochs):
-            for batch in position.rest_of_epoch(progress.loader, progress.put_random):
-                progress.accumulating = True
-                self._journal.read(progress.batches, progress.step + 1, batch)
-                self._saves.handed_out()
+            for batch in position.rest_of_epoch(progress.loader):
+                self._handed_out(progress.batches, batch)
                 yield progress.step, batch
-                self._saves.under_way.asked_on()
+                self._saves.asked_on()
                 self._end_if_asked()
                 if not left():
                     return  # before a batch is read that nobody trains on
+
+    def _handed_out(self, batches: BatchChain, batch: object) -> None:
+        """A batch was, which belongs to the next step with those before it."""
+        self._progress.accumulating = True
+        self._journal.read(batches, self._progress.step + 1, batch)
+        self._saves.handed_out()
 
     def before_optimizer_step(self) -> None:
         """Keeps the optimizer's next step from changing what a save still has to copy.
@@ -466,6 +488,7 @@ class Checkpointer:
             if termination is not None:
                 termination.unwatch()
             self._saves.under_way.unwatch()
+            self._progress.unwatch()
             self._saver.at_rest(self._directory.release)
         self._saves.raise_failures()
         if termination is not None and asked:

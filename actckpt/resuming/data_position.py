@@ -1,60 +1,151 @@
 """Where a run is in its data, and how a loader is brought back to that place.
 
-A plain DataLoader's order is drawn when an epoch begins. So the random states of that moment are
-kept; a resumed run draws the same order again from them, and skips what was already trained on
-without loading it. A loader that has a ``state_dict`` of its own is asked for it instead.
+A DataLoader's order is drawn when an epoch begins. So the random states of that moment are kept; a
+resumed run draws the same order again from them, compares it with what was handed out, and skips
+that without loading it. A loader that keeps a position of its own is asked for it instead.
+
+The passes that count are those of `Checkpointer.steps`; or, in a loop of the user's own, those over
+the loader that was given, which is watched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
-
-import torch
-from torch.utils.data import DataLoader, IterableDataset
+import logging
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Protocol
 
 from actckpt.errors import CheckpointMismatchError
-from actckpt.resuming.generators import generators_of
+from actckpt.resuming.batch_chain import BatchChain
+from actckpt.resuming.begun_before import is_begun_before
 from actckpt.resuming.live_objects import Stateful
-from actckpt.resuming.random_states import gather_random_states, put_random_states
-from actckpt.resuming.seeded_samples import draws_by_seed, tell_epoch
+from actckpt.resuming.loaders import (
+    Loader,
+    by_epoch,
+    facts_of,
+    is_streamed,
+    length_of,
+    own_state_of,
+    source_of,
+    workers_of,
+)
+from actckpt.resuming.passes import (
+    AheadOfHandingOut,
+    Pass,
+    begun,
+    reopened,
+    state_between,
+)
+from actckpt.resuming.position_claims import inexact
+from actckpt.resuming.reading import FirstBatch, Reading
+from actckpt.resuming.sampler_states import SamplerStates
+from actckpt.resuming.seeded_samples import tell_epoch
+from actckpt.resuming.steps_seen import StepsSeen
+from actckpt.resuming.watching import Begin, unwatched_iter
 
-Loader = Iterable[Any]
+logger = logging.getLogger("actckpt")
+
+
+class Owner(Protocol):
+    """Whom a position tells, and asks."""
+
+    def handed_out_elsewhere(self, made: Pass, batch: Any) -> None:
+        """A loop of the user's own was given a batch."""
+
+    def asked_on(self) -> None:
+        """It has done with the last one what it does."""
+
+    def put_random(self) -> None:
+        """Puts back the random states that were restored, as long as no step was made since."""
 
 
 class DataPosition:
-    """Epoch, and batches handed out in it."""
+    """Epoch, and batches handed out in it.
 
-    def __init__(self) -> None:
+    Args:
+        owner: is not kept alive by this.
+    """
+
+    def __init__(self, owner: Owner) -> None:
         self.epoch = 0
-        self.batch = 0
-        self._start: dict[str, Any] | None = None
+        self._owner = weakref.ref(owner)
+        self._pass: Pass | None = None
+        self._seen = StepsSeen()
+        self._samplers = SamplerStates(None)
         self._pending: dict[str, Any] | None = None
+        # taken up by a loop that has made no step since
+        self._taken: dict[str, Any] | None = None
+        # a pass that goes on elsewhere, since the run was put back in it
+        self._moving: Pass | None = None
+        # of which it is known that what is read after it may be another
+        self._doubted: dict[str, Any] | None = None
+        self._open: Callable[[Begin], Iterator[Any]] | None = None
         self._told = 0  # what a sampler was last told; they all begin at 0
+        self._by_steps = False
+        # whether the loader keeps it, and was put back by its own means
+        self.is_loaders_own = False
 
-    def state_dict(self, loader: Loader | None) -> dict[str, Any]:
-        """The position as a state, between two batches."""
+    @property
+    def batch(self) -> int:
+        """Batches handed out in this epoch."""
+        if self._pending is not None:
+            return int(self._pending["batch"])
+        return 0 if self._pass is None or self._pass.ended else self._pass.batch
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether it was restored, and nothing has been read from there yet."""
+        return self._pending is not None
+
+    def begins(self, loader: Loader) -> None:
+        """It is a place in this loader from now on."""
+        self._samplers = SamplerStates(source_of(loader))
+
+    @property
+    def watched_pass(self) -> Pass | None:
+        """The pass that gave the last batch, in a loop of the user's own."""
+        return None if self._by_steps else self._seen.latest
+
+    # ---- as a state
+
+    def state_dict(self, loader: Loader | None, *, trained: bool) -> dict[str, Any]:
+        """The position as a state, between two batches.
+
+        Args:
+            trained: optimizers have made steps, counted or not.
+        """
         if self._pending is not None:
             return self._pending  # nothing has been read since it was restored
-        batches = _length(loader)
+        if self._taken is not None and not self._seen.holds_batch():
+            return self._taken
+        made = self._pass or (None if self._by_steps else self._seen.latest)
+        ended = made is None or made.ended
+        epoch, batch = self.epoch, 0 if ended else made.batch  # type: ignore[union-attr]
+        if made is not None and made.ended and made is not self._pass:
+            epoch += 1
         state: dict[str, Any] = {
-            "epoch": self.epoch,
-            "batch": self.batch,
-            "batches": batches,
-            "workers": _workers(loader),
-            "order": _order(loader),
+            "epoch": epoch,
+            "batch": batch,
+            "batches": length_of(loader),
+            "workers": workers_of(loader),
+            "order": facts_of(loader),
+            "loop": "steps" if self._by_steps else "own",
+            "unkept": self._seen.unkept(loader, by_steps=self._by_steps, trained=trained),
         }
-        if loader is None or not (self.batch or self.epoch):
+        if is_begun_before(source_of(loader)) and not (batch or epoch):
+            state["between"] = state_between(loader, source_of(loader), self._samplers)
+            return state
+        if loader is None or not (batch or epoch):
             return state  # asking a loader that was never read could make it draw
-        if (own := _stateful(loader)) is not None:
-            state["loader"] = own.state_dict()
-        elif self.batch:
-            state["start"] = self._start
+        if (own := own_state_of(loader)) is not None or (made and made.own is not None):
+            state["loader"] = (own or made.own).state_dict()  # type: ignore[union-attr]
+        elif batch:
+            assert made is not None
+            state |= made.state_dict()
         else:
-            state["between"] = {
-                "reused": _reused(loader),
-                "generators": [g.get_state() for g in _generators(loader)],
-            }
+            state["between"] = state_between(loader, source_of(loader), self._samplers)
         return state
 
     def check(self, state: dict[str, Any] | None, loader: Loader | None, where: str) -> None:
@@ -69,14 +160,14 @@ class DataPosition:
         state = self._pending if state is None else state
         if loader is None or state is None:
             return
-        here, there = _length(loader), state["batches"]
+        here, there = length_of(loader), state["batches"]
         if there is not None and here != there:
             raise CheckpointMismatchError(
                 f"{where} was saved with a loader of {there} batches an epoch, this one has "
                 f"{here}: its order cannot be replayed. Pass the same data, batch size and "
                 "drop_last. Nothing was changed"
             )
-        mine, theirs = _order(loader), state["order"]
+        mine, theirs = facts_of(loader), state["order"]
         changed = [k for k in mine if k in theirs and mine[k] != theirs[k]]
         if state["batch"] and changed:
             first = changed[0]
@@ -85,292 +176,267 @@ class DataPosition:
                 f"loader has {mine[first]}: its order cannot be replayed. Pass the same data, "
                 "batch size, drop_last and sampler. Nothing was changed"
             )
-        if state["batch"] and ("loader" in state) != (_stateful(loader) is not None):
+        if state["batch"] and "loader" in state and not isinstance(loader, Stateful):
             raise CheckpointMismatchError(
-                f"{where} was saved with a loader that had {'a' if 'loader' in state else 'no'} "
-                "state_dict of its own, unlike this one. Nothing was changed"
+                f"{where} was saved with a loader that had a state_dict of its own, unlike this "
+                "one. Nothing was changed"
             )
+        if state["batch"] and "loader" not in state and own_state_of(loader) is not None:
+            raise CheckpointMismatchError(
+                f"{where} was saved with a loader that had no state_dict of its own, unlike this "
+                "one. Nothing was changed"
+            )
+        _check_stream(state, loader, where)
 
-    def inexact(self, state: dict[str, Any], loader: Loader | None) -> str:
-        """Why what is read after a saved position may be another than it would have been; or ""."""
-        here, there = _workers(loader), state["workers"]
-        # new workers at the beginning of an epoch are seeded from states that were saved
-        lasting = state["batch"] > 0 or state.get("between", {}).get("reused", False)
-        if None in (here, there):
-            return ""
-        if reason := _unordered(loader):
-            return reason
-        if draws_by_seed(loader):
-            return ""
-        if here != there:
-            what = f"the loader had {there} workers, has {here}"
-        elif here and lasting:
-            what = f"the random states of {here} loader workers were not saved"
-        else:
-            return ""
-        return (
-            f"{what}: what the dataset draws there, if anything, differs; wrap it in "
-            "actckpt.SeededSamples"
-        )
+    def inexact(self, state: dict[str, Any], loader: Loader | None, step: int) -> list[str]:
+        """Why what is read after a saved position may be another than it would have been.
+
+        Args:
+            step: optimizer steps that had been made.
+        """
+        reasons = inexact(state, loader, step, self._samplers)
+        self._doubted = state if reasons else None
+        return reasons
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes a saved position; the loader is moved there when it is next read."""
-        self.epoch, self.batch = state["epoch"], state["batch"]
-        self._start = state.get("start")
-        self._pending = state
+        if not self._by_steps:
+            self._moving = self._pass
+        self.epoch = state["epoch"]
+        self._pending, self._taken, self._pass = state, None, None
+        self._seen = StepsSeen()
 
-    def rest_of_epoch(self, loader: Loader, put_last: Callable[[], None]) -> Iterator[Any]:
-        """The batches of the epoch that were not handed out yet.
+    # ---- reading
 
-        Args:
-            put_last: restores the random states, once nothing of the loader's draws any more.
-        """
-        pending, self._pending = self._pending, None
-        if self.batch and pending is None:  # a loop that was left early; this is another pass
-            self.epoch, self.batch = self.epoch + 1, 0
+    def rest_of_epoch(self, loader: Loader) -> Iterator[Any]:
+        """The batches of the epoch that were not handed out yet."""
+        self._by_steps = True
+        pending, self._pending, self._taken = self._pending, None, None
+        if pending is None and self.batch:  # a loop that was left early; this is another pass
+            self.epoch += 1
         tell_epoch(loader, self.epoch)
-        self._tell_sampler(loader)
-        if pending is not None and self.batch:
-            iterator = self._reopened(loader, pending)
-            put_last()
-        else:
-            iterator = self._begun(loader, pending or {}, put_last)
-        for batch in iterator:
-            self.batch += 1
+        if source_of(loader) is loader:  # accelerate's tell the epoch themselves
+            self._tell_sampler(loader)
+
+        def begin() -> tuple[Pass, Iterator[Any]]:
+            made = self._pass = self._made(loader, pending)
+            start = partial(unwatched_iter, loader)
+            put_last = _nothing if pending is None else self._put_last
+            return made, self._begun(loader, start, made, pending, put_last)
+
+        reading = Reading(self, begin)
+        for batch in reading:
             yield batch
-            if self._is_restored():
-                return  # in the meantime: the next pass begins there
-        if pending is None and not self.batch:
+            if self.is_pending:
+                return  # restored in the meantime: the next pass begins there
+            self._seen.next_batch()
+        if pending is None and not reading.made.batch:
             raise ValueError(
-                f"the loader gave no batch in epoch {self.epoch} (its length: {_length(loader)}): "
-                "it is empty, or can be read only once. Pass one that gives batches every epoch"
+                f"the loader gave no batch in epoch {reading.made.epoch} (its length: "
+                f"{length_of(loader)}): it is empty, or can be read only once. Pass one that "
+                "gives batches every epoch"
             )
-        self.epoch, self.batch, self._start = self.epoch + 1, 0, None
+
+    def watched(self, loader: Loader, start: Begin) -> Iterator[Any]:
+        """The batches of a pass that a loop of the user's own makes over the loader."""
+        if self._by_steps:
+            return start()  # its passes are those that count
+
+        def begin() -> tuple[Pass, Iterator[Any]]:
+            pending = self._pending or self._taken
+            if pending is None or pending.get("loop") != "own":
+                made = self._made(loader, None, watched=True)
+                return made, self._begun(loader, start, made, None, _nothing)
+            self._pending, self._taken, self._moving = None, pending, None
+            made = self._made(loader, pending, watched=True)
+            made.goes_on = True
+            logger.info("actckpt: the loop goes on at batch %d of epoch %d", made.batch, made.epoch)
+            return made, self._begun(loader, start, made, pending, self._put_last)
+
+        return Reading(self, begin)
+
+    def source_opened(self, source: Loader, start: Begin) -> Iterator[Any]:
+        """An iterator over the loader that another reads from."""
+        opened, self._open = self._open, None
+        return start() if opened is None else opened(start)
+
+    def _made(self, loader: Loader, pending: dict[str, Any] | None, watched: bool = False) -> Pass:
+        batch = 0 if pending is None else pending["batch"]
+        return Pass(loader, self._samplers, self.epoch, batch, watched=watched)
 
     def _tell_sampler(self, loader: Loader) -> None:
         """Sets the epoch of a sampler that has one, unless somebody else has since we did."""
-        sampler = _by_epoch(loader)
+        sampler = by_epoch(loader)
         if sampler is not None and sampler.epoch == self._told:
             sampler.set_epoch(self.epoch)
             self._told = self.epoch
 
-    def _is_restored(self) -> bool:
-        """Whether the position was restored and nothing has been read from there yet."""
-        return self._pending is not None
-
     def _begun(
-        self, loader: Loader, pending: dict[str, Any], put_last: Callable[[], None]
+        self,
+        loader: Any,
+        start: Begin,
+        made: Pass,
+        pending: dict[str, Any] | None,
+        put_last: Callable[[], None],
     ) -> Iterator[Any]:
-        """An iterator over a whole epoch; the first after a resume where something is pending."""
-        between = pending.get("between", {"reused": _reused(loader), "generators": []})
-        own = _stateful(loader)
-        if own is not None and "loader" in pending:
-            own.load_state_dict(pending["loader"])
-            own.state_dict()  # some only now do what was loaded, and draw for it
-        _put_generators(loader, between["generators"])
-
-        def begin() -> None:
+        """An iterator over what is left of a pass."""
+        own = own_state_of(loader)
+        self.is_loaders_own = own is not None or "loader" in (pending or {})
+        if pending is not None and "loader" in pending:
+            made.own = loader
+            loader.load_state_dict(pending["loader"])
+            if made.batch:
+                iterator = start()
+                put_last()
+                return iterator
+            loader.state_dict()  # some only now do what was loaded, and draw for it
             put_last()
-            if own is None:
-                self._start = _start_of(loader, between["reused"])
+            return start()
+        if own is not None:
+            made.own = own
+            put_last()
+            return start()
+        source = source_of(loader)
+        if source is loader:
+            return self._source_begun(source, made, pending, put_last, start)
+        return self._joined(loader, start, made, pending, put_last)
 
-        if between["reused"] and not _reused(loader) and _is_indexed(loader):
-            return _opened(loader, begin=begin)
-        begin()
-        return iter(loader)
+    def _source_begun(
+        self,
+        source: Loader,
+        made: Pass,
+        pending: dict[str, Any] | None,
+        put_last: Callable[[], None],
+        start: Begin,
+    ) -> Iterator[Any]:
+        if pending is None or not made.batch:
+            between = None if pending is None else pending.get("between")
+            return begun(source, start, made, between, put_last)
+        try:
+            return reopened(source, start, made, pending, put_last, partial(self._accept, pending))
+        except CheckpointMismatchError:
+            # whoever iterates again is told nothing new, and goes on with what there is
+            self._doubted = self._pending = pending
+            self._pass = None
+            raise
 
-    def _reopened(self, loader: Loader, state: dict[str, Any]) -> Iterator[Any]:
-        if (own := _stateful(loader)) is not None:
-            own.load_state_dict(state["loader"])
-            return iter(loader)
-        start = state["start"]
-        if _is_indexed(loader):
-            # workers that persist from an earlier epoch would go on with the sampler they know
-            loader._iterator = None  # type: ignore[attr-defined]
-            if start["reused"]:
-                return _opened(loader, self.batch, lambda: _put_start(loader, start))
-            _put_start(loader, start)
-            return _opened(loader, self.batch)
-        _put_start(loader, start)
-        iterator = iter(loader)
-        for done in range(self.batch):
-            if next(iterator, _END) is _END:
-                raise _too_short(self.batch, done)
-        return iterator
+    def _accept(self, pending: dict[str, Any]) -> bool:
+        """Whether a pass goes on although its order is another: it was said before."""
+        if pending is not self._doubted:
+            return False
+        logger.warning(
+            "actckpt: the first %d batches of epoch %d, drawn again, are not those that the run "
+            "was trained on: it goes on behind them",
+            pending["batch"],
+            pending["epoch"],
+        )
+        return True
 
+    def _joined(
+        self,
+        loader: Any,
+        start: Begin,
+        made: Pass,
+        pending: dict[str, Any] | None,
+        put_last: Callable[[], None],
+    ) -> Iterator[Any]:
+        """Of a loader that reads from another, which it begins with its own first batch."""
+        place = {} if pending is None else pending.get("start") or pending.get("between") or {}
+        if place.get("iteration") is not None:
+            loader.iteration = place["iteration"]
+        iteration = getattr(loader, "iteration", None)
 
-_END = object()
+        def open_source(begin_source: Begin) -> Iterator[Any]:
+            source = source_of(loader)
+            iterator = self._source_begun(source, made, pending, put_last, begin_source)
+            assert made.start is not None
+            made.start["iteration"] = iteration
+            return iterator if workers_of(source) else AheadOfHandingOut(iterator, made)
 
+        @contextmanager
+        def opening() -> Iterator[None]:
+            self._open = open_source
+            try:
+                yield
+            finally:
+                self._open = None
 
-class _SkipFirst:
-    """A sampler whose first pass leaves out what it begins with.
+        def empty() -> None:
+            if made.batch and iteration is not None:
+                loader.iteration = iteration + 1  # which a pass without a batch does not count
 
-    Args:
-        begin: called before the sampler is read, and so after the loader has drawn its seed.
-    """
+        return FirstBatch(start(), opening(), empty)
 
-    def __init__(
-        self, sampler: Iterable[Any], count: int, begin: Callable[[], None] | None
-    ) -> None:
-        self._sampler = sampler
-        self._count = count
-        self._begin = begin
-        self._iterator: Iterator[Any] | None = None
-        self._first = True
+    # ---- what is told by a pass, and by the run
 
-    def __len__(self) -> int:
-        return len(self._sampler)  # type: ignore[arg-type]
+    def handed_out(self, reading: Reading, batch: Any) -> None:
+        """A pass gave a batch."""
+        reading.made.handed_out()
+        self._seen.handed_out(reading)
+        if reading.made.watched and (owner := self._owner()) is not None:
+            owner.handed_out_elsewhere(reading.made, batch)
 
-    def __iter__(self) -> Iterator[Any]:
-        if not self._first:
-            return iter(self._sampler)
-        if self._begin is None:
-            self._iterator = iter(self._sampler)
-        return self
+    def asked(self, reading: Reading) -> None:
+        """A pass is asked for a batch."""
+        if reading.made.watched and (owner := self._owner()) is not None:
+            owner.asked_on()
 
-    def __next__(self) -> Any:
-        return next(self.read())
+    def ended(self, reading: Reading) -> None:
+        """A pass has no more."""
+        made = reading.made
+        if not made.ended:
+            made.ended = True
+            if made.goes_on and made.watched and self._taken is not None:
+                self._pass, self._taken = made, None
+            if made is self._pass:
+                self.epoch = made.epoch + 1
 
-    def read(self) -> Iterator[Any]:
-        """The sampler's iterator, once what is to be left out was."""
-        if self._first:
-            self._first = False
-            if self._begin is not None:
-                self._begin()
-                # workers that persist keep this, and it would keep their loader: a cycle, which
-                # the garbage collector ends by closing their queues first, and waits for 10 s
-                self._begin = None
-                self._iterator = iter(self._sampler)
-            assert self._iterator is not None
-            for done in range(self._count):
-                if next(self._iterator, _END) is _END:
-                    raise _too_short(self._count, done)
-        assert self._iterator is not None
-        return self._iterator
+    def moved(self, reading: Reading) -> bool:
+        """Whether the run was put back in this very pass."""
+        return self._moving is not None and reading.made is self._moving
 
+    def stepped(self) -> None:
+        """An optimizer step was made."""
+        made = self._seen.stepped(by_steps=self._by_steps)
+        if made is not None:
+            made.chain = None if made.chain is None else BatchChain()
+        lost = None if self._by_steps else self._pending
+        if lost is not None:
+            self._pending = None
+        if lost is not None and not lost.get("unkept"):
+            logger.warning(
+                "actckpt: the run was put back to batch %d of epoch %d, and a step was made on "
+                "data from elsewhere: what is read from now on is not what it would have read. "
+                "Iterate run.steps(loader), or the very loader that the Checkpointer was given",
+                lost["batch"],
+                lost["epoch"],
+            )
+        self._taken = self._moving = None
+        if self._by_steps or made is None or made is self._pass:
+            return
+        if self._pass is not None and not self._pass.ended:
+            self.epoch += 1  # left early
+        made.epoch = self.epoch
+        self._pass = made
+        if made.ended:
+            self.epoch += 1
 
-def _opened(loader: Any, count: int = 0, begin: Callable[[], None] | None = None) -> Iterator[Any]:
-    """An iterator over an indexed loader from batch ``count`` on; its sampler has begun.
-
-    A loader does not let its sampler be replaced, and looks for it when iteration begins: so the
-    attribute is replaced for that moment.
-    """
-    name = "batch_sampler" if loader.batch_sampler is not None else "sampler"
-    original = loader.__dict__[name]
-    skipping = loader.__dict__[name] = _SkipFirst(original, count, begin)
-    try:
-        iterator: Iterator[Any] = iter(loader)
-    finally:
-        loader.__dict__[name] = original
-    skipping.read()
-    return iterator
-
-
-def _is_indexed(loader: Loader) -> bool:
-    """Whether it is a plain DataLoader that reads a dataset by a sampler's indices."""
-    return isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
-
-
-def _reused(loader: Loader | None) -> bool:
-    """Whether the loader has begun an epoch before, in workers that persist.
-
-    Such a loader draws no new seed for an epoch.
-    """
-    return getattr(loader, "_iterator", None) is not None
-
-
-def _start_of(loader: Loader, reused: bool) -> dict[str, Any]:
-    """What an epoch's order is drawn from."""
-    return {
-        "reused": reused,
-        "random": gather_random_states(),
-        "generators": [g.get_state() for g in _generators(loader)],
-        "drawn": generators_of({"loader": loader}).states(),
-        "sampler_epoch": getattr(_by_epoch(loader), "epoch", None),
-    }
-
-
-def _put_start(loader: Loader, start: dict[str, Any]) -> None:
-    put_random_states(start["random"])
-    _put_generators(loader, start["generators"])
-    generators_of({"loader": loader}).put(start.get("drawn", {}))
-    sampler = _by_epoch(loader)
-    if start["sampler_epoch"] is not None and sampler is not None:
-        sampler.set_epoch(start["sampler_epoch"])
-
-
-def _put_generators(loader: Loader, states: list[torch.Tensor]) -> None:
-    for generator, state in zip(_generators(loader), states, strict=False):
-        generator.set_state(state)
-
-
-def _sampler(loader: object) -> Any:
-    return getattr(loader, "sampler", None)
+    def _put_last(self) -> None:
+        if (owner := self._owner()) is not None:
+            owner.put_random()
 
 
-def _samplers(loader: Loader) -> list[Any]:
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    return [_sampler(loader), batch_sampler, getattr(batch_sampler, "sampler", None)]
+def _nothing() -> None:
+    """Puts nothing back."""
 
 
-def _by_epoch(loader: Loader) -> Any:
-    """The sampler whose order depends on an epoch that it is told (DistributedSampler), or None."""
-    return next(
-        (s for s in _samplers(loader) if hasattr(s, "set_epoch") and hasattr(s, "epoch")), None
-    )
-
-
-def _generators(loader: Loader) -> list[torch.Generator]:
-    """The generators that a loader and its samplers were given, each once."""
-    found = (getattr(owner, "generator", None) for owner in [loader, *_samplers(loader)])
-    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
-
-
-def _stateful(loader: object) -> Stateful | None:
-    return loader if isinstance(loader, Stateful) else None
-
-
-def _length(loader: object) -> int | None:
-    try:
-        return len(loader)  # type: ignore[arg-type]
-    except TypeError:
-        return None
-
-
-def _order(loader: Loader | None) -> dict[str, Any]:
-    """What the order of a plain loader's samples depends on, besides random states."""
-    if not isinstance(loader, DataLoader):
-        return {}
-    return {
-        "samples": _length(loader.dataset),
-        "batch_size": loader.batch_size,
-        "drop_last": loader.drop_last,
-        "sampler": type(loader.sampler).__qualname__,
-        "batch_sampler": type(loader.batch_sampler).__qualname__,
-    }
-
-
-def _unordered(loader: Loader | None) -> str:
-    """Why workers may bring the samples in another order than they did; or ""."""
-    if not _workers(loader):
-        return ""
-    if not getattr(loader, "in_order", True):
-        return "the loader's workers bring batches as they come (in_order=False)"
-    sampler = type(_sampler(loader))
-    if sampler.__module__.partition(".")[0] in ("torch", "torchdata", "builtins"):
-        return ""
-    return (
-        f"what {sampler.__qualname__} draws while batches are fetched ahead, if anything, differs"
-    )
-
-
-def _workers(loader: Loader | None) -> int | None:
-    """Processes that read the data beside this one; None where no data is read."""
-    return None if loader is None else getattr(loader, "num_workers", 0)
-
-
-def _too_short(wanted: int, found: int) -> CheckpointMismatchError:
-    return CheckpointMismatchError(
-        f"the run was {wanted} batches into the epoch; the loader has only {found}. "
-        "Pass the same data, batch size and drop_last"
-    )
+def _check_stream(state: dict[str, Any], loader: Any, where: str) -> None:
+    here, there = workers_of(loader), state["workers"]
+    if state["batch"] and is_streamed(source_of(loader)) and None is not there != here:
+        name = type(loader.dataset).__name__
+        raise CheckpointMismatchError(
+            f"{where} was saved in the middle of an epoch of {name}, an IterableDataset that "
+            f"{there} workers read between them; this loader has {here}. Each would begin elsewhere"
+            f": samples would come again, and others never. Pass num_workers={there}. Nothing was "
+            "changed"
+        )

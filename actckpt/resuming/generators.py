@@ -13,6 +13,7 @@ import torch
 
 from actckpt.checkpoint.encoding import encode
 from actckpt.errors import CheckpointSaveError
+from actckpt.resuming.loaders import seeds_itself
 from actckpt.resuming.reachable import MOST, is_of_a_library, reachable
 
 
@@ -79,6 +80,11 @@ def generators_of(roots: Mapping[str, Any], besides: Iterable[int] = ()) -> Gene
     return Generators(found, tuple(unsaved))
 
 
+def is_generator(x: Any) -> bool:
+    """Whether it is one whose state can be asked for."""
+    return bool(_kind(x))
+
+
 class RunGenerators:
     """Those that a run's objects and its loader lead to, as an item of a checkpoint and back.
 
@@ -126,6 +132,8 @@ class RunGenerators:
             groups.append((theirs, saved["loader"]))
         for here, states in groups:
             lost = here.without_place(states)
+            if here is theirs and seeds_itself(loader):
+                lost = [path for path in lost if not path.endswith("sampler.generator")]
             reasons += [f"the generator {path} that was saved is not here" for path in lost]
             reasons += [
                 f"the state of the generator {path} was not saved"

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
 import torch.distributed
 
 from actckpt.errors import CheckpointMismatchError
 from actckpt.resuming.batch_chain import BatchChain
-from actckpt.resuming.data_position import DataPosition, Loader
+from actckpt.resuming.data_position import DataPosition
 from actckpt.resuming.generators import RunGenerators
-from actckpt.resuming.live_objects import Stateful
+from actckpt.resuming.loaders import Loader, is_reused, source_of
 from actckpt.resuming.metrics import MetricHistory, numbers
+from actckpt.resuming.passes import Pass
 from actckpt.resuming.random_states import gather_random_states, put_random_states
+from actckpt.resuming.watching import watch
 
 
 class Progress:
@@ -24,9 +28,12 @@ class Progress:
     """
 
     def __init__(self, loader: Loader | None, objects: Mapping[str, Any]) -> None:
-        self.read_from(loader)
+        self._objects = objects
         self._generators = RunGenerators(objects)
-        self.position = DataPosition()
+        self.position = DataPosition(self)
+        self._unwatch: list[Callable[[], None]] = []
+        self.loader: Loader | None = None
+        self.read_from(loader)
         self.step = 0
         self.metrics: dict[str, float] = {}
         self.history = MetricHistory()
@@ -36,6 +43,11 @@ class Progress:
         # put once nothing of the library draws any more
         self._random: dict[str, Any] | None = None
         self._drawn: dict[str, Any] | None = None
+        # what was put, as long as it may have to be put again
+        self._put: tuple[dict[str, Any], dict[str, Any] | None] | None = None
+        # who is told of batches that a loop of the user's own is given; not kept alive by this
+        self._told: Callable[[], Callable[[BatchChain, Any], None] | None] = lambda: None
+        self._asked: Callable[[], Callable[[], None] | None] = lambda: None
 
     def read_from(self, loader: Loader | None) -> None:
         """The data comes from there.
@@ -48,13 +60,55 @@ class Progress:
                 "loader must be a DataLoader, or another iterable of batches; "
                 f"found {type(loader).__name__}"
             )
+        if loader is self.loader:
+            return
+        self.unwatch()
         self.loader = loader
+        if loader is None:
+            return
+        self.position.begins(loader)
+        source = source_of(loader)
+        told: list[Any] = [(loader, self.position.watched)]
+        told += [(source, self.position.source_opened)] if source is not loader else []
+        ends = [watch(one, method) for one, method in told]
+        self._unwatch = [end for end in ends if end is not None]
+
+    def unwatch(self) -> None:
+        """Nobody is told any more when the loader is iterated."""
+        for end in self._unwatch:
+            end()
+        self._unwatch = []
+
+    def handed_out_elsewhere(self, made: Pass, batch: Any) -> None:
+        """A loop of the user's own was given a batch."""
+        if made.chain is None:
+            made.chain = replace(self.batches) if made.goes_on else BatchChain()
+        if (told := self._told()) is not None:
+            told(made.chain, batch)
+
+    def asked_on(self) -> None:
+        """It has done with the last one what it does."""
+        if (asked := self._asked()) is not None:
+            asked()
+
+    def tell(
+        self,
+        told: Callable[[], Callable[[BatchChain, Any], None] | None],
+        asked: Callable[[], Callable[[], None] | None],
+    ) -> None:
+        """Of what a loop of the user's own is given, and that it asks for more.
+
+        Args:
+            told, asked: weak references to who wants to know.
+        """
+        self._told, self._asked = told, asked
 
     def stepped(self, metrics: Mapping[str, Any] | None) -> BatchChain:
         """An optimizer step was made, of the batches that are returned."""
         self.step += 1
-        self._random, self._drawn, self.accumulating = None, None, False
-        batches, self.batches = self.batches, BatchChain()
+        self._random, self._drawn, self._put, self.accumulating = None, None, None, False
+        batches, self.batches = self._batches_in_hand(), BatchChain()
+        self.position.stepped()
         self.metrics = {}
         self.report(numbers(metrics))
         return batches
@@ -69,7 +123,7 @@ class Progress:
         random, drawn = self._random, self._drawn
         if drawn is None:
             # in the middle of an epoch, or from one to the next, in workers that persist
-            reading = self.position.batch > 0 or getattr(self.loader, "_iterator", None) is not None
+            reading = self.position.batch > 0 or is_reused(source_of(self.loader))
             drawn = self._generators.item(self.loader, reading=reading)
         return {
             "progress": {
@@ -77,12 +131,21 @@ class Progress:
                 "metrics": self.metrics,
                 "history": self.history.state_dict(),
                 "processes": processes(),
-                **({"batches": list(found)} if (found := self.batches.seen) else {}),
+                **({"batches": list(found)} if (found := self._batches_in_hand().seen) else {}),
             },
-            "position": self.position.state_dict(self.loader),
+            "position": self.position.state_dict(self.loader, trained=self._is_trained()),
             "random": gather_random_states() if random is None else random,
             "generators": drawn,
         }
+
+    def _batches_in_hand(self) -> BatchChain:
+        """Those since the last optimizer step."""
+        made = self.position.watched_pass
+        return self.batches if made is None or made.chain is None else made.chain
+
+    def _is_trained(self) -> bool:
+        optimizers = (o for o in self._objects.values() if isinstance(o, torch.optim.Optimizer))
+        return any(o.state for o in optimizers)
 
     def check(self, items: Mapping[str, Any], where: str) -> None:
         """Raises unless `put` can take these items.
@@ -124,19 +187,22 @@ class Progress:
         saved, here = items["progress"]["processes"], processes()
         if saved != here:
             found.append(f"processes were {saved}, are {here}")
-        if reason := self.position.inexact(items["position"], self.loader):
-            found.append(reason)
+        step = items["progress"]["step"]
+        found += self.position.inexact(items["position"], self.loader, step)
         return [*found, *self._generators.inexact(items.get("generators"), self.loader)]
 
     def put_random(self) -> None:
-        """Puts back the random states of a checkpoint, the first time that it is asked."""
-        states, self._random = self._random, None
-        if states is not None:
-            put_random_states(states)
-        drawn, self._drawn = self._drawn, None
+        """Puts back the random states of a checkpoint, as long as no step was made since."""
+        if self._random is not None:
+            self._put = self._random, self._drawn
+            self._random = self._drawn = None
+        if self._put is None:
+            return
+        random, drawn = self._put
+        put_random_states(random)
         if drawn is not None:
             # a loader that puts itself back has its own by now, and may still draw with them
-            own = isinstance(self.loader, Stateful)
+            own = self.position.is_loaders_own
             self._generators.put(drawn, self.loader, objects_only=own)
 
 

@@ -57,6 +57,10 @@ class Saves:
         self.changed()
         self.under_way.handed_out(first=self._progress.position.batch <= 1)
 
+    def asked_on(self) -> None:
+        """The loop has done with the last batch what it does."""
+        self.under_way.asked_on()
+
     def counted(self) -> None:
         """A step was."""
         self.changed()

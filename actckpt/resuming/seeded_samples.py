@@ -71,17 +71,17 @@ def _seed_of(seed: int, epoch: int, index: Any) -> int:
 
 def tell_epoch(loader: Any, epoch: int) -> None:
     """Sets the epoch of every `SeededSamples` that a loader reads through."""
-    for dataset in _layers(loader):
+    for dataset in dataset_layers(loader):
         if isinstance(dataset, SeededSamples):
             dataset.set_epoch(epoch)
 
 
 def draws_by_seed(loader: Any) -> bool:
     """Whether a loader reads through a `SeededSamples`."""
-    return any(isinstance(dataset, SeededSamples) for dataset in _layers(loader))
+    return any(isinstance(dataset, SeededSamples) for dataset in dataset_layers(loader))
 
 
-def _layers(loader: Any) -> list[Any]:
+def dataset_layers(loader: Any) -> list[Any]:
     """The dataset of a loader, and those that it wraps (as `torch.utils.data.Subset` does)."""
     found: list[Any] = []
     layer = getattr(loader, "dataset", None)
