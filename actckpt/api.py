@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,6 +16,7 @@ from actckpt.errors import BudgetError, PlanError
 from actckpt.graph import Graph
 from actckpt.in_use import forget, refuse_strange
 from actckpt.measuring import measure_step
+from actckpt.optimizer_watch import tell_untraced
 from actckpt.planning import SCOPES, Request, make_plan
 from actckpt.policies import POLICIES, Policy
 from actckpt.reporting.measurement import Measurement
@@ -26,10 +27,12 @@ from actckpt.session import Session, session_of
 from actckpt.tracing.call import Call, LossFn
 from actckpt.tracing.forwards import FORWARD
 from actckpt.tracing.lightning import TRAINING_STEP, is_lightning, refuse_manual, training_call
+from actckpt.tracing.optimizing import Optimizing, optimizers_of
 from actckpt.tracing.step import Step
 from actckpt.tracing.tracer import model_device, trace_step
 
 M = TypeVar("M", bound=nn.Module)
+Optimizers = torch.optim.Optimizer | Iterable[torch.optim.Optimizer] | None
 
 # what an untouched model was measured at, for the report of the plan that it gets later
 _UNTOUCHED: weakref.WeakKeyDictionary[nn.Module, Measurement] = weakref.WeakKeyDictionary()
@@ -42,7 +45,7 @@ def optimize(
     batch: Any = None,
     loss_fn: LossFn | None = None,
     target: Any = None,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Optimizers = None,
     accumulate: bool = False,
     policy: str | Policy = "auto",
     scope: str = "step",
@@ -59,8 +62,9 @@ def optimize(
         loss_fn: ``loss_fn(output)``, or ``loss_fn(output, target)`` when ``target`` is given,
             returning a scalar. By default the output's ``.loss``, ``["loss"]``, or itself if it is
             a scalar; else backward is taken to start from the outputs.
-        optimizer: its state and its step count, also before its first step. None: learned from its
-            first step, and planned again.
+        optimizer: one, or a list of several: their state and their steps count, also before the
+            first. Others that step the model's parameters are learned from their first step, and
+            planned again.
         accumulate: gradients are resident when a step begins.
         policy: a name in `POLICIES`, or a callable ``(graph, profile, budget_bytes) -> Plan``.
         scope: "step" bounds the peak of allocated device memory over the whole step,
@@ -82,7 +86,12 @@ def optimize(
         _refuse_loss(model, loss_fn)
         call = _call(model, batch, loss_fn)[0]
     session = Session(
-        model, request, loss_fn=loss_fn, target=target, optimizer=optimizer, accumulate=accumulate
+        model,
+        request,
+        loss_fn=loss_fn,
+        target=target,
+        optimizers=_optimizers(model, optimizer),
+        accumulate=accumulate,
     )
     before, earlier = installed(model), session_of(model)
     try:
@@ -133,7 +142,7 @@ def measure(
     *,
     loss_fn: LossFn | None = None,
     target: Any = None,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Optimizers = None,
     steps: int = 3,
 ) -> Measurement:
     """Peak memory and time of real training steps, planned or not.
@@ -152,9 +161,9 @@ def measure(
         raise ValueError(f"steps must be at least 1; found {steps}")
     session = session_of(model)
     accumulate = session.accumulate if session is not None else False
-    refuse_strange(optimizer, model)
     call, entry = _call(model, batch, loss_fn)
-    step = Step(call, loss_fn, target, optimizer, accumulate, entry=entry)
+    optimizers = _optimizers(model, optimizer)
+    step = Step(call, loss_fn, target, optimizers, accumulate, entry=entry)
     measurement = measure_step(model, step, steps)
     if session is not None:
         session.learn_measured(measurement)
@@ -169,7 +178,7 @@ def trace(
     *,
     loss_fn: LossFn | None = None,
     target: Any = None,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Optimizers = None,
 ) -> Graph:
     """One training step of the untouched model as a `Graph`, traced on fake tensors.
 
@@ -179,11 +188,14 @@ def trace(
     Raises:
         TraceError: the forward depends on values of activations, or there is nothing to train.
     """
-    refuse_strange(optimizer, model)
+    optimizers = _optimizers(model, optimizer)
     call, entry = _call(model, batch, loss_fn)
     before = uninstall(model)
     try:
-        return trace_step(model, Step(call, loss_fn, target, optimizer, entry=entry))
+        step = Step(call, loss_fn, target, optimizers, entry=entry)
+        graph = trace_step(model, step)
+        tell_untraced(graph)
+        return graph
     finally:
         if before is not None:
             install(before)
@@ -196,7 +208,7 @@ def find_max_batch(
     *,
     make_target: Callable[[int], Any] | None = None,
     loss_fn: LossFn | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Optimizers = None,
     accumulate: bool = False,
     policy: str | Policy = "auto",
     scope: str = "step",
@@ -227,13 +239,13 @@ def find_max_batch(
     if not 1 <= start <= limit:
         raise ValueError(f"start and limit must be 1 <= start <= limit; found {start} and {limit}")
     _refuse_loss(model, loss_fn)
-    refuse_strange(optimizer, model)
+    optimizers = _optimizers(model, optimizer)
     before = uninstall(model)
 
     def attempt(size: int) -> BatchTried:
         target = make_target(size) if make_target is not None else None
         call, entry = _call(model, make_batch(size), loss_fn)
-        step = Step(call, loss_fn, target, optimizer, accumulate, entry=entry)
+        step = Step(call, loss_fn, target, optimizers, accumulate, entry=entry)
         try:
             planned = make_plan(model, step, request)
         except BudgetError as error:
@@ -241,6 +253,8 @@ def find_max_batch(
                 raise
             return BatchTried(size, False, error.smallest_bytes)
         peak = planned.dry.peak_bytes if scope == "step" else planned.dry.added_bytes
+        if size == start:
+            tell_untraced(planned.graph)
         plan = planned.plan
         regions = sum(1 for _ in (*plan.walk(), *plan.walk_bursts()))
         return BatchTried(size, True, peak, planned.price.time_s, regions)
@@ -270,6 +284,13 @@ def _budget_bytes(budget_gb: float | None, policy: str | Policy) -> int | None:
     if not math.isfinite(budget) or budget <= 0:
         raise BudgetError(f"budget_gb must be positive and finite; found {budget_gb!r}")
     return round(budget * 1e9)
+
+
+def _optimizers(model: nn.Module, given: Optimizers) -> tuple[Optimizing, ...]:
+    found = optimizers_of(given)
+    for one in found:
+        refuse_strange(one.optimizer, model)
+    return found
 
 
 def _policy(policy: str | Policy) -> str | Policy:

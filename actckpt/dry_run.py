@@ -16,7 +16,9 @@ from actckpt.rewriting.program import Program
 from actckpt.signature import encode
 from actckpt.tracing.call import tensors
 from actckpt.tracing.fake import FakeWorld, faked
+from actckpt.tracing.fake_steps import FakeSteps
 from actckpt.tracing.mode import StepMode, flat_outputs
+from actckpt.tracing.optimizing import held
 from actckpt.tracing.step import Step, run_step
 
 SCRATCH = "scratch inside kernels"
@@ -87,12 +89,16 @@ def dry_run(
         ):
             meter = _Meter(world, live, costs)
             with torch.enable_grad(), world.mode, meter:
-                _enter_residents(model, fake_step, graph, live)
+                steps = FakeSteps(fake_step.optimizers, graph.device)
+                _enter_residents(model, fake_step, steps, graph, live)
                 meter.running = True
+                in_backward = steps.in_backward(steps.steady)
                 run_step(model, fake_step, enter=meter.enter)
-                if fake_step.optimizer is not None:
+                in_backward()
+                if after := steps.after_backward():
                     meter.enter(Phase.OPTIMIZER)
-                    fake_step.optimizer.step()
+                    for number in after:
+                        steps.steady(number)
             return DryRun(
                 peak_bytes=meter.peak_bytes,
                 live_bytes=meter.live_bytes,
@@ -107,7 +113,9 @@ def dry_run(
             )
 
 
-def _enter_residents(model: nn.Module, step: Step, graph: Graph, live: LiveMeter) -> None:
+def _enter_residents(
+    model: nn.Module, step: Step, steps: FakeSteps, graph: Graph, live: LiveMeter
+) -> None:
     trained = {s.name for s in graph.storages if s.category is Category.GRADIENT and s.bytes}
     parameters = dict(model.named_parameters())
     for name, p in parameters.items():
@@ -115,11 +123,10 @@ def _enter_residents(model: nn.Module, step: Step, graph: Graph, live: LiveMeter
         if p.requires_grad:
             p.register_post_accumulate_grad_hook(_Settle(live))
         p.grad = torch.empty_like(p) if name in trained else None
-    if step.optimizer is not None:
-        step.optimizer.step()  # creates the state that a steady step finds resident
-        for state in step.optimizer.state.values():
-            for t in tensors(state):
-                _enter(live, t, Category.OPTIMIZER)
+    for number, one in enumerate(steps.optimizers):
+        steps.begin(number)  # creates the state that a steady step finds resident
+        for t in held(one.optimizer, model.modules()):
+            _enter(live, t, Category.OPTIMIZER)
     for p in parameters.values():
         if not step.accumulate:
             p.grad = None

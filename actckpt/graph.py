@@ -194,6 +194,8 @@ class Graph:
     ``resident_gradients`` whether gradients existed when it began; ``shaped_by_values`` whether a
     shape follows from values, as of a mask that picks rows. ``stands_for``: the accelerator whose
     operations and sizes these are, where the tensors of ``device`` stood in.
+    ``untraced_optimizers``: the number among the step's optimizers, and the reason, of each whose
+    step cannot be traced.
     """
 
     device: str
@@ -210,6 +212,7 @@ class Graph:
     calls: tuple[FunctionCall, ...] = ()
     stands_for: str = ""
     shaped_by_values: bool = False
+    untraced_optimizers: tuple[tuple[int, str], ...] = ()
 
     @cached_property
     def children(self) -> tuple[tuple[int, ...], ...]:
@@ -293,6 +296,9 @@ class Graph:
                 ),
                 stands_for=data.get("stands_for", ""),
                 shaped_by_values=data.get("shaped_by_values", False),
+                untraced_optimizers=tuple(
+                    (number, why) for number, why in data.get("untraced_optimizers", ())
+                ),
             )
         except (KeyError, TypeError) as error:
             raise PlanError(f"not a graph: {error}") from error

@@ -8,11 +8,15 @@ import sys
 import time
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from actckpt.graph import Category
@@ -24,6 +28,7 @@ from actckpt.tracing.fake import random_states
 from actckpt.tracing.lightning import TRAINING_STEP, without_logging
 from actckpt.tracing.mode import flat_outputs, flat_tensors
 from actckpt.tracing.optimizers import inside, kept_as_they_are
+from actckpt.tracing.optimizing import Optimizing, held, inner
 from actckpt.tracing.reached import outside_restored
 from actckpt.tracing.step import Step, find_loss, run_step
 from actckpt.tracing.tracer import model_device
@@ -40,20 +45,21 @@ def measure_step(model: nn.Module, step: Step, steps: int) -> Measurement:
     """
     device = torch.device(model_device(model))
     quiet = without_logging(model) if step.entry == TRAINING_STEP else nullcontext()
-    with quiet, _put_back(model, step):
+    with quiet, _put_back(model, step), _Stepping(model, step.optimizers) as stepping:
         _clear(model, step)
         if "torch._dynamo" in sys.modules:
-            _one(model, step)  # warm-up of what is compiled: it rests under a mode
+            _one(model, step, stepping)  # warm-up of what is compiled: it rests under a mode
             _clear(model, step)
         with as_written(), _Foreign(device) as foreign:
-            loss = _one(model, step)  # warm-up: optimizer state, kernels, the first step's checks
-        meter, split, added = _metered(model, step, device, foreign)
+            # warm-up: optimizer state, kernels, the first step's checks
+            loss = _one(model, step, stepping)
+        meter, split, added = _metered(model, step, stepping, device, foreign)
         times = []
         for _ in range(steps):
             _clear(model, step)
             _synchronize(device)
             begin = time.perf_counter()
-            _one(model, step)
+            _one(model, step, stepping)
             _synchronize(device)
             times.append(time.perf_counter() - begin)
     return Measurement(
@@ -68,7 +74,7 @@ def measure_step(model: nn.Module, step: Step, steps: int) -> Measurement:
     )
 
 
-def _one(model: nn.Module, step: Step) -> float | None:
+def _one(model: nn.Module, step: Step, stepping: _Stepping) -> float | None:
     seen: list[float] = []
 
     def noted(output: Any) -> torch.Tensor | None:
@@ -77,9 +83,11 @@ def _one(model: nn.Module, step: Step) -> float | None:
             seen.append(loss.detach())  # type: ignore[arg-type]  # read after the step
         return loss
 
+    stepping.stepped.clear()
     run_step(model, step, loss_of=noted)
-    if step.optimizer is not None:
-        step.optimizer.step()
+    for one in step.optimizers:
+        if id(one.optimizer) not in stepping.stepped:  # else a hook has stepped it in backward
+            one.optimizer.step()
     return float(seen[0]) if seen else None
 
 
@@ -123,14 +131,14 @@ class _Foreign(TorchDispatchMode):
 
 
 def _metered(
-    model: nn.Module, step: Step, device: torch.device, foreign: _Foreign
+    model: nn.Module, step: Step, stepping: _Stepping, device: torch.device, foreign: _Foreign
 ) -> tuple[AllocatorMeter, dict[Category, int], int]:
     """The meter, the split at the peak, and the peak above residents and arrived gradients."""
     _clear(model, step)
     gc.collect()
     batch = (step.call.args, step.call.kwargs, step.target)
-    residents = resident_bytes(model, step.optimizer, batch)
-    state = list(step.optimizer.state.values()) if step.optimizer is not None else []
+    state = [t for o in stepping.optimizers for t in held(o, model.modules())]
+    residents = resident_bytes(model, state, batch)
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     known = tensors([*model.parameters(), *model.buffers(), *grads, state, batch])
     residents[Category.CONSTANT] = foreign.bytes_beside(known)
@@ -148,7 +156,7 @@ def _metered(
     ]
     try:
         with meter:
-            _one(model, step)
+            _one(model, step, stepping)
     finally:
         for hook in hooks:
             hook.remove()
@@ -168,14 +176,10 @@ def _synchronize(device: torch.device) -> None:
 
 @contextmanager
 def _put_back(model: nn.Module, step: Step) -> Iterator[None]:
-    """Copies on the CPU of everything that a step changes; copied back on exit.
+    """Copies on the CPU of everything that a step changes in a model; copied back on exit.
 
-    What the optimizer and the model's code hold are the very objects of before.
+    What the model's code holds are the very objects of before.
     """
-    optimizers = [] if step.optimizer is None else [step.optimizer]
-    held = [t for t in inside(optimizers, [model]) if isinstance(t, torch.Tensor)]
-    changed = {id(t): t for t in (*model.parameters(), *model.buffers(), *held)}
-    values = [(t, t.detach().to("cpu", copy=True)) for t in changed.values()]
     grads = [
         (p, p.grad, None if p.grad is None else p.grad.detach().clone()) for p in model.parameters()
     ]
@@ -183,14 +187,72 @@ def _put_back(model: nn.Module, step: Step) -> Iterator[None]:
         with (
             random_states(),
             outside_restored(model, step.loss_fn),
-            kept_as_they_are(optimizers, [model]),
+            _values_kept([*model.parameters(), *model.buffers()]),
         ):
             yield
     finally:
         with torch.no_grad():
-            for t, value in values:
-                t.copy_(value)
             for p, grad, saved in grads:
                 if grad is not None and saved is not None:
                     grad.copy_(saved)
                 p.grad = grad
+
+
+@contextmanager
+def _values_kept(found: Iterable[torch.Tensor]) -> Iterator[None]:
+    """The values in tensors are on exit as they were."""
+    kept = [(t, t.detach().to("cpu", copy=True)) for t in found]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for t, value in kept:
+                t.copy_(value)
+
+
+class _Stepping:
+    """The optimizers that step while this is open: given ones, and those that hooks step.
+
+    On exit each of them is as it was, and holds the very objects of before.
+
+    Attributes:
+        optimizers: those seen so far.
+        stepped: ids of those that stepped inside backward.
+    """
+
+    def __init__(self, model: nn.Module, given: Iterable[Optimizing]) -> None:
+        self.model = model
+        self.given = [one.optimizer for one in given]
+        self.optimizers: list[Any] = []
+        self.stepped: set[int] = set()
+        self._own = {id(t) for t in (*model.parameters(), *model.buffers())}
+        self._stack = ExitStack()
+        self._known: set[int] = set()
+
+    def __enter__(self) -> Self:
+        for optimizer in self.given:
+            self._keep(optimizer)
+        self._stack.callback(register_optimizer_step_pre_hook(self._before).remove)
+        self._stack.callback(register_optimizer_step_post_hook(self._after).remove)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def _keep(self, optimizer: Any) -> None:
+        self.optimizers.append(optimizer)
+        self._known.update(map(id, (optimizer, *inner(optimizer))))
+        found = inside([optimizer], [self.model])
+        values = [t for t in found if isinstance(t, torch.Tensor) and id(t) not in self._own]
+        self._stack.enter_context(_values_kept(values))
+        self._stack.enter_context(kept_as_they_are([optimizer], [self.model]))
+
+    def _before(self, optimizer: Any, *_: Any) -> None:
+        if id(optimizer) not in self._known and any(
+            id(p) in self._own for group in optimizer.param_groups for p in group["params"]
+        ):
+            self._keep(optimizer)
+
+    def _after(self, optimizer: Any, *_: Any) -> None:
+        if torch._C._current_graph_task_id() != -1:
+            self.stepped.add(id(optimizer))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import weakref
 from dataclasses import dataclass
@@ -11,11 +10,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from actckpt.batch_key import BatchKey, Contents, batch_key, contents
 from actckpt.errors import BudgetError, PlanError
-from actckpt.in_use import Use, refuse_strange, watch
+from actckpt.in_use import Use, watch
+from actckpt.optimizer_watch import LISTENERS, Accounted, OptimizerWatch, listen
 from actckpt.plan import Plan
 from actckpt.plan_key import plan_key
 from actckpt.planning import Planned, Recalled, Request, make_plan
@@ -30,8 +29,9 @@ from actckpt.rewriting.sharing import note_optimized
 from actckpt.tracing.call import Call, LossFn
 from actckpt.tracing.forwards import FORWARD, around
 from actckpt.tracing.lightning import TRAINING_STEP, is_lightning, of_the_batch, refuse_manual
+from actckpt.tracing.optimizing import Optimizing
 from actckpt.tracing.sharded import refuse_sharded
-from actckpt.tracing.step import Step, needs_closure
+from actckpt.tracing.step import Step
 
 logger = logging.getLogger("actckpt")
 
@@ -45,7 +45,7 @@ class _Entry:
 
     key: BatchKey
     accumulate: bool
-    optimizer_seen: bool
+    optimizers: Accounted
     planned: Planned
     report: Report
     bounded: bool = False
@@ -69,10 +69,9 @@ class Session:
         *,
         loss_fn: LossFn | None = None,
         target: Any = None,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizers: tuple[Optimizing, ...] = (),
         accumulate: bool = False,
     ) -> None:
-        refuse_strange(optimizer, model)
         self._model = weakref.ref(model)
         note_optimized(model)
         # how it is called: a LightningModule by whichever comes first
@@ -82,7 +81,6 @@ class Session:
         self.request = request
         self.loss_fn = loss_fn
         self.target = target
-        self.optimizer = optimizer
         self.accumulate = accumulate
         self.entries: list[_Entry] = []
         self.current: _Entry | None = None
@@ -91,9 +89,8 @@ class Session:
         self._told_around = False
         self._grown = 0
         self.recalled: tuple[Recalled, ...] = ()
-        if optimizer is None:
-            _listen()
-            _WAITING.add(self)
+        self.optimizers = OptimizerWatch(self._model, optimizers)
+        listen(self)
 
     @property
     def model(self) -> nn.Module:
@@ -116,7 +113,7 @@ class Session:
             BudgetError, PlanError, TraceError: the model is then as before the call.
         """
         key = self._key(contents(self.model), call.args, call.kwargs)
-        step = Step(call, self.loss_fn, self.target, self.optimizer, self.accumulate,
+        step = Step(call, self.loss_fn, self.target, self.optimizers.current(), self.accumulate,
                     entry=self.entry)  # fmt: skip
         self.either = False
         self._enforce(self._make(key, step))
@@ -140,6 +137,7 @@ class Session:
         key = self._key(found, args, kwargs)
         self._note_divergence()
         grown = self._note_growth()
+        self.optimizers.abandon_meter()
         resident = any(p.grad is not None for p in found.parameters)
         if not grown:
             if self.current is not None and self._serves(self.current, key, resident):
@@ -161,7 +159,7 @@ class Session:
                 type(self.model).__name__,
                 stands.unknown,
             )
-        step = Step(call, self.loss_fn, self.target, self.optimizer, accumulate,
+        step = Step(call, self.loss_fn, self.target, self.optimizers.current(), accumulate,
                     entry=self.entry, within=True, outside=stands.outside)  # fmt: skip
         made = self._make(key, step, self._target_fits(key))
         self._enforce(self._larger(made) if grown else made)
@@ -233,7 +231,7 @@ class Session:
         return (
             entry.key.covers(key)
             and (entry.accumulate or not resident)
-            and (entry.optimizer_seen or self.optimizer is None)
+            and self.optimizers.covered(entry.optimizers)
         )
 
     def _reason(self, key: BatchKey, resident: bool) -> str:
@@ -244,7 +242,9 @@ class Session:
             return "the batch or the model's state is not the one planned for"
         if resident and not self.current.accumulate:
             return "gradients are resident when the step begins (accumulate=True plans for that)"
-        return "the optimizer has become known"
+        if not self.optimizers.key() <= (self.current.optimizers.optimizers or frozenset()):
+            return "an optimizer has become known, or when it steps, or what its step takes"
+        return "the optimizer holds more than when the plan was made"
 
     def _make(self, key: BatchKey, step: Step, target_fits: bool = True) -> _Entry:
         model = self.model
@@ -261,7 +261,10 @@ class Session:
             if before is not None:
                 install(before)
         report = assemble_report(planned, self.request)
-        entry = _Entry(key, step.accumulate, step.optimizer is not None, planned, report)
+        # as they are known now: the step that was planned has no others
+        accounted = Accounted.of(self.optimizers.key(), planned.graph)
+        self.optimizers.untraced(planned.graph, step.optimizers)
+        entry = _Entry(key, step.accumulate, accounted, planned, report)
         self.entries.append(entry)
         return entry
 
@@ -364,15 +367,20 @@ class Session:
     # ---- what is learned later
 
     def learn(self, optimizer: torch.optim.Optimizer) -> None:
+        """If an optimizer trains this model, the next forward plans with it."""
+        self.optimizers.know(optimizer)
+
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer is about to step."""
+        self.optimizers.before_step(optimizer)
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer has stepped: if it trains this model, the next forward plans with it."""
         model = self._model()
         if model is None:
             self.close()
-            return
-        own = {id(p) for p in model.parameters()}
-        if any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
-            self.optimizer = None if needs_closure(optimizer) else optimizer
-            self.close()
+        else:
+            self.optimizers.stepped(optimizer)
 
     def learn_measured(self, measurement: Measurement, *, untouched: bool = False) -> None:
         """Writes what was measured into the report in force."""
@@ -386,7 +394,8 @@ class Session:
 
     def close(self) -> None:
         """Watches no optimizer any more."""
-        _WAITING.discard(self)
+        LISTENERS.discard(self)
+        self.optimizers.abandon_meter()
 
     def report(self) -> Report:
         """The report of the plan in force.
@@ -414,26 +423,13 @@ class Session:
                         accumulate=self.accumulate)  # fmt: skip
         clone.entry, clone.either = self.entry, self.either
         clone.use = watch(model, clone, copied=True)
-        clone.entries = [dataclasses.replace(e, optimizer_seen=True) for e in self.entries]
+        clone.entries = [
+            dataclasses.replace(e, optimizers=Accounted(None, 0)) for e in self.entries
+        ]
         return clone
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Session:
         raise TypeError("a session is copied by the rewrite that holds it")
-
-
-# sessions that wait for their model's optimizer to step
-_WAITING: weakref.WeakSet[Session] = weakref.WeakSet()
-
-
-@functools.cache
-def _listen() -> None:
-    """Listens to all optimizers, for good: torch walks through its hooks while they are called."""
-
-    def after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        for session in tuple(_WAITING):
-            session.learn(optimizer)
-
-    register_optimizer_step_post_hook(after_step)
 
 
 def session_of(model: nn.Module) -> Session | None:

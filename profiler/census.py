@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -12,28 +13,26 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from actckpt.graph import Category
 
 
-def resident_bytes(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer | None, batch: Any
-) -> dict[Category, int]:
+def resident_bytes(model: torch.nn.Module, optimizer: Any, batch: Any) -> dict[Category, int]:
     """Bytes of parameters, buffers, gradients, optimizer state and batch on the model's device.
 
     Each storage counts once, in the first category that holds it, in the order above.
 
     Args:
+        optimizer: one, several, or None; what is inside counts, an optimizer that it wraps too.
         batch: tensors in any nesting of containers, mappings, dataclasses and plain objects.
     """
     parameters = list(model.parameters())
     buffers = list(model.buffers())
     first = next(iter(parameters + buffers), None)
     device = torch.device("cpu") if first is None else first.device
-    state = None if optimizer is None else [optimizer.state, optimizer.param_groups]
     seen: set[int] = set()
     result = {}
     for category, holder in (
         (Category.PARAMETER, parameters),
         (Category.BUFFER, buffers),
         (Category.GRADIENT, [p.grad for p in parameters if p.grad is not None]),
-        (Category.OPTIMIZER, state),
+        (Category.OPTIMIZER, optimizer),
         (Category.BATCH, batch),
     ):
         total = 0
@@ -64,7 +63,7 @@ def tensors(tree: Any) -> Iterator[torch.Tensor]:
         elif isinstance(x, Mapping):
             stack.extend(x.keys())
             stack.extend(x.values())
-        elif isinstance(x, (list, tuple, set, frozenset)):
+        elif isinstance(x, (list, tuple, set, frozenset, deque)):
             stack.extend(x)
         elif is_dataclass(x):
             stack.extend(getattr(x, f.name, None) for f in fields(x))

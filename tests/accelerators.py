@@ -12,6 +12,7 @@ from actckpt.graph import Graph
 from actckpt.profiler.devices import DEVICES
 from actckpt.targets import load_target
 from actckpt.tracing.call import Call
+from actckpt.tracing.optimizing import optimizers_of
 from actckpt.tracing.step import Step
 from actckpt.tracing.tracer import trace_step
 from actckpt.tracing.weightless import without_weights
@@ -35,7 +36,9 @@ def load(name: str, dtype: str | None = "bf16") -> tuple[nn.Module, Any]:
 
 def step_for(device: str, batch: Any, model: nn.Module | None = None) -> Step:
     optimizer = torch.optim.AdamW(model.parameters()) if model is not None else None
-    return Step(Call.of(batch), optimizer=optimizer, stand_in=DEVICES[device].stand_in)
+    return Step(
+        Call.of(batch), optimizers=optimizers_of(optimizer), stand_in=DEVICES[device].stand_in
+    )
 
 
 def traced(name: str, device: str, dtype: str | None = "bf16") -> Graph:

@@ -27,6 +27,7 @@ from actckpt.rewriting.patch import Rewrite, install, uninstall
 from actckpt.rewriting.program import Program, compile_plan
 from actckpt.tracing.call import Call, tensors
 from actckpt.tracing.mode import SKIPPED, flat_outputs, flat_tensors
+from actckpt.tracing.optimizing import optimizers_of
 from actckpt.tracing.step import Step, run_step
 from actckpt.tracing.tracer import trace_step
 from tests.suite import CASES, Case, MakeOptimizer, adamw, trainable
@@ -47,7 +48,7 @@ class Prepared:
 
 def case_step(case: Case, batch: Any, optimizer: torch.optim.Optimizer | None) -> Step:
     """The training step of a case as the planner is told of it."""
-    return Step(Call.of(batch), case.loss_fn, None, optimizer, case.micro_steps > 1)
+    return Step(Call.of(batch), case.loss_fn, None, optimizers_of(optimizer), case.micro_steps > 1)
 
 
 def autocast(case: Case) -> torch.autocast:

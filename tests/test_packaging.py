@@ -106,7 +106,15 @@ MAY_IMPORT["measuring"] = {"graph", "profiler", "reporting", "tracing", "units"}
 MAY_IMPORT["batch_search"] = set()
 MAY_IMPORT["batch_key"] = {"rewriting"}
 MAY_IMPORT["in_use"] = {"errors", "rewriting"}
-MAY_IMPORT["session"] = {"batch_key", "in_use", "plan_key", "reporting", *MAY_IMPORT["reporting"]}
+MAY_IMPORT["optimizer_watch"] = {"graph", "profiler", "tracing"}
+MAY_IMPORT["session"] = {
+    "batch_key",
+    "in_use",
+    "optimizer_watch",
+    "plan_key",
+    "reporting",
+    *MAY_IMPORT["reporting"],
+}
 # what lies on disk knows nothing of a live run
 MAY_IMPORT["checkpoint"] = {"errors", "units"}
 MAY_IMPORT["resuming"] = {"checkpoint", "errors", "session", "units", "versions"}

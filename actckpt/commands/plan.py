@@ -18,6 +18,7 @@ from actckpt.reporting.assemble import assemble_report, with_bound
 from actckpt.reporting.report import SUFFIXES, Report
 from actckpt.targets import parse_bytes
 from actckpt.tracing.call import Call
+from actckpt.tracing.optimizing import optimizers_of
 from actckpt.tracing.step import Step
 
 
@@ -72,7 +73,9 @@ def run(args: argparse.Namespace) -> int:
         )
         found = report(model)
     else:
-        step = Step(Call.of(batch), optimizer=optimizer, stand_in=elsewhere.stand_in)
+        step = Step(
+            Call.of(batch), optimizers=optimizers_of(optimizer), stand_in=elsewhere.stand_in
+        )
         found = estimated(model, step, Request(args.budget_gb, args.policy, args.scope))
     print(found)
     for path in args.save:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def _device() -> str:
 
 
 def put_plans(
-    model: nn.Module, state: dict[str, Any] | None, optimizer: torch.optim.Optimizer | None
+    model: nn.Module, state: dict[str, Any] | None, optimizers: Iterable[torch.optim.Optimizer]
 ) -> str:
     """What happens to the plans: "" for an untouched model, else a sentence for the report.
 
@@ -37,8 +38,8 @@ def put_plans(
     session = session_of(model)
     if session is None:
         return "" if state is None else "a plan was saved; this model is not optimized"
-    if optimizer is not None:
-        # it exists already: no need to wait for its first step to know what it takes
+    for optimizer in optimizers:
+        # they exist already: no need to wait for their first steps to know what they take
         session.learn(optimizer)
     if state is None:
         return "no plan was saved: the model is planned anew"

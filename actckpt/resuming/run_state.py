@@ -228,9 +228,7 @@ class RunState:
         }
 
     def _put_plans(self, state: Any) -> str:
-        optimizer = self._objects.get("optimizer")
-        known = optimizer if isinstance(optimizer, torch.optim.Optimizer) else None
-        return put_plans(self._model, state, known)
+        return put_plans(self._model, state, self.optimizers)
 
     def _config_notes(self, saved: Mapping[str, Any]) -> list[str]:
         keys = dict.fromkeys([*saved, *self._config])

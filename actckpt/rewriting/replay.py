@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from actckpt.errors import ReplayError
+from actckpt.rewriting.changed import unread
 from actckpt.rewriting.holders import Dropped, is_resident, verify
 from actckpt.rewriting.modes import Mismatch, PruneMode
 from actckpt.rewriting.node import Link, Node, Span
@@ -26,6 +28,10 @@ from actckpt.tracing.fake import is_tracing
 
 if TYPE_CHECKING:
     from actckpt.rewriting.patch import PatchedForward
+
+
+class ChangedError(RuntimeError):
+    """What autograd says of a tensor that was changed in place, of one that a replay reads."""
 
 
 class _Stop(BaseException):
@@ -109,6 +115,8 @@ class _Replay:
         self.rewrite = node.rewrite
         self.calls: Counter[str] = Counter()
         self.waiting = waiting
+        # of parameters and buffers that have changed since the forward pass, by id: as they were
+        self.versions: dict[int, int] = {}
         self.remaining = len(waiting)
         self.number = 0
         self.mode = PruneMode(node) if prune else None
@@ -154,7 +162,7 @@ class _Replay:
         drop: bool,
     ) -> dict[Link, torch.Tensor]:
         """Runs one recorded call; returns what later calls of the span take from it."""
-        self._check_versions(record)
+        changed = self._changed(record)
         set_generator_states(record.random)
         self.calls = Counter(record.calls)
         self.rewrite.put_attributes(record.attributes)
@@ -174,10 +182,12 @@ class _Replay:
             for context in autocast_contexts(record.autocast):
                 stack.enter_context(context)
             stack.enter_context(saved_tensors_hooks(_drop if drop else self._fill, _never))
+            # below what leaves out operations: those read nothing
+            stack.enter_context(unread(changed, partial(self._refusal, record)))
             stack.enter_context(self.mode if self.mode is not None else nullcontext())
             try:
                 out = record.patched.run(args, kwargs)
-            except (Mismatch, ReplayError):
+            except (Mismatch, ReplayError, ChangedError):
                 raise
             except Exception as error:
                 raise self.node.error(f"{type(error).__name__}: {error}") from error
@@ -188,8 +198,14 @@ class _Replay:
                 if last_use.get((position, leaf), -1) > position
             }
 
-    def _check_versions(self, record: CallRecord) -> None:
+    def _changed(self, record: CallRecord) -> list[torch.Tensor]:
+        """Parameters and buffers that were changed in place since the call, which must not be read.
+
+        Raises:
+            ReplayError: there is another tensor in the place of one.
+        """
         now = record.patched.watched(record.program)
+        changed = []
         for (t, version), (found, _) in zip(record.versions, now, strict=True):
             if found is not t:
                 raise self.node.error(
@@ -197,13 +213,18 @@ class _Replay:
                     "(torch.func.functional_call?)"
                 )
             if t._version != version:
-                name = record.patched.name_of(t)
-                raise RuntimeError(
-                    "one of the variables needed for gradient computation has been modified by an "
-                    f"inplace operation: {name} was at version {version} in the forward pass and "
-                    f"is now at version {t._version}. Region {self.node.program.label} is "
-                    "recomputed from it; change parameters and buffers after backward"
-                )
+                changed.append(t)
+                self.versions[id(t)] = version
+        return changed
+
+    def _refusal(self, record: CallRecord, t: torch.Tensor) -> ChangedError:
+        name = record.patched.name_of(t)
+        return ChangedError(
+            "one of the variables needed for gradient computation has been modified by an "
+            f"inplace operation: {name} was at version {self.versions[id(t)]} in the forward pass "
+            f"and is now at version {t._version}. Region {self.node.program.label} is "
+            "recomputed from it; change parameters and buffers after backward"
+        )
 
     # ---- hooks
 
@@ -264,9 +285,11 @@ class _Replay:
                 return patched.run(args, kwargs)
         position = next((i for i, c in enumerate(span.calls) if c is None), -1)
         if position >= 0:
-            span.calls[position] = CallRecord(
+            record = span.calls[position] = CallRecord(
                 program, patched, span, position, args, kwargs, self.calls
             )
+            # not read on the way here, and not to be read from here on: as of the forward pass
+            record.versions = [(t, self.versions.get(id(t), v)) for t, v in record.versions]
             if position == len(span.calls) - 1:
                 for key, child in list(self.uncaptured.items()):
                     if child.span is span:

@@ -9,6 +9,7 @@ import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ def faked(model: nn.Module, step: Step) -> Iterator[tuple[FakeWorld, Step]]:
     the random states of Python, NumPy and torch.
 
     Yields:
-        (world, fake step): the fake step has fake batch, target and optimizer.
+        (world, fake step): the fake step has fake batch, target and optimizers.
     """
     world = FakeWorld(step.stand_in)
     modules = list(model.modules())
@@ -105,17 +106,17 @@ def faked(model: nn.Module, step: Step) -> Iterator[tuple[FakeWorld, Step]]:
         # autocast caches weight casts by tensor: neither world may see the other's
         torch.clear_autocast_cache()
         stack.callback(torch.clear_autocast_cache)
-        optimizer = step.optimizer
-        if optimizer is not None:
-            stack.enter_context(kept_as_they_are([optimizer], modules))
+        optimizers = step.optimizers
+        if optimizers:
+            stack.enter_context(kept_as_they_are([o.optimizer for o in optimizers], modules))
             stack.enter_context(without_hooks())
             copier = Copier(world.fake, modules, elsewhere=step.stand_in is not None)
-            optimizer = copier.copy(optimizer)
+            optimizers = tuple(replace(o, optimizer=copier.copy(o.optimizer)) for o in optimizers)
         fake_step = Step(
             call=map_tensors(step.call, world.fake),
             loss_fn=step.loss_fn,
             target=map_tensors(step.target, world.fake),
-            optimizer=optimizer,
+            optimizers=optimizers,
             accumulate=step.accumulate,
             stand_in=step.stand_in,
             draws=step.draws,

@@ -205,10 +205,10 @@ class Recorder(StepMode):
         if self.phase is Phase.BACKWARD:
             if node is not None:
                 owner = self._sequence.get(node._sequence_nr(), -1)
-        elif node is not None:
-            self.refuse("runs autograd in its forward")
-        else:
+        elif node is None:
             self._sequence[torch._C._autograd._get_sequence_nr() - 1] = len(self.ops)
+        elif self.phase is not Phase.OPTIMIZER:  # which may step inside backward
+            self.refuse("runs autograd in its forward")
         if has_generator(args, kwargs):
             self.refuse("draws from a generator of its own")
         text = encode(name, args, kwargs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from actckpt.errors import PlanError, TraceError
+from actckpt.errors import TraceError
 from actckpt.graph import Phase
 from actckpt.tracing.call import Call, LossFn, tensors
 from actckpt.tracing.draws import Draws
 from actckpt.tracing.forwards import FORWARD
+from actckpt.tracing.optimizing import Optimizing
 from actckpt.tracing.stand_in import StandIn
 
 
@@ -29,34 +29,18 @@ class Step:
     ``within``: the call is what the model's own forward was given: what stands round that forward
     (a wrapper, hooks before it) is running already, and is not run again.
     ``outside``: what of it is known to be done to the output.
-
-    Raises:
-        PlanError: the optimizer runs the model itself.
     """
 
     call: Call
     loss_fn: LossFn | None = None
     target: Any = None
-    optimizer: torch.optim.Optimizer | None = None
+    optimizers: tuple[Optimizing, ...] = ()
     accumulate: bool = False
     stand_in: StandIn | None = None
     draws: Draws = Draws.AS_THEY_COME
     entry: str = FORWARD
     within: bool = False
     outside: Callable[[Any], Any] | None = None
-
-    def __post_init__(self) -> None:
-        if self.optimizer is not None and needs_closure(self.optimizer):
-            raise PlanError(
-                f"{type(self.optimizer).__name__}.step needs a closure that runs the model, and is "
-                "no part of one training step: leave optimizer out. Its memory is then not bounded"
-            )
-
-
-def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimizer's step runs the model, as LBFGS's does."""
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def find_loss(output: Any, step: Step) -> torch.Tensor | None:

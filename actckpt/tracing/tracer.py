@@ -17,7 +17,9 @@ from actckpt.errors import PlanError
 from actckpt.graph import Category, Graph, Phase
 from actckpt.tracing.call import map_tensors, tensors
 from actckpt.tracing.fake import faked
+from actckpt.tracing.fake_steps import FakeSteps
 from actckpt.tracing.hidden import hidden_state
+from actckpt.tracing.optimizing import held
 from actckpt.tracing.recorder import Recorder, data_dependent
 from actckpt.tracing.self_checkpointing import refuse_self_checkpointing
 from actckpt.tracing.stages import StageRecorder
@@ -47,6 +49,7 @@ def trace_step(model: nn.Module, step: Step) -> Graph:
         recorder = Recorder(world)
         _enter_residents(model, fake_step, recorder)
         stages = StageRecorder(model, recorder, fake_step.entry)
+        steps = FakeSteps(fake_step.optimizers, device)
         try:
             with (
                 refuse_self_checkpointing(),
@@ -55,14 +58,14 @@ def trace_step(model: nn.Module, step: Step) -> Graph:
                 recorder,
                 torch.autograd.graph.saved_tensors_hooks(recorder.pack, recorder.unpack),
             ):
-                loss_seen = _run(model, fake_step, recorder)
+                loss_seen = _run(model, fake_step, steps, recorder)
         except DATA_DEPENDENT as error:
             running = recorder.stage_stack or [len(stages.stages) - 1]
             where = stages.stages[running[-1]]["path"] if stages.stages else ""
             raise data_dependent(error, where) from error
         finally:
             stages.close()
-        graph = _assemble(device, recorder, stages, fake_step, loss_seen)
+        graph = _assemble(device, recorder, stages, fake_step, steps, loss_seen)
     return hidden_state(graph)
 
 
@@ -105,7 +108,7 @@ def _enter_residents(model: nn.Module, step: Step, recorder: Recorder) -> None:
             recorder.storage_id(t, Category.BATCH, born=-1)
 
 
-def _run(model: nn.Module, step: Step, recorder: Recorder) -> bool:
+def _run(model: nn.Module, step: Step, steps: FakeSteps, recorder: Recorder) -> bool:
     def enter(phase: Phase) -> None:
         recorder.phase = phase
 
@@ -113,20 +116,38 @@ def _run(model: nn.Module, step: Step, recorder: Recorder) -> bool:
         if p.requires_grad:
             # the hook goes with the fake parameter
             p.register_post_accumulate_grad_hook(lambda p, name=name: recorder.settle(p.grad, name))
+    in_backward = steps.in_backward(lambda n: _step_in_backward(model, steps, n, recorder))
     seen = run_step(model, step, enter)
-    if step.optimizer is not None:
-        # the first step creates the state, which a steady step finds resident: record the second
-        recorder.recording = False
-        step.optimizer.step()
-        recorder.recording = True
-        for key, state in step.optimizer.state.items():
-            # torch makes step counters real ones: fakes, as those of an optimizer that has stepped
-            step.optimizer.state[key] = map_tensors(state, recorder.world.fake)
-            for t in tensors(step.optimizer.state[key]):
-                recorder.storage_id(t, Category.OPTIMIZER, born=-1)
-        recorder.phase = Phase.OPTIMIZER
-        step.optimizer.step()
+    in_backward()
+    after = steps.after_backward()
+    for number in after:
+        _create_state(model, steps, number, recorder)
+    recorder.phase = Phase.OPTIMIZER
+    for number in after:
+        steps.steady(number)
     return seen
+
+
+def _create_state(model: nn.Module, steps: FakeSteps, number: int, recorder: Recorder) -> None:
+    """The first step creates the state, which a steady step finds resident: it is not recorded."""
+    recorder.recording = False
+    steps.begin(number)
+    recorder.recording = True
+    optimizer = steps.optimizers[number].optimizer
+    state = getattr(optimizer, "state", {})
+    for key, found in state.items():
+        # torch makes step counters real ones: fakes, as those of an optimizer that has stepped
+        state[key] = map_tensors(found, recorder.world.fake)
+    for t in held(optimizer, model.modules()):
+        if t.layout == torch.strided:
+            recorder.storage_id(recorder.world.fake(t), Category.OPTIMIZER, born=-1)
+
+
+def _step_in_backward(model: nn.Module, steps: FakeSteps, number: int, recorder: Recorder) -> None:
+    _create_state(model, steps, number, recorder)
+    before, recorder.phase = recorder.phase, Phase.OPTIMIZER
+    steps.steady(number)
+    recorder.phase = before
 
 
 def _assemble(
@@ -134,6 +155,7 @@ def _assemble(
     recorder: Recorder,
     stages: StageRecorder,
     step: Step,
+    steps: FakeSteps,
     loss_seen: bool,
 ) -> Graph:
     storages, saves = recorder.finish()
@@ -159,7 +181,11 @@ def _assemble(
         stages=stages.finish(),
         signatures=tuple(recorder.signatures),
         loss_seen=loss_seen,
-        optimizer_seen=step.optimizer is not None,
+        optimizer_seen=any(
+            n not in steps.untraced or one.temporary_bytes is not None
+            for n, one in enumerate(step.optimizers)
+        ),
+        untraced_optimizers=tuple(sorted(steps.untraced.items())),
         resident_gradients=step.accumulate,
         versions=versions(),
         shaped_by_values=recorder.shaped_by_values,

@@ -1,0 +1,405 @@
+"""The optimizers of one model: given, or seen to step; what they hold, and what a step takes."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import logging
+import weakref
+from collections import defaultdict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from actckpt.graph import Category, Graph
+from actckpt.profiler.census import storages
+from actckpt.profiler.meter import AllocatorMeter
+from actckpt.tracing.optimizers import is_optimizer
+from actckpt.tracing.optimizing import (
+    Optimizing,
+    beneath,
+    held,
+    inner,
+    needs_closure,
+    outermost,
+)
+
+logger = logging.getLogger("actckpt")
+
+_SIZED = (list, dict, deque, defaultdict)
+# plans for more state, until it is said that it grows
+_GROWTHS = 4
+# steps of an optimizer that cannot be traced, until what it takes is believed
+_MEASURED_STEPS = 3
+# state that a step adds, as a share of what it takes for a while: more of it is a first step
+_STEADY = 0.01
+
+
+@dataclass(slots=True)
+class Accounted:
+    """What a plan was made for: which optimizers, stepping when, with how much state.
+
+    ``optimizers`` is None where it serves whatever steps. ``sizes`` are those seen to be covered.
+    """
+
+    optimizers: frozenset[Any] | None
+    state_bytes: int
+    sizes: set[int] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, optimizers: frozenset[Any], graph: Graph) -> Accounted:
+        """What a graph that was traced with them accounts for."""
+        state = (s.bytes for s in graph.storages if s.category is Category.OPTIMIZER)
+        return cls(optimizers, sum(state))
+
+
+class _Seen:
+    """One optimizer of the model. What was only seen is held weakly: the loop may drop it."""
+
+    def __init__(self, number: int, optimizer: Any, *, given: bool) -> None:
+        self.number = number
+        self.ref = weakref.ref(optimizer)
+        self.given = optimizer if given else None
+        self.in_backward = False
+        self.frees: bool | None = None
+        self.temporary_bytes: int | None = None
+        self.steps = 0
+        self.tries = 0
+
+    def optimizing(self, frees: bool) -> Optimizing | None:
+        """The optimizer and when it steps; None if it is gone.
+
+        Args:
+            frees: whether it lets go of its gradients, as far as that was not seen.
+        """
+        optimizer = self.ref()
+        if optimizer is None:
+            return None
+        _, in_backward, freed, temporary_bytes = self.key(frees)
+        return Optimizing(optimizer, in_backward, freed, temporary_bytes)
+
+    def key(self, frees: bool) -> tuple[int, bool, bool, int | None]:
+        """What a plan depends on."""
+        freed = self.in_backward and (frees if self.frees is None else self.frees)
+        return self.number, self.in_backward, freed, self.temporary_bytes
+
+
+@dataclass(slots=True)
+class _OpenMeter:
+    """A measurement under way: of which optimizer's step, by id, and how many calls deep it is."""
+
+    optimizer: int
+    meter: AllocatorMeter
+    depth: int = 0
+
+
+class OptimizerWatch:
+    """Learns the optimizers that step a model's parameters, for as long as it is told of steps."""
+
+    def __init__(self, model: weakref.ref[nn.Module], given: Iterable[Optimizing]) -> None:
+        self._model = model
+        self._numbers = 0
+        self._seen: dict[int, _Seen] = {}
+        # id of what others wrap -> id of the outermost
+        self._wrapped: dict[int, int] = {}
+        self._others: dict[int, tuple[Any, int]] = {}
+        self._last: _Seen | None = None
+        self._unmeasured: set[int] = set()
+        self._meter: _OpenMeter | None = None
+        self._told: set[str] = set()
+        self._growths = 0
+        self._key: frozenset[Any] | None = None
+        for one in given:
+            self._add(one.optimizer, given=True)
+
+    # ---- what a plan is made for
+
+    def current(self) -> tuple[Optimizing, ...]:
+        """The optimizers that are alive, each once, and when they step."""
+        if self._key is None:
+            self._adopt()
+        frees = any(s.frees for s in self._seen.values())
+        found = (s.optimizing(frees) for s in self._seen.values())
+        return tuple(one for one in found if one is not None)
+
+    def key(self) -> frozenset[Any]:
+        """What of them a plan depends on."""
+        if self._key is None:
+            self._adopt()
+            frees = any(s.frees for s in self._seen.values())
+            self._key = frozenset(s.key(frees) for s in self._seen.values())
+        return self._key
+
+    def covered(self, accounted: Accounted) -> bool:
+        """Whether a plan that was made for ``accounted`` is one for what is there now."""
+        if accounted.optimizers is None:
+            return True
+        if not self.key() <= accounted.optimizers:
+            return False
+        size = sum(map(_size, self.current()))
+        if size in accounted.sizes:
+            return True
+        if self.state_bytes() > accounted.state_bytes and self._grows():
+            return False
+        accounted.sizes.add(size)
+        return True
+
+    def _grows(self) -> bool:
+        """Whether to plan again for more state."""
+        self._growths += 1
+        if self._growths > _GROWTHS:
+            names = ", ".join(dict.fromkeys(one.name for one in self.current()))
+            self._tell(
+                f"what {names} holds has grown {_GROWTHS} times since it was planned for: what it "
+                "grows by from now on is not bounded"
+            )
+        return self._growths <= _GROWTHS
+
+    def state_bytes(self) -> int:
+        """Bytes that they hold on the model's device."""
+        model = self._model()
+        device = next((p.device for p in model.parameters()), None) if model else None
+        modules = list(model.modules()) if model is not None else []
+        found = {
+            s._cdata: s.nbytes()
+            for one in self.current()
+            for t in held(one.optimizer, modules)
+            if t.device == device
+            for s in storages(t)
+        }
+        own = {s._cdata for p in model.parameters() for s in storages(p)} if model else set()
+        return sum(size for key, size in found.items() if key not in own)
+
+    # ---- what is seen
+
+    def stepped(self, optimizer: Any) -> bool:
+        """Notes a step; returns whether the optimizer is one of the model's, and was not known."""
+        self._end_meter(optimizer)
+        new = self.know(optimizer)
+        seen = self._find(optimizer)
+        if seen is not None:
+            self._note_when(seen)
+            seen.steps += 1
+        return new
+
+    def know(self, optimizer: Any) -> bool:
+        """Notes an optimizer that exists; returns as `stepped`."""
+        if self._find(optimizer) is not None or not self._is_of_model(optimizer):
+            return False
+        self._add(optimizer, given=False)
+        return True
+
+    def _find(self, optimizer: Any) -> _Seen | None:
+        """What is known of an optimizer, or of the one that wraps it."""
+        outer = self._wrapped.get(id(optimizer), id(optimizer))
+        seen = self._seen.get(outer)
+        found = seen.ref() if seen is not None else None
+        # an id may be another's by now
+        known = found is not None and (found is optimizer or outer != id(optimizer))
+        return seen if known else None
+
+    def _is_of_model(self, optimizer: Any) -> bool:
+        groups = optimizer.param_groups
+        other = self._others.get(id(optimizer))
+        if other is not None and other[0]() is optimizer and other[1] == len(groups):
+            return False
+        model = self._model()
+        own = {id(p) for p in model.parameters()} if model is not None else set()
+        steps = any(id(p) in own for group in groups for p in group["params"])
+        if steps and not needs_closure(optimizer):
+            return True
+        if steps:
+            self._tell(
+                f"{type(optimizer).__name__} runs the model in its step: what it takes is not "
+                "bounded"
+            )
+        self._others[id(optimizer)] = (weakref.ref(optimizer), len(groups))
+        return False
+
+    def _add(self, optimizer: Any, *, given: bool) -> _Seen:
+        optimizer = beneath(optimizer)
+        self._wrapped.pop(id(optimizer), None)
+        self._seen = {key: s for key, s in self._seen.items() if s.ref() is not None}
+        found = self._seen[id(optimizer)] = _Seen(self._numbers, optimizer, given=given)
+        self._numbers += 1
+        for x in inner(optimizer):
+            self._wrapped[id(x)] = id(optimizer)
+            earlier = self._seen.pop(id(x), None)
+            if earlier is not None:
+                found.steps, found.in_backward = earlier.steps, earlier.in_backward
+                found.frees = earlier.frees
+        self._key = None
+        return found
+
+    def _note_when(self, seen: _Seen) -> None:
+        """Whether it steps inside backward, and whether the one before has freed its gradients."""
+        inside = torch._C._current_graph_task_id() != -1
+        in_backward = inside and (seen.in_backward or not seen.steps)
+        if in_backward != seen.in_backward:
+            seen.in_backward = in_backward
+            self._key = None
+        last, self._last = self._last, seen if inside else None
+        if not inside or last is None or last is seen or last.frees is not None:
+            return
+        optimizer = last.ref()
+        if optimizer is not None:
+            groups = optimizer.param_groups
+            last.frees = all(p.grad is None for group in groups for p in group["params"])
+            self._key = None
+
+    def _adopt(self) -> None:
+        """Puts wrappers in the place of what they wrap: their own copies of the weights count.
+
+        Nobody tells of those that are none of torch's kind, or step their optimizer themselves.
+        """
+        learned = [s for s in self._seen.values() if s.given is None and s.ref() is not None]
+        if not learned:
+            return
+        known = {id(s.ref()) for s in self._seen.values()}
+        wrappers = [x for x in _optimizers_alive() if known & {id(i) for i in inner(x)}]
+        for optimizer in outermost(wrappers):
+            if id(optimizer) not in known:
+                self._add(optimizer, given=False)
+
+    # ---- steps that cannot be traced
+
+    def untraced(self, graph: Graph, optimizers: tuple[Optimizing, ...]) -> None:
+        """Their next steps are measured, as a graph that was traced with them says."""
+        for number, why in graph.untraced_optimizers:
+            one = optimizers[number]
+            seen = self._seen.get(id(one.optimizer))
+            if seen is None or seen.temporary_bytes is not None:
+                continue
+            self._tell(
+                f"{why}: that step cannot be planned ahead. What it takes is measured when it is "
+                "made, and planned for from then on"
+            )
+            self._unmeasured.update(map(id, (one.optimizer, *inner(one.optimizer))))
+        if self._unmeasured:
+            _listen_before()
+
+    def before_step(self, optimizer: Any) -> None:
+        """Begins to measure, if the optimizer's step is one to be measured."""
+        if id(optimizer) not in self._unmeasured:
+            return
+        if self._meter is not None:
+            # a step that calls the one of its base class begins twice
+            self._meter.depth += self._meter.optimizer == id(optimizer)
+            return
+        device = next((p.device for g in optimizer.param_groups for p in g["params"]), None)
+        if device is None or device.type not in ("cpu", "cuda") or _is_profiling():
+            return
+        meter = AllocatorMeter(device)
+        meter.__enter__()
+        self._meter = _OpenMeter(id(optimizer), meter)
+
+    def _end_meter(self, optimizer: Any) -> None:
+        if self._meter is None or self._meter.optimizer != id(optimizer):
+            return
+        if self._meter.depth:
+            self._meter.depth -= 1
+            return
+        meter = self.abandon_meter()
+        seen = self._find(optimizer)
+        if meter is None or seen is None:
+            return
+        seen.tries += 1
+        steady = meter.end_bytes <= max(_STEADY * meter.peak_bytes, 4096)
+        if steady or seen.tries == _MEASURED_STEPS:
+            seen.temporary_bytes = meter.peak_bytes
+            self._unmeasured.difference_update(map(id, (optimizer, *inner(optimizer))))
+            self._unmeasured.discard(id(seen.ref()))
+            self._key = None
+
+    def abandon_meter(self) -> AllocatorMeter | None:
+        """Ends a measurement, which an error in the step may have left open."""
+        if self._meter is None:
+            return None
+        meter, self._meter = self._meter.meter, None
+        meter.__exit__(None, None, None)
+        return meter
+
+    def _tell(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            logger.warning("actckpt: %s", message)
+
+
+def tell_untraced(graph: Graph) -> None:
+    """One line for each optimizer that a graph leaves out."""
+    for _, why in graph.untraced_optimizers:
+        logger.warning("actckpt: %s: that step cannot be traced, and is left out", why)
+
+
+def _size(one: Optimizing) -> int:
+    """Changes whenever something is added to an optimizer, or taken out; quick."""
+    optimizer = one.optimizer
+    state = getattr(optimizer, "state", {})
+    size = sum(len(x) for x in vars(optimizer).values() if type(x) in _SIZED)
+    try:
+        return sum(map(len, state.values()), size)
+    except TypeError:
+        return len(state) + size
+
+
+def _optimizers_alive() -> list[Any]:
+    """Every optimizer of the process. Takes tens of milliseconds."""
+    kinds: dict[type, bool] = {}
+    found = []
+    for x in gc.get_objects():
+        kind = type(x)  # isinstance would wake lazy proxies
+        if kind not in kinds:
+            step = callable(getattr(kind, "step", None)) and not issubclass(kind, type)
+            kinds[kind] = step and (issubclass(kind, Optimizer) or hasattr(kind, "param_groups"))
+        if kinds[kind] and is_optimizer(x):
+            found.append(x)
+    return found
+
+
+def _is_profiling() -> bool:
+    return bool(torch._C._autograd._profiler_enabled())
+
+
+class Listener(Protocol):
+    """Who is told of the steps of all optimizers."""
+
+    def before_step(self, optimizer: Any) -> None: ...
+
+    def after_step(self, optimizer: Any) -> None: ...
+
+
+LISTENERS: weakref.WeakSet[Listener] = weakref.WeakSet()
+
+
+def listen(listener: Listener) -> None:
+    """Tells ``listener`` of steps, until it is discarded from `LISTENERS`."""
+    _listen()
+    LISTENERS.add(listener)
+
+
+@functools.cache
+def _listen() -> None:
+    """Listens to all optimizers, for good: torch walks through its hooks while they are called."""
+
+    def after_step(optimizer: Any, *_: Any) -> None:
+        for listener in tuple(LISTENERS):
+            listener.after_step(optimizer)
+
+    register_optimizer_step_post_hook(after_step)
+
+
+@functools.cache
+def _listen_before() -> None:
+    def before_step(optimizer: Any, *_: Any) -> None:
+        for listener in tuple(LISTENERS):
+            listener.before_step(optimizer)
+
+    register_optimizer_step_pre_hook(before_step)
