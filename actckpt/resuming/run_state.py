@@ -13,6 +13,7 @@ from actckpt.checkpoint.encoding import Encoded, encode
 from actckpt.checkpoint.names import is_item_name
 from actckpt.errors import CheckpointMismatchError
 from actckpt.resuming.buffers import Buffers, OtherBuffers
+from actckpt.resuming.functions import functions_item, other_functions
 from actckpt.resuming.gradients import Gradients
 from actckpt.resuming.live_objects import (
     Stateful,
@@ -28,11 +29,12 @@ from actckpt.resuming.parameter_names import ParameterNames
 from actckpt.resuming.plans import gather_plans, put_plans
 from actckpt.resuming.random_states import lost_random_states
 from actckpt.resuming.resumed import version_differences
+from actckpt.resuming.settings import setting_notes
 from actckpt.versions import versions
 
 # items that every checkpoint has, beside the objects that the user passes
 OWN = ("identities", "module-versions", "progress", "position", "random", "generators", "under-way",
-       "plans", "config")  # fmt: skip
+       "functions", "plans", "config")  # fmt: skip
 
 # objects of the library's own, made of what the user passes
 _DERIVED = ("gradients", "buffers", "other-buffers")
@@ -112,6 +114,7 @@ class RunState:
             if isinstance(item, nn.Module) and hasattr(states[name], "_metadata")
         }
         states.update(progress)
+        states["functions"] = functions_item(self.objects)
         states["plans"] = gather_plans(self._model)
         states["config"] = self._config
         return {name: encode(state, name) for name, state in states.items()}
@@ -169,6 +172,7 @@ class RunState:
             objects = {name: item for name, item in objects.items() if name in only}
         objects = {n: x for n, x in objects.items() if n in items or n not in _LATER}
         doubted = self._check(objects, items, where, everything=only is None)
+        notes = setting_notes(objects, items)
         for name, metadata in items["module-versions"].items():
             if name in objects:
                 items[name]._metadata = metadata
@@ -188,7 +192,8 @@ class RunState:
         if lost := lost_random_states(items["random"]):
             inexact.append(lost)
         inexact += doubted
-        return Put(tuple(inexact), plan, tuple(self._config_notes(items["config"])))
+        inexact += other_functions(self.objects, items.get("functions"))
+        return Put(tuple(inexact), plan, (*self._config_notes(items["config"]), *notes))
 
     def _check(
         self, objects: dict[str, Stateful], items: dict[str, Any], where: str, *, everything: bool
