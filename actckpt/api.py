@@ -163,7 +163,8 @@ def measure(
     accumulate = session.accumulate if session is not None else False
     call, entry = _call(model, batch, loss_fn)
     optimizers = _optimizers(model, optimizer)
-    step = Step(call, loss_fn, target, optimizers, accumulate, entry=entry)
+    step = Step(call, loss_fn, target, optimizers, accumulate, entry=entry,
+                backwards=session.backwards if session is not None else ())  # fmt: skip
     measurement = measure_step(model, step, steps)
     if session is not None:
         session.learn_measured(measurement)

@@ -93,7 +93,12 @@ def dry_run(
                 _enter_residents(model, fake_step, steps, graph, live)
                 meter.running = True
                 in_backward = steps.in_backward(steps.steady)
-                run_step(model, fake_step, enter=meter.enter)
+                run_step(
+                    model,
+                    fake_step,
+                    enter=meter.enter,
+                    returned=lambda g: live.move(g, Category.GRADIENT),
+                )
                 in_backward()
                 if after := steps.after_backward():
                     meter.enter(Phase.OPTIMIZER)

@@ -23,6 +23,7 @@ from actckpt.pricing.simulate import Pricer
 from actckpt.profile import Profile
 from actckpt.profiler.build import build_profile
 from actckpt.rewriting.program import Program, compile_plan
+from actckpt.several_backwards import priced, single
 from actckpt.tracing.draws import Draws, asks_for_draws, same_course, saved_bytes
 from actckpt.tracing.hidden import without_links
 from actckpt.tracing.step import Step
@@ -119,7 +120,7 @@ def make_plan(
         PlanError: the policy returned something else than a plan for this model.
         TraceError: the step cannot be traced.
     """
-    graph = trace_step(model, step)
+    graph = trace_step(model, single(step))
     largest = _largest(model, step, graph)
     if largest is not None:
         step, graph = largest
@@ -144,7 +145,7 @@ def _largest(model: nn.Module, step: Step, graph: Graph) -> tuple[Step, Graph] |
     for draws in (Draws.HIGH, Draws.LOW):
         other = dataclasses.replace(step, draws=draws)
         try:
-            found.append((other, trace_step(model, other)))
+            found.append((other, trace_step(model, single(other))))
         except Exception as error:  # nothing runs, or what the model itself does not survive
             logger.debug("no forward under %s draws: %s", draws, error)
     if all(same_course(graph, other) for _, other in found):
@@ -243,8 +244,15 @@ class _Search:
         self.view = view
         self.profile = profile
         self.pricer = pricer
-        self.untouched = pricer.price(Plan("none"))
+        self.untouched = self._price_untouched()
         self.aim, self.untouched_aim = aims(model)
+
+    def _price_untouched(self) -> Price:
+        found = self.pricer.price(Plan("none"))
+        if not self.step.backwards:
+            return found
+        dry = dry_run(self.model, self.step, self.graph, Program(), self.profile)
+        return priced(found, self.step, self.graph, self.profile, dry)
 
     def run(self) -> Planned:
         """The first plan that fits, or whose dry run leaves the trace: of that nothing is known."""
@@ -306,7 +314,7 @@ class _Search:
     def _dry(self, plan: Plan) -> Planned:
         program = compile_plan(self.graph, plan, self.profile)
         dry = dry_run(self.model, self.step, self.graph, program, self.profile)
-        price = self.pricer.price(plan)
+        price = priced(self.pricer.price(plan), self.step, self.graph, self.profile, dry)
         return Planned(self.graph, self.profile, plan, program, self.untouched, price, dry)
 
     def _smallest(self, error: BudgetError, aim: int) -> Planned:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from actckpt.backward_watch import watch_backwards
 from actckpt.batch_key import BatchKey, Contents, batch_key, contents
 from actckpt.errors import BudgetError, PlanError
 from actckpt.in_use import Use, watch
@@ -26,6 +27,8 @@ from actckpt.rewriting.patch import ENTRIES, Rewrite, install, installed, uninst
 from actckpt.rewriting.program import Program
 from actckpt.rewriting.run import CURRENT
 from actckpt.rewriting.sharing import note_optimized
+from actckpt.several_backwards import notes_on
+from actckpt.tracing.backwards import Backward, joined
 from actckpt.tracing.call import Call, LossFn
 from actckpt.tracing.forwards import FORWARD, around
 from actckpt.tracing.lightning import TRAINING_STEP, is_lightning, of_the_batch, refuse_manual
@@ -46,6 +49,7 @@ class _Entry:
     key: BatchKey
     accumulate: bool
     optimizers: Accounted
+    backwards: tuple[Backward, ...]
     planned: Planned
     report: Report
     bounded: bool = False
@@ -86,6 +90,8 @@ class Session:
         self.current: _Entry | None = None
         # whether a forward was not the traced one
         self.changes = False
+        # those that steps were seen to run over one graph; () for one that keeps nothing
+        self.backwards: tuple[Backward, ...] = ()
         self._told_around = False
         self._grown = 0
         self.recalled: tuple[Recalled, ...] = ()
@@ -114,7 +120,7 @@ class Session:
         """
         key = self._key(contents(self.model), call.args, call.kwargs)
         step = Step(call, self.loss_fn, self.target, self.optimizers.current(), self.accumulate,
-                    entry=self.entry)  # fmt: skip
+                    entry=self.entry, backwards=self.backwards)  # fmt: skip
         self.either = False
         self._enforce(self._make(key, step))
 
@@ -160,7 +166,8 @@ class Session:
                 stands.unknown,
             )
         step = Step(call, self.loss_fn, self.target, self.optimizers.current(), accumulate,
-                    entry=self.entry, within=True, outside=stands.outside)  # fmt: skip
+                    entry=self.entry, within=True, outside=stands.outside,
+                    backwards=self.backwards)  # fmt: skip
         made = self._make(key, step, self._target_fits(key))
         self._enforce(self._larger(made) if grown else made)
 
@@ -171,6 +178,10 @@ class Session:
         smaller = before if made.planned.dry.nodes > before.planned.dry.nodes else made
         self.entries.remove(smaller)
         return before if smaller is made else made
+
+    def after_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Called after every forward with gradients: several backwards may run over its graph."""
+        watch_backwards(self.model, args, kwargs, output, self.learn_backwards)
 
     def _say_why(self, planned: _Entry, key: BatchKey, resident: bool, *, first: bool) -> None:
         """Says why there is another plan: a warning where the batch given was never used."""
@@ -232,6 +243,7 @@ class Session:
             entry.key.covers(key)
             and (entry.accumulate or not resident)
             and self.optimizers.covered(entry.optimizers)
+            and entry.backwards == self.backwards
         )
 
     def _reason(self, key: BatchKey, resident: bool) -> str:
@@ -242,6 +254,8 @@ class Session:
             return "the batch or the model's state is not the one planned for"
         if resident and not self.current.accumulate:
             return "gradients are resident when the step begins (accumulate=True plans for that)"
+        if self.current.backwards != self.backwards:
+            return "several backwards run over one graph, or one that keeps it"
         if not self.optimizers.key() <= (self.current.optimizers.optimizers or frozenset()):
             return "an optimizer has become known, or when it steps, or what its step takes"
         return "the optimizer holds more than when the plan was made"
@@ -260,11 +274,11 @@ class Session:
         finally:
             if before is not None:
                 install(before)
-        report = assemble_report(planned, self.request)
+        report = assemble_report(planned, self.request, notes_on(step))
         # as they are known now: the step that was planned has no others
         accounted = Accounted.of(self.optimizers.key(), planned.graph)
         self.optimizers.untraced(planned.graph, step.optimizers)
-        entry = _Entry(key, step.accumulate, accounted, planned, report)
+        entry = _Entry(key, step.accumulate, accounted, step.backwards, planned, report)
         self.entries.append(entry)
         return entry
 
@@ -330,6 +344,7 @@ class Session:
             "policy": self.request.policy_name,
             "scope": self.request.scope,
             "changes": self.changes,
+            "backwards": [b.to_json() for b in self.backwards],
             "plans": [
                 {"key": r.key, "plan": r.plan.to_json(), "profile": r.profile.to_json()}
                 for r in dict.fromkeys([*made, *self.recalled])
@@ -356,6 +371,7 @@ class Session:
                 Recalled(p["key"], Plan.from_json(p["plan"]), Profile.from_json(p["profile"]))
                 for p in state["plans"]
             )
+            self.backwards = tuple(Backward.from_json(b) for b in state.get("backwards", ()))
         except (KeyError, TypeError) as error:
             raise PlanError(f"not the plans of a session: {error!r}") from error
         self.changes = bool(state.get("changes"))
@@ -381,6 +397,19 @@ class Session:
             self.close()
         else:
             self.optimizers.stepped(optimizer)
+
+    def learn_backwards(self, found: tuple[Backward, ...]) -> None:
+        """A step runs these over the graph of one forward: the next forward plans with them."""
+        known = joined(self.backwards, found)
+        if known == self.backwards:
+            return
+        if not self.backwards and self.current is not None and self.request.budget_bytes:
+            logger.warning(
+                "actckpt: a backward keeps its graph (retain_graph or create_graph) for another "
+                "one, for which this step was not planned: it may take more memory than the "
+                "budget. From the next step on the plan is made for what this one does"
+            )
+        self.backwards = known
 
     def learn_measured(self, measurement: Measurement, *, untouched: bool = False) -> None:
         """Writes what was measured into the report in force."""
@@ -423,6 +452,7 @@ class Session:
                         accumulate=self.accumulate)  # fmt: skip
         clone.entry, clone.either = self.entry, self.either
         clone.use = watch(model, clone, copied=True)
+        clone.backwards = self.backwards
         clone.entries = [
             dataclasses.replace(e, optimizers=Accounted(None, 0)) for e in self.entries
         ]

@@ -92,11 +92,13 @@ MAY_IMPORT["rewriting"] = {
 MAY_IMPORT["dry_run"] = {"profiler", "rewriting", *MAY_IMPORT["profiler"], *MAY_IMPORT["rewriting"]}
 MAY_IMPORT["plan_key"] = {"graph"}
 MAY_IMPORT["margin"] = set()
+MAY_IMPORT["several_backwards"] = {"dry_run", "graph", "pricing", "profile", "tracing"}
 MAY_IMPORT["planning"] = {
     "dry_run",
     "margin",
     "plan_key",
     "policies",
+    "several_backwards",
     "units",
     *MAY_IMPORT["dry_run"],
     *MAY_IMPORT["policies"],
@@ -106,8 +108,10 @@ MAY_IMPORT["measuring"] = {"graph", "profiler", "reporting", "tracing", "units"}
 MAY_IMPORT["batch_search"] = set()
 MAY_IMPORT["batch_key"] = {"rewriting"}
 MAY_IMPORT["in_use"] = {"errors", "rewriting"}
+MAY_IMPORT["backward_watch"] = {"rewriting", "tracing"}
 MAY_IMPORT["optimizer_watch"] = {"graph", "profiler", "tracing"}
 MAY_IMPORT["session"] = {
+    "backward_watch",
     "batch_key",
     "in_use",
     "optimizer_watch",

@@ -32,9 +32,11 @@ ENTRIES = (FORWARD, TRAINING_STEP)
 
 
 class Planner(Protocol):
-    """Whoever decides the plan of a root; asked before every forward with gradients."""
+    """Whoever decides the plan of a root; asked before every forward with gradients, told after."""
 
     def before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], entry: str) -> None: ...
+
+    def after_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None: ...
 
     def copied(self, model: nn.Module) -> Planner: ...
 
@@ -349,10 +351,13 @@ class PatchedForward(Replaced):
         first = _next_node()
         try:
             with quiet:
-                return run.call(patched, args, kwargs)
+                output = run.call(patched, args, kwargs)
         finally:
             CURRENT.run = previous
             rewrite.nodes = max(rewrite.nodes, _next_node() - first)
+        if self.rewrite.planner is not None:
+            self.rewrite.planner.after_forward(args, kwargs, output)
+        return output
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PatchedForward:
         from copy import deepcopy

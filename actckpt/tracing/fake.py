@@ -123,6 +123,7 @@ def faked(model: nn.Module, step: Step) -> Iterator[tuple[FakeWorld, Step]]:
             entry=step.entry,
             within=step.within,
             outside=step.outside,
+            backwards=step.backwards,
         )
         if step.within:
             stack.enter_context(bare(model, step.entry))

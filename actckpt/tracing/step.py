@@ -12,6 +12,7 @@ from torch import nn
 
 from actckpt.errors import TraceError
 from actckpt.graph import Phase
+from actckpt.tracing.backwards import Backward, run_backwards
 from actckpt.tracing.call import Call, LossFn, tensors
 from actckpt.tracing.draws import Draws
 from actckpt.tracing.forwards import FORWARD
@@ -29,6 +30,7 @@ class Step:
     ``within``: the call is what the model's own forward was given: what stands round that forward
     (a wrapper, hooks before it) is running already, and is not run again.
     ``outside``: what of it is known to be done to the output.
+    ``backwards``: those that it runs over one graph; () is one that keeps nothing.
     """
 
     call: Call
@@ -41,6 +43,7 @@ class Step:
     entry: str = FORWARD
     within: bool = False
     outside: Callable[[Any], Any] | None = None
+    backwards: tuple[Backward, ...] = ()
 
 
 def find_loss(output: Any, step: Step) -> torch.Tensor | None:
@@ -88,6 +91,7 @@ def run_step(
     step: Step,
     enter: Callable[[Phase], None] = lambda _: None,
     loss_of: Callable[[Any], torch.Tensor | None] | None = None,
+    returned: Callable[[torch.Tensor], None] = lambda _: None,
 ) -> bool:
     """Runs forward, loss and backward; returns whether a loss was seen.
 
@@ -96,6 +100,7 @@ def run_step(
     Args:
         enter: told of each phase before it begins.
         loss_of: finds the loss in the output; `find_loss` if None.
+        returned: told of gradients that go to the user instead of the parameters.
 
     Raises:
         TraceError: no output requires gradients.
@@ -110,7 +115,10 @@ def run_step(
     if loss is not None:
         enter(Phase.BACKWARD)
         with outside_autocast(loss.device.type):
-            loss.backward()
+            if step.backwards:
+                run_backwards(model, step.call, step.backwards, [loss], [None], returned)
+            else:
+                loss.backward()
         return True
     roots = [t for t in tensors(output) if t.requires_grad]
     if not roots:
@@ -121,5 +129,8 @@ def run_step(
     seeds = [torch.ones_like(t) for t in roots]
     enter(Phase.BACKWARD)
     with outside_autocast(roots[0].device.type):
-        torch.autograd.backward(roots, seeds)
+        if step.backwards:
+            run_backwards(model, step.call, step.backwards, roots, seeds, returned)
+        else:
+            torch.autograd.backward(roots, seeds)
     return False
