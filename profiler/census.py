@@ -81,7 +81,9 @@ def storages(tensor: torch.Tensor) -> Iterator[torch.UntypedStorage]:
     """The storages under a tensor: those of its parts if it is sparse or a wrapper subclass."""
     if is_wrapper(tensor):
         for name in tensor.__tensor_flatten__()[0]:  # type: ignore[attr-defined]
-            yield from storages(getattr(tensor, name))
+            part = getattr(tensor, name)
+            if isinstance(part, torch.Tensor):  # a DTensor lists its mesh as well
+                yield from storages(part)
     elif tensor.layout == torch.sparse_coo:
         yield from storages(tensor._indices())
         yield from storages(tensor._values())

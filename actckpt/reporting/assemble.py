@@ -81,6 +81,11 @@ def _unbounded(graph: Graph) -> list[str]:
             "no optimizer was seen: its state and its step are not bounded until its first step "
             "(pass optimizer)"
         )
+    notes += [
+        f"{why}: this optimizer's step is not traced; what it holds counts, and what it takes for "
+        "a while as measured in a real step, once one was made"
+        for _, why in graph.untraced_optimizers
+    ]
     if graph.shaped_by_values:
         notes.append(
             "a shape depends on values (rows that a mask picks, lengths of labels): the memory is "
