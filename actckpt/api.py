@@ -25,6 +25,7 @@ from actckpt.rewriting.patch import install, installed, uninstall
 from actckpt.rewriting.sharing import refuse_shared
 from actckpt.session import Session, session_of
 from actckpt.tracing.call import Call, LossFn
+from actckpt.tracing.compiled import is_compiler_wrapper
 from actckpt.tracing.forwards import FORWARD
 from actckpt.tracing.lightning import TRAINING_STEP, is_lightning, refuse_manual, training_call
 from actckpt.tracing.optimizing import Optimizing, optimizers_of
@@ -107,6 +108,7 @@ def optimize(
         if before is not None:
             install(before)
         raise
+    session.note_compiled()
     if earlier is not None:
         earlier.close()
     return model
@@ -335,6 +337,12 @@ def _refuse(model: nn.Module) -> None:
         raise PlanError(
             f"{type(model).__name__} wraps the model that is to be planned: "
             "call actckpt.optimize on the inner module first, then wrap it"
+        )
+    if is_compiler_wrapper(model):
+        raise PlanError(
+            "this is what torch.compile has made of a model, and plans are for eager models: call "
+            "actckpt.optimize on the model inside (model._orig_mod). It runs as planned, and "
+            "nothing of it is compiled; or leave actckpt out and train it compiled"
         )
     refuse_shared(model)
     if is_lightning(model):

@@ -17,6 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from actckpt.errors import PlanError
 from actckpt.rewriting.patch import patch_of
+from actckpt.tracing.compiled import never_compiled
 
 logger = logging.getLogger("actckpt")
 
@@ -167,6 +168,7 @@ def _in_place(model: nn.Module, names: tuple[str, ...]) -> str:
 def _listen() -> None:
     """Listens to all optimizers, for good: torch walks through its hooks while they are called."""
 
+    @never_compiled
     def after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         for model, use in list(_USES.items()):
             use.stepped(model, optimizer)

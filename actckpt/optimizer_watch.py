@@ -22,6 +22,7 @@ from torch.optim.optimizer import (
 from actckpt.graph import Category, Graph
 from actckpt.profiler.census import storages
 from actckpt.profiler.meter import AllocatorMeter
+from actckpt.tracing.compiled import never_compiled
 from actckpt.tracing.optimizers import is_optimizer
 from actckpt.tracing.optimizing import (
     Optimizing,
@@ -389,6 +390,7 @@ def listen(listener: Listener) -> None:
 def _listen() -> None:
     """Listens to all optimizers, for good: torch walks through its hooks while they are called."""
 
+    @never_compiled
     def after_step(optimizer: Any, *_: Any) -> None:
         for listener in tuple(LISTENERS):
             listener.after_step(optimizer)
@@ -398,6 +400,7 @@ def _listen() -> None:
 
 @functools.cache
 def _listen_before() -> None:
+    @never_compiled
     def before_step(optimizer: Any, *_: Any) -> None:
         for listener in tuple(LISTENERS):
             listener.before_step(optimizer)

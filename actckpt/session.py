@@ -30,6 +30,7 @@ from actckpt.rewriting.sharing import note_optimized
 from actckpt.several_backwards import notes_on
 from actckpt.tracing.backwards import Backward, joined
 from actckpt.tracing.call import Call, LossFn
+from actckpt.tracing.compiled import compiled_inside, is_compiled
 from actckpt.tracing.forwards import FORWARD, around
 from actckpt.tracing.lightning import TRAINING_STEP, is_lightning, of_the_batch, refuse_manual
 from actckpt.tracing.optimizing import Optimizing
@@ -37,6 +38,9 @@ from actckpt.tracing.sharded import refuse_sharded
 from actckpt.tracing.step import Step
 
 logger = logging.getLogger("actckpt")
+
+# forwards that are looked at for who calls them
+_LOOKS = 3
 
 # times that a session plans again because a forward was larger
 _MOST_GROWN = 8
@@ -92,7 +96,7 @@ class Session:
         self.changes = False
         # those that steps were seen to run over one graph; () for one that keeps nothing
         self.backwards: tuple[Backward, ...] = ()
-        self._told_around = False
+        self._told_around = self._told_compiled = self._told_inside = False
         self._grown = 0
         self.recalled: tuple[Recalled, ...] = ()
         self.optimizers = OptimizerWatch(self._model, optimizers)
@@ -140,6 +144,7 @@ class Session:
         if not use.forwards:
             refuse_sharded(self.model, found.modules)
         use.forwards += 1
+        self.note_compiled(calling=use.forwards <= _LOOKS)
         key = self._key(found, args, kwargs)
         self._note_divergence()
         grown = self._note_growth()
@@ -182,6 +187,35 @@ class Session:
     def after_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Called after every forward with gradients: several backwards may run over its graph."""
         watch_backwards(self.model, args, kwargs, output, self.learn_backwards)
+
+    def note_compiled(self, *, calling: bool = False) -> None:
+        """Says once that a compiled model runs as it is written."""
+        if self._told_compiled or not is_compiled(self.model, calling=calling):
+            return
+        self._told_compiled = True
+        logger.warning(
+            "actckpt: the %s is compiled, and what is planned runs eagerly: the plan holds, and "
+            "nothing of the model is compiled. Leave torch.compile out, or call "
+            "actckpt.revert(model) to train it compiled without a plan",
+            type(self.model).__name__,
+        )
+
+    def _note_compiled_inside(self) -> None:
+        """Compiled modules inside save other tensors than they would as written: by calls, then."""
+        inside = compiled_inside(self.model)
+        if not inside or self.request.by_calls == self.request:
+            return
+        if not self._told_inside:
+            self._told_inside = True
+            logger.warning(
+                "actckpt: %d modules inside the %s are compiled (%s, ...): planning by calls. What "
+                "is recomputed runs as written; what others save for backward is taken to be what "
+                "they save as written",
+                len(inside),
+                type(self.model).__name__,
+                inside[0],
+            )
+        self.changes = True
 
     def _say_why(self, planned: _Entry, key: BatchKey, resident: bool, *, first: bool) -> None:
         """Says why there is another plan: a warning where the batch given was never used."""
@@ -268,6 +302,7 @@ class Session:
             refuse_manual(model)
         if not target_fits:
             step = dataclasses.replace(step, loss_fn=None, target=None)
+        self._note_compiled_inside()
         before = uninstall(model)
         try:
             planned = self._planned(key, step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 import types
 from collections.abc import Callable
 from typing import Any
@@ -231,6 +232,15 @@ def one_process(tmp_path: Any) -> Any:
     dist.destroy_process_group()
 
 
+def error_of(model: nn.Module) -> str:
+    """What a step raises; without its traceback, whose tensors may have lost their memory."""
+    try:
+        scalar_loss(model(rows(64))).backward()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
 @pytest.mark.kind("sharded after optimize", peak="said")
 @pytest.mark.usefixtures("one_process")
 @each_way
@@ -247,8 +257,7 @@ def test_a_model_that_was_sharded_is_refused_at_its_first_forward(
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     for _ in range(2):
-        with pytest.raises(PlanError, match=r"was sharded .* after actckpt\.optimize"):
-            model(rows(64))
+        assert re.match(r"PlanError: .* was sharded .* after actckpt\.optimize", error_of(model))
     actckpt.revert(model)
     scalar_loss(model(rows(64))).backward()
     with pytest.raises(PlanError, match="DTensor"):

@@ -16,6 +16,7 @@ from actckpt.rewriting.learned import Learned
 from actckpt.rewriting.schedule import RESTS, CallProgram, PassedCall, Schedule
 from actckpt.rewriting.wires import Wires, nothing, root_of
 from actckpt.tracing.calls import casting, described_call, is_question, leaves, name_of
+from actckpt.tracing.compiled import never_compiled
 
 _CHANGED = "a tensor is changed in place where it was not"
 
@@ -90,6 +91,7 @@ class Following(TorchFunctionMode):
         if self._shown:
             _pop_mode()
 
+    @never_compiled
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:

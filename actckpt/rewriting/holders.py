@@ -10,6 +10,7 @@ from torch import nn
 
 from actckpt.errors import ReplayError
 from actckpt.rewriting.backward import backward_id, keeps_graph
+from actckpt.tracing.compiled import never_compiled
 
 CHANGED = (
     "one of the variables needed for gradient computation has been modified by an inplace "
@@ -139,6 +140,7 @@ def verify(holders: Iterable[Dropped]) -> None:
             h.hash = None
 
 
+@never_compiled
 def unpack(holder: Any) -> torch.Tensor:
     """The unpack hook of every region."""
     found: torch.Tensor = holder.get()

@@ -18,6 +18,7 @@ from actckpt.rewriting.program import Program, StageProgram
 from actckpt.rewriting.run import CURRENT, Run
 from actckpt.rewriting.scheduled import ScheduledRun
 from actckpt.tracing.calls import resident_tables, residents
+from actckpt.tracing.compiled import never_compiled
 from actckpt.tracing.fake import is_tracing
 from actckpt.tracing.forwards import FORWARD, TAKEN, Replaced, forward_of, replaced, wrapped
 from actckpt.tracing.lightning import TRAINING_STEP, unseen_logging
@@ -317,6 +318,7 @@ class PatchedForward(Replaced):
         )
         return next((name for name, t in named if t is tensor), "a parameter")
 
+    @never_compiled
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.instead is not None:
             return self.instead(*args, **kwargs)
