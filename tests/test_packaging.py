@@ -107,8 +107,8 @@ MAY_IMPORT["reporting"] = {"planning", "versions", *MAY_IMPORT["planning"]}
 MAY_IMPORT["measuring"] = {"graph", "profiler", "reporting", "tracing", "units"}
 MAY_IMPORT["batch_search"] = set()
 MAY_IMPORT["batch_key"] = {"rewriting"}
-MAY_IMPORT["in_use"] = {"errors", "rewriting"}
 MAY_IMPORT["backward_watch"] = {"rewriting", "tracing"}
+MAY_IMPORT["in_use"] = {"errors", "rewriting", "tracing"}
 MAY_IMPORT["optimizer_watch"] = {"graph", "profiler", "tracing"}
 MAY_IMPORT["session"] = {
     "backward_watch",
