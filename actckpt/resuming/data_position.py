@@ -25,6 +25,8 @@ from actckpt.resuming.loaders import (
     Loader,
     by_epoch,
     facts_of,
+    is_dispatcher,
+    is_reused,
     is_streamed,
     length_of,
     own_state_of,
@@ -108,9 +110,20 @@ class DataPosition:
         """The pass that gave the last batch, in a loop of the user's own."""
         return None if self._by_steps else self._seen.latest
 
+    def workers_drew(self, loader: Loader | None) -> bool:
+        """Whether workers, if there are any, have drawn what a resumed run's would not draw again.
+
+        In the middle of an epoch, or from one to the next, in workers that persist. A stream is
+        read again from its beginning.
+        """
+        source = source_of(loader)
+        if not self.batch or self._pass is None or self._pass.start is None:
+            return self.batch > 0 or is_reused(source)
+        return not is_streamed(source) or self._pass.start["reused"]
+
     # ---- as a state
 
-    def state_dict(self, loader: Loader | None, *, trained: bool) -> dict[str, Any]:
+    def state_dict(self, loader: Any, *, trained: bool) -> dict[str, Any]:
         """The position as a state, between two batches.
 
         Args:
@@ -144,6 +157,7 @@ class DataPosition:
         elif batch:
             assert made is not None
             state |= made.state_dict()
+            state["last"] = source_of(loader) is not loader and loader.end_of_dataloader
         else:
             state["between"] = state_between(loader, source_of(loader), self._samplers)
         return state
@@ -365,6 +379,12 @@ class DataPosition:
             if made.batch and iteration is not None:
                 loader.iteration = iteration + 1  # which a pass without a batch does not count
 
+        if pending is not None and pending.get("last") and is_dispatcher(loader):
+            # which takes a pass without a batch for an error
+            for _ in open_source(partial(unwatched_iter, source_of(loader))):
+                pass
+            empty()
+            return iter(())
         return FirstBatch(start(), opening(), empty)
 
     # ---- what is told by a pass, and by the run

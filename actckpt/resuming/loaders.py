@@ -138,8 +138,13 @@ def facts_of(loader: Any) -> dict[str, Any]:
     }
 
 
+def is_dispatcher(loader: Any) -> bool:
+    """Whether it is one of accelerate's that reads for all processes."""
+    return hasattr(loader, "_fetch_batches")
+
+
 def sources_per_batch(loader: Any) -> int:
     """Batches of the source that make one of the loader's: accelerate's dispatcher joins some."""
-    if not hasattr(loader, "_fetch_batches") or loader.split_batches or loader.submesh_tp:
+    if not is_dispatcher(loader) or loader.split_batches or loader.submesh_tp:
         return 1
     return int(loader.state.num_processes)

@@ -13,7 +13,7 @@ from actckpt.errors import CheckpointMismatchError
 from actckpt.resuming.batch_chain import BatchChain
 from actckpt.resuming.data_position import DataPosition
 from actckpt.resuming.generators import RunGenerators
-from actckpt.resuming.loaders import Loader, is_reused, source_of
+from actckpt.resuming.loaders import Loader, source_of
 from actckpt.resuming.metrics import MetricHistory, numbers
 from actckpt.resuming.passes import Pass
 from actckpt.resuming.random_states import gather_random_states, put_random_states
@@ -122,9 +122,8 @@ class Progress:
         """The items of a checkpoint that are made of this."""
         random, drawn = self._random, self._drawn
         if drawn is None:
-            # in the middle of an epoch, or from one to the next, in workers that persist
-            reading = self.position.batch > 0 or is_reused(source_of(self.loader))
-            drawn = self._generators.item(self.loader, reading=reading)
+            workers_drew = self.position.workers_drew(self.loader)
+            drawn = self._generators.item(self.loader, reading=workers_drew)
         return {
             "progress": {
                 "step": self.step,
