@@ -23,6 +23,7 @@ from actckpt.graph import Category, Graph
 from actckpt.profiler.census import storages
 from actckpt.profiler.meter import AllocatorMeter
 from actckpt.tracing.compiled import never_compiled
+from actckpt.tracing.fake_steps import THROUGH_GRAPH
 from actckpt.tracing.optimizers import is_optimizer
 from actckpt.tracing.optimizing import (
     Optimizing,
@@ -278,6 +279,9 @@ class OptimizerWatch:
             one = optimizers[number]
             seen = self._seen.get(id(one.optimizer))
             if seen is None or seen.temporary_bytes is not None:
+                continue
+            if THROUGH_GRAPH in why:
+                self._tell(f"{why}: what is kept and made for that is not bounded")
                 continue
             self._tell(
                 f"{why}: that step cannot be planned ahead. What it takes is measured when it is "

@@ -97,7 +97,9 @@ def zoo() -> dict[str, Make]:
     found["torch.Muon beside AdamW"] = _muon_beside_adamw
     po = _library("pytorch_optimizer")
     for name in po.get_supported_optimizers() if po else ():
-        add(f"pytorch_optimizer.{name}", _loaded(po, name))
+        # one that looks back ten steps would not begin here
+        options = {"keep_num": 2} if name == "adashift" else {}
+        add(f"pytorch_optimizer.{name}", _loaded(po, name), **options)
     for name in ("Lookahead", "TRAC", "OrthoGrad", "ScheduleFreeWrapper") if po else ():
         found[f"pytorch_optimizer.{name}(AdamW)"] = _wrapped(getattr(po, name))
     if po:
@@ -187,6 +189,11 @@ def told_the_loss(m: nn.Module, optimizer: Any, seed: int) -> None:
     optimizer.zero_grad()
 
 
+def fused_backward(m: nn.Module, optimizer: Any, seed: int) -> None:
+    """For optimizers that step inside their own backward."""
+    optimizer.fused_backward(loss(m(batch(seed))), lr=1e-3)
+
+
 def matrices_apart(make: Make) -> Make:
     """Parameter groups that say which are for Muon."""
 
@@ -217,6 +224,19 @@ def matrices_alone(make: Make) -> Make:
     return lambda m: make(Grouped(m))  # type: ignore[arg-type]
 
 
+def of_the_model(make: Make) -> Make:
+    """It takes the model in place of its parameters."""
+
+    class Itself:
+        def __init__(self, m: nn.Module) -> None:
+            self.m = m
+
+        def parameters(self) -> nn.Module:
+            return self.m
+
+    return lambda m: make(Itself(m))  # type: ignore[arg-type]
+
+
 def as_made(make: Make) -> Make:
     """No other groups."""
     return make
@@ -224,6 +244,8 @@ def as_made(make: Make) -> Make:
 
 WAYS: dict[str, tuple[Callable[[Make], Make], Advance]] = {
     "usual": (as_made, usual),
+    "of the model": (of_the_model, usual),
+    "fused backward": (of_the_model, fused_backward),
     "two passes": (as_made, in_two_passes),
     "told the loss": (as_made, told_the_loss),
     "matrices apart": (matrices_apart, usual),

@@ -198,3 +198,26 @@ def test_a_profiler_of_the_users_is_left_alone() -> None:
     for seed in range(2, 4):
         step(m, o, seed)
     assert "is not traced" in str(actckpt.report(m))
+
+
+@pytest.mark.filterwarnings("ignore:Using backward:UserWarning")  # with create_graph
+def test_a_step_through_the_graph_is_left_out_with_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    """As of optimizers that multiply with the Hessian."""
+    m = model()
+    ends = []
+    for planned in (False, True):
+        m = model()
+        o = library("AdaHessian")(m.parameters())
+        if planned:
+            actckpt.optimize(m, 1.0)
+        for seed in range(3):
+            torch.manual_seed(seed)
+            m(rows(seed)).square().mean().backward(create_graph=True)
+            o.step()
+            for p in m.parameters():
+                p.grad = None
+        ends.append(weights([m]))
+    assert not other_bits(*ends)
+    (said,) = [line for line in lines(caplog) if "AdaHessian" in line]
+    assert "its step goes backward through the forward again" in said
+    assert said.endswith("is not bounded")

@@ -25,6 +25,7 @@ from actckpt.resuming.journal import ON_DIFFERENCE, Journal
 from actckpt.resuming.journal_compare import Verified
 from actckpt.resuming.live_objects import Stateful
 from actckpt.resuming.loaders import Loader
+from actckpt.resuming.optimizer_items import optimizer_items
 from actckpt.resuming.progress import Progress
 from actckpt.resuming.resumed import Resumed
 from actckpt.resuming.run_state import RunState
@@ -39,7 +40,8 @@ class Checkpointer:
     Args:
         directory: of this run alone; made if it does not exist.
         model, optimizer, scheduler, scaler, ema: what is saved and put back. Each may be anything
-            with ``state_dict`` and ``load_state_dict``; the model is a module.
+            with ``state_dict`` and ``load_state_dict``; the model is a module. Several optimizers
+            are a list, always in the same order.
         loader: whose position is saved, by `steps`.
         extra: further such objects, by name.
         config: plain data that is saved, and compared when the run is resumed.
@@ -80,7 +82,7 @@ class Checkpointer:
         directory: str | os.PathLike[str],
         *,
         model: nn.Module,
-        optimizer: Stateful | None = None,
+        optimizer: Stateful | Iterable[Stateful] | None = None,
         scheduler: Stateful | None = None,
         scaler: Stateful | None = None,
         ema: Stateful | None = None,
@@ -130,7 +132,7 @@ class Checkpointer:
         self._state = RunState(
             model,
             {
-                "optimizer": optimizer,
+                **optimizer_items(optimizer),
                 "scheduler": scheduler,
                 "scaler": scaler,
                 "ema": ema,

@@ -25,6 +25,7 @@ from actckpt.resuming.live_objects import (
     identity_of,
     put_state,
 )
+from actckpt.resuming.optimizer_items import is_optimizer_item, with_every_optimizer
 from actckpt.resuming.parameter_names import ParameterNames
 from actckpt.resuming.plans import gather_plans, put_plans
 from actckpt.resuming.random_states import lost_random_states
@@ -121,7 +122,7 @@ class RunState:
 
     def is_steady(self, item: str, name: str) -> bool:
         """Whether only an optimizer step changes this tensor, as far as such a thing is known."""
-        return item == "optimizer" or (item == "model" and name in self._parameter_names)
+        return is_optimizer_item(item) or (item == "model" and name in self._parameter_names)
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -165,6 +166,7 @@ class RunState:
         """
         objects = dict(self._objects)
         if only is not None:
+            only = with_every_optimizer(only, objects)
             if unknown := sorted(only - objects.keys()):
                 raise CheckpointMismatchError(
                     f"there is no {', '.join(unknown)} in this run; it has {', '.join(objects)}"

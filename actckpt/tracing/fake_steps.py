@@ -13,6 +13,9 @@ import torch
 from actckpt.tracing.optimizers import inside
 from actckpt.tracing.optimizing import Optimizing, inner, outermost
 
+_AUTOGRAD = "/torch/autograd/__init__.py"
+# of a step for whose sake the graph of the forward stays, with all that it holds
+THROUGH_GRAPH = "its step goes backward through the forward again"
 # steps to fill queues, at most
 _MOST_STEPS = 64
 # parts of file names that say nothing of whose code asked
@@ -129,5 +132,7 @@ def _described(error: BaseException) -> str:
     where = ""
     if own:
         where = f" at {'/'.join(Path(own[-1].filename).parts[-2:])}:{own[-1].lineno}"
+    if any(f.filename.endswith(_AUTOGRAD) and f.name in ("grad", "backward") for f in frames):
+        return f"{THROUGH_GRAPH}{where}"
     first = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}{where} ({first:.60})"
