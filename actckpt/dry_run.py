@@ -91,6 +91,8 @@ def dry_run(
             with torch.enable_grad(), world.mode, meter:
                 steps = FakeSteps(fake_step.optimizers, graph.device)
                 _enter_residents(model, fake_step, steps, graph, live)
+                for t in world.attached:
+                    live.register(t, Category.CONSTANT)
                 meter.running = True
                 in_backward = steps.in_backward(steps.steady)
                 run_step(

@@ -81,7 +81,9 @@ def _encode(x: Any) -> Any:
     if isinstance(x, torch.Tensor):
         # jagged and sparse layouts have no strides: the profiler falls back to the roofline there
         stride = list(x.stride()) if x.layout == torch.strided else []
-        return {"t": [list(x.shape), stride, str(x.dtype)[6:], str(x.device)]}
+        # a ragged dimension's size is a symbol of its own in every batch
+        shape = [n if isinstance(n, int) else "*" for n in x.shape]
+        return {"t": [shape, stride, str(x.dtype)[6:], str(x.device)]}
     if isinstance(x, (list, tuple)):
         return [_encode(i) for i in x]
     if x is None or isinstance(x, (bool, int, float, str)):

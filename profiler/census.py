@@ -8,9 +8,9 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from actckpt.graph import Category
+from actckpt.tracing.parts import parts
 
 
 def resident_bytes(model: torch.nn.Module, optimizer: Any, batch: Any) -> dict[Category, int]:
@@ -71,30 +71,10 @@ def tensors(tree: Any) -> Iterator[torch.Tensor]:
             stack.extend(vars(x).values())
 
 
-def is_wrapper(tensor: torch.Tensor) -> bool:
-    """Whether the tensor is a shell around others, without memory of its own."""
-    # not used directly, because its TypeGuard contradicts torch.Tensor's own signatures
-    return bool(is_traceable_wrapper_subclass(tensor))
-
-
 def storages(tensor: torch.Tensor) -> Iterator[torch.UntypedStorage]:
     """The storages under a tensor: those of its parts if it is sparse or a wrapper subclass."""
-    if is_wrapper(tensor):
-        for name in tensor.__tensor_flatten__()[0]:  # type: ignore[attr-defined]
-            part = getattr(tensor, name)
-            if isinstance(part, torch.Tensor):  # a DTensor lists its mesh as well
-                yield from storages(part)
-    elif tensor.layout == torch.sparse_coo:
-        yield from storages(tensor._indices())
-        yield from storages(tensor._values())
-    elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
-        for part in (tensor.crow_indices(), tensor.col_indices(), tensor.values()):
-            yield from storages(part)
-    elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
-        for part in (tensor.ccol_indices(), tensor.row_indices(), tensor.values()):
-            yield from storages(part)
-    else:
+    for part in parts(tensor):
         try:
-            yield tensor.untyped_storage()
+            yield part.untyped_storage()
         except (NotImplementedError, RuntimeError):
-            return  # opaque (mkldnn) or functional tensors have no storage of their own
+            continue  # functional tensors have no storage of their own

@@ -10,7 +10,8 @@ from typing import Self
 import torch
 
 from actckpt.graph import Category
-from actckpt.profiler.census import is_wrapper, storages
+from actckpt.profiler.census import storages
+from actckpt.tracing.parts import is_shell
 from actckpt.tracing.stand_in import StandIn, allocated_bytes
 
 
@@ -85,7 +86,7 @@ class LiveMeter:
             return live.id
         if tensor.device.type != self.device_type:
             return None
-        if is_wrapper(tensor):
+        if is_shell(tensor):
             return self._register_parts(tensor, category)
         return self._add(storage, category)
 

@@ -207,7 +207,7 @@ class _Replay:
         now = record.patched.watched(record.program)
         changed = []
         for (t, version), (found, _) in zip(record.versions, now, strict=True):
-            if found is not t:
+            if found is not t and not _is_same_memory(found, t):
                 raise self.node.error(
                     f"{record.patched.name_of(found)} is another tensor than in the forward pass "
                     "(torch.func.functional_call?)"
@@ -308,6 +308,17 @@ class _Replay:
 
     def _parent_of(self, region: int) -> int:
         return self.rewrite.program.regions[region].parent
+
+
+def _is_same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two frozen parameters are one in memory: a k-bit layer binds its anew in forward."""
+    return (
+        not (a.requires_grad or b.requires_grad)
+        and (type(a), a.dtype, a.shape) == (type(b), b.dtype, b.shape)
+        and a.layout == b.layout == torch.strided
+        and (a.stride(), a.storage_offset()) == (b.stride(), b.storage_offset())
+        and a.untyped_storage()._cdata == b.untyped_storage()._cdata
+    )
 
 
 def _drop(tensor: torch.Tensor) -> None:

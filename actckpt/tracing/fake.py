@@ -18,6 +18,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from actckpt.tracing.accelerator_ops import AcceleratorOps
+from actckpt.tracing.attached import dressed, made_of_fakes, objects_faked
 from actckpt.tracing.call import map_tensors
 from actckpt.tracing.compiled import as_written
 from actckpt.tracing.containers import containers, same_items
@@ -25,6 +26,7 @@ from actckpt.tracing.draws import steer
 from actckpt.tracing.forwards import bare
 from actckpt.tracing.lightning import TRAINING_STEP, without_logging
 from actckpt.tracing.optimizers import Copier, kept_as_they_are, without_hooks
+from actckpt.tracing.parts import SPARSE, made_of, parts
 from actckpt.tracing.reached import outside_restored
 from actckpt.tracing.real_values import attach_real
 from actckpt.tracing.stand_in import StandIn
@@ -44,6 +46,8 @@ class FakeWorld:
         self.stand_in = stand_in
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._fakes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        # of what exists beside parameters, buffers and batch: attributes of k-bit weights
+        self.attached: list[torch.Tensor] = []
 
     def fake(self, real: torch.Tensor) -> torch.Tensor:
         """The fake of ``real``: same shape, strides, dtype, device and storage identity."""
@@ -54,13 +58,15 @@ class FakeWorld:
             meta = self.stand_in is not None and real.device.type == "meta"
             made = self._of_meta(real) if meta else self._of(real)
             attach_real(made, real)
+            if real.layout in SPARSE:
+                made_of(made, tuple(map(self.fake, parts(real))))
             # the real one is kept so that its id is not reused by another tensor
             found = self._fakes[id(real)] = (real, made)
         return found[1]
 
     def _of(self, real: torch.Tensor) -> torch.Tensor:
         if real.is_leaf:
-            return self.mode.from_tensor(real)
+            return dressed(self.mode.from_tensor(real), real, self.fake)
         # what another model made: the step traced ends where it came in
         return self.mode.from_tensor(real.detach()).requires_grad_(real.requires_grad)
 
@@ -101,6 +107,8 @@ def faked(model: nn.Module, step: Step) -> Iterator[tuple[FakeWorld, Step]]:
         for module, attributes, contents in dicts:
             stack.callback(_restore, module, attributes, contents)
         stack.enter_context(_answers_as_real())
+        world.attached = stack.enter_context(objects_faked(modules, world.fake))
+        stack.enter_context(made_of_fakes())
         for module in modules:
             _swap(module, world)
         # autocast caches weight casts by tensor: neither world may see the other's

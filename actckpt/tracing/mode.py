@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from actckpt.tracing.fake import FakeWorld
 from actckpt.tracing.kernel_outputs import fake_outputs
+from actckpt.tracing.parts import is_shell_type
 from actckpt.tracing.real_values import propagate, scalar
 from actckpt.tracing.value_shapes import known_results
 
@@ -79,6 +80,8 @@ class StepMode(TorchDispatchMode):
         kwargs = kwargs or {}
         if self.paused:
             return func(*args, **kwargs)
+        if any(map(is_shell_type, types)):
+            return NotImplemented  # its own dispatch calls what the kernels are given
         if func is aten._local_scalar_dense.default:
             found = scalar(args[0])
             if found is not None:

@@ -15,6 +15,7 @@ from actckpt.graph import STATISTICS, Category, Op, Phase, Save, Storage, Value
 from actckpt.signature import encode
 from actckpt.tracing.fake import FakeWorld
 from actckpt.tracing.mode import StepMode, flat_outputs, flat_tensors
+from actckpt.tracing.parts import is_plain, parts
 from actckpt.tracing.real_values import has_generator, know, real_of
 from actckpt.tracing.stand_in import allocated_bytes
 
@@ -130,6 +131,14 @@ class Recorder(StepMode):
         self._watch(storage, sid)
         return sid
 
+    def enter(
+        self, tensor: torch.Tensor, category: Category = Category.ACTIVATION, name: str = "",
+        born: int | None = None,
+    ) -> None:  # fmt: skip
+        """Enters the storages of a tensor, or of those that it is made of, that are unseen."""
+        for part in parts(tensor):
+            self.storage_id(part, category, name, born)
+
     def known_storage(self, tensor: torch.Tensor) -> int:
         """The id of a tensor's storage, or -1 if nothing was seen of it."""
         return self._ids.get(tensor.untyped_storage()._cdata, -1)
@@ -146,7 +155,7 @@ class Recorder(StepMode):
 
     def value_id(self, tensor: torch.Tensor) -> int:
         """The id of a tensor's window on its storage."""
-        strided = tensor.layout == torch.strided
+        strided = is_plain(tensor)
         value = Value(
             self.storage_id(tensor) if strided else -1,
             tuple(tensor.shape),
@@ -163,7 +172,7 @@ class Recorder(StepMode):
 
     def seen_value(self, tensor: torch.Tensor) -> int:
         """As `value_id`, or -1 if no operation of the step has met the tensor's storage."""
-        if tensor.layout != torch.strided:
+        if not is_plain(tensor):
             return -1
         if not isinstance(tensor, FakeTensor):
             tensor = self.world.fake(tensor)
@@ -174,7 +183,7 @@ class Recorder(StepMode):
 
     def constant(self, fake: torch.Tensor) -> None:
         if self.recording:
-            self.storage_id(fake, Category.CONSTANT, born=-1)
+            self.enter(fake, Category.CONSTANT, born=-1)
 
     def asked(self, tensor: torch.Tensor) -> None:
         """What made or wrote the number last is marked."""
@@ -194,6 +203,9 @@ class Recorder(StepMode):
         )
         count = len(self.storages)
         outputs = tuple(self.value_id(t) for t in flat_outputs(out))
+        for t in flat_outputs(out):
+            if not is_plain(t):
+                self.enter(t)
         writes = tuple(
             {self.values[self.value_id(t)].storage: None for t in written(func, args, kwargs)}
         )
@@ -234,7 +246,7 @@ class Recorder(StepMode):
 
     def settle(self, gradient: torch.Tensor, name: str) -> None:
         """``gradient`` has become a parameter's ``.grad``."""
-        if gradient.layout != torch.strided:
+        if not is_plain(gradient):
             return
         life = self.storages[self.storage_id(gradient)]
         life.category = Category.GRADIENT

@@ -19,6 +19,7 @@ from actckpt.tracing.calls import CallRecorder
 from actckpt.tracing.containers import containers, same_items
 from actckpt.tracing.forwards import FORWARD, Replaced, wrapped
 from actckpt.tracing.opaque import Opaque, opaque_arguments
+from actckpt.tracing.parts import is_shell, parts
 from actckpt.tracing.recorder import Recorder
 
 
@@ -91,7 +92,8 @@ class StageRecorder:
         opaque = opaque_arguments((args, kwargs))
         if opaque is not Opaque.NONE and opaque is not Opaque.CACHE:
             stage["refusal"] = f"takes {opaque}, which a recomputation could see changed"
-        versions = [t._version for t in tensors((args, kwargs))]
+        given = [t for t in tensors((args, kwargs)) if t.layout == torch.strided]
+        versions = [t._version for t in given]
         before, buffers = dict(module.__dict__), dict(module._buffers)
         contents = [c for c in containers(module) if c[0] not in _TABLES]
         generators = (random.getstate(), _numpy_state())
@@ -105,9 +107,7 @@ class StageRecorder:
         finally:
             self._stack.pop()
         stage["mutates"] = tuple(
-            i.storage
-            for i, t, v in zip(inputs, tensors((args, kwargs)), versions, strict=False)
-            if t._version != v
+            i.storage for i, t, v in zip(inputs, given, versions, strict=False) if t._version != v
         )
         stage["touches"] = tuple(
             (path, name)
@@ -169,23 +169,28 @@ class StageRecorder:
             self._stack.pop()
 
     def _inputs(self, tree: Any) -> tuple[Input, ...]:
-        found = []
+        found, beside = [], []
         for t in tensors(tree):
+            # of what others are made of only the first part has a place among the arguments
+            stored = [self.recorder.storage_id(part) for part in parts(t)]
             if t.layout != torch.strided:
+                beside += stored
                 continue
+            beside += stored[1:]
             origin = self._origin.get(id(t))
             source = None
             if origin is not None and origin[0]() is t and origin[2] == t._version:
                 source = origin[1]
-            found.append(Input(self.recorder.storage_id(t), t.requires_grad, source))
-        return tuple(found)
+            found.append(Input(stored[0], t.requires_grad, source))
+        return (*found, *(Input(sid, False) for sid in beside))
 
     def _outputs(self, sid: int, out: Any) -> tuple[int, ...]:
         values = []
         for leaf, t in enumerate(tensors(out)):
             if t.layout != torch.strided:
                 continue
-            values.append(self.recorder.value_id(t))
+            if not is_shell(t):
+                values.append(self.recorder.value_id(t))
             self._origin[id(t)] = (weakref.ref(t), (sid, leaf), t._version)
         return tuple(values)
 

@@ -94,18 +94,18 @@ def model_device(model: nn.Module) -> str:
 def _enter_residents(model: nn.Module, step: Step, recorder: Recorder) -> None:
     """Everything that exists before the step begins."""
     for name, p in model.named_parameters():
-        recorder.storage_id(p, Category.PARAMETER, name, born=-1)
+        recorder.enter(p, Category.PARAMETER, name, born=-1)
         p.grad = None
         if step.accumulate and p.requires_grad:
             with recorder.world.mode:
                 p.grad = torch.empty_like(p)
-            recorder.storage_id(p.grad, Category.GRADIENT, name, born=-1)
+            recorder.enter(p.grad, Category.GRADIENT, name, born=-1)
     for name, b in model.named_buffers():
-        if b.layout == torch.strided:
-            recorder.storage_id(b, Category.BUFFER, name, born=-1)
+        recorder.enter(b, Category.BUFFER, name, born=-1)
     for t in (*tensors(step.call), *tensors(step.target)):
-        if t.layout == torch.strided:
-            recorder.storage_id(t, Category.BATCH, born=-1)
+        recorder.enter(t, Category.BATCH, born=-1)
+    for t in recorder.world.attached:
+        recorder.enter(t, Category.CONSTANT, born=-1)
 
 
 def _run(model: nn.Module, step: Step, steps: FakeSteps, recorder: Recorder) -> bool:
@@ -139,8 +139,7 @@ def _create_state(model: nn.Module, steps: FakeSteps, number: int, recorder: Rec
         # torch makes step counters real ones: fakes, as those of an optimizer that has stepped
         state[key] = map_tensors(found, recorder.world.fake)
     for t in held(optimizer, model.modules()):
-        if t.layout == torch.strided:
-            recorder.storage_id(recorder.world.fake(t), Category.OPTIMIZER, born=-1)
+        recorder.enter(recorder.world.fake(t), Category.OPTIMIZER, born=-1)
 
 
 def _step_in_backward(model: nn.Module, steps: FakeSteps, number: int, recorder: Recorder) -> None:
