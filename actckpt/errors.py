@@ -75,7 +75,18 @@ class CheckpointSaveError(CheckpointError):
 
     Earlier checkpoints are as before. Where it was the very last call that failed, which makes the
     new name durable, a sound checkpoint is there that a loss of power may take away.
+
+    Attributes:
+        needed_bytes, free_bytes: where there was too little space, what a checkpoint needs, and
+            what there was; else None.
     """
+
+    def __init__(
+        self, message: str, *, needed_bytes: int | None = None, free_bytes: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+        self.free_bytes = free_bytes
 
 
 class CheckpointMismatchError(CheckpointError, ValueError):

@@ -14,15 +14,12 @@ from actckpt.checkpoint.dtypes import name_of
 from actckpt.checkpoint.files import Files, Sink
 from actckpt.checkpoint.manifest import Chunk, FileEntry, Manifest, TensorEntry
 from actckpt.checkpoint.names import MANIFEST, SAVING, step_name, unique
-from actckpt.checkpoint.snapshot import Snapshot, contents, tensor_file
+from actckpt.checkpoint.snapshot import Snapshot, contents, size_bytes, tensor_file
 from actckpt.checkpoint.verification import checked, verify_files
 from actckpt.errors import CheckpointError, CheckpointFormatError, CheckpointSaveError
 from actckpt.units import format_gigabytes
 
 logger = logging.getLogger("actckpt")
-
-# what a save needs beside its tensors: JSON, and blocks that are not full
-_OVERHEAD_BYTES = 1 << 20
 
 
 def commit(
@@ -117,13 +114,15 @@ def _tensor_entry(tensor: torch.Tensor, file: str, key: str) -> TensorEntry:
 
 
 def _check_space(files: Files, directory: str, snapshot: Snapshot) -> None:
-    needed = sum(encoded.size_bytes for encoded in snapshot.items.values()) + _OVERHEAD_BYTES
+    needed = size_bytes(snapshot)
     free = files.free_bytes(directory)
     if free < needed:
         raise CheckpointSaveError(
             f"step {snapshot.step} needs {format_gigabytes(needed)} GB in {directory}; "
             f"{format_gigabytes(free)} GB are free. Free some, or keep fewer checkpoints "
-            "(keep_last)"
+            "(keep_last): an old one goes only once a new one is there",
+            needed_bytes=needed,
+            free_bytes=free,
         )
 
 

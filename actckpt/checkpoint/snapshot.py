@@ -14,6 +14,11 @@ from actckpt.checkpoint.names import STATE
 from actckpt.checkpoint.tensor_file import Writable, write_tensors
 from actckpt.checkpoint.verification import STATE_VERSION
 
+# of a tensor, in all that describes it
+_ENTRY_BYTES = 400
+# of a file, its last block and what a file system keeps of it
+_BLOCK_BYTES = 16 << 10
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -66,6 +71,21 @@ class _Tally:
         view = memoryview(data).cast("B")
         self.digest.update(view)
         self.size_bytes += len(view)
+
+
+def size_bytes(snapshot: Snapshot) -> int:
+    """About what the checkpoint takes on disk, known before anything is written; not less."""
+    tensors = {(item, key): t for item, e in snapshot.items.items() for key, t in e.tensors.items()}
+    # in the manifest and a file's head: names twice, shapes, offsets, checksums
+    heads = sum(2 * (len(item) + len(key)) + 40 * t.dim() for (item, key), t in tensors.items())
+    files = 2 + len({item for item, _ in tensors})
+    return (
+        sum(e.size_bytes for e in snapshot.items.values())
+        + len(_state_bytes(snapshot))
+        + heads
+        + _ENTRY_BYTES * len(tensors)
+        + _BLOCK_BYTES * files
+    )
 
 
 def _state_bytes(snapshot: Snapshot) -> bytes:

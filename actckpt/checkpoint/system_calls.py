@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 from typing import Protocol
 
 
@@ -96,6 +97,10 @@ class OperatingSystem:
         os.rmdir(path)
 
     def free_bytes(self, path: str) -> int:
-        """What a user without privileges can still write to the file system of ``path``."""
+        """What this user can still write to the file system of ``path``."""
         found = os.statvfs(path)
-        return found.f_bavail * found.f_frsize
+        if not found.f_blocks:
+            return sys.maxsize  # it does not say, as those of some networks and quotas
+        # what is kept for the superuser is his
+        blocks = found.f_bavail if os.geteuid() else max(found.f_bavail, found.f_bfree)
+        return blocks * found.f_frsize

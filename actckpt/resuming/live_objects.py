@@ -78,10 +78,17 @@ def _described(x: Any) -> str:
 
 
 def _optimizer_differences(live: Mapping[str, Any], saved: Mapping[str, Any]) -> Iterator[str]:
+    if not _has_groups(live) or not _has_groups(saved):
+        return  # of a wrapper, which alone knows it
     here = [len(group["params"]) for group in live["param_groups"]]
     there = [len(group["params"]) for group in saved["param_groups"]]
     if here != there:
         yield f"it has groups of {here} parameters, saved were groups of {there}"
+
+
+def _has_groups(state: Any) -> bool:
+    """Whether a state is of the form that torch's optimizers give it."""
+    return isinstance(state, Mapping) and "param_groups" in state and "state" in state
 
 
 def identity_of(item: Stateful, names: ParameterNames) -> dict[str, Any]:
@@ -170,7 +177,7 @@ def put_state(item: Stateful, saved: Any) -> Callable[[], None]:
 
 
 def _undo(item: Stateful) -> Callable[[], None]:
-    if isinstance(item, torch.optim.Optimizer):
+    if is_of_torch(item) and isinstance(item, torch.optim.Optimizer):
         # loading rebinds the state, and does not write into it
         before = item.state_dict()
     elif cannot_fail(item):
@@ -183,6 +190,12 @@ def _undo(item: Stateful) -> Callable[[], None]:
         item.load_state_dict(before)
 
     return undo
+
+
+def is_of_torch(item: Any) -> bool:
+    """Whether its state is put back by torch's own code, which is known to do it."""
+    where: str = type(item).load_state_dict.__module__
+    return where.partition(".")[0] == "torch"
 
 
 def cannot_fail(item: Stateful) -> bool:
@@ -205,6 +218,8 @@ def _put_exact(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> No
 
     A float32 moment of a bfloat16 parameter would come back rounded.
     """
+    if not _has_groups(saved):
+        return
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = [n for group in saved["param_groups"] for n in group["params"]]
     for number, parameter in zip(numbers, parameters, strict=True):

@@ -27,7 +27,7 @@ def setting_notes(objects: Mapping[str, Any], items: Mapping[str, Any]) -> list[
     """
     notes: dict[str, None] = {}
     for name, x in objects.items():
-        if isinstance(x, torch.optim.Optimizer):
+        if isinstance(x, torch.optim.Optimizer) and "param_groups" in items[name]:
             notes |= dict.fromkeys(_of_groups(name, x.param_groups, items[name]["param_groups"]))
         elif (schedule := schedule_of(x)) is not None:
             notes |= dict.fromkeys(_of_schedule(name, schedule.state_dict(), items[name]))
