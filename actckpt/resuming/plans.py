@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,45 @@ def gather_plans(model: nn.Module) -> dict[str, Any] | None:
     if session is None:
         return None
     return {"device": _device(), **session.state_dict()}
+
+
+def gather_inner_plans(objects: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of every optimized module within the model, and within what was passed beside it."""
+    return {name: gather_plans(module) for name, module in _inner(objects)}
+
+
+def put_all_plans(
+    objects: Mapping[str, Any],
+    state: dict[str, Any] | None,
+    inner: Mapping[str, Any] | None,
+    optimizers: Sequence[torch.optim.Optimizer],
+) -> str:
+    """As `put_plans`, of the model and every optimized module within what was passed.
+
+    Args:
+        inner: what `gather_inner_plans` gave; None is of a version that kept the model's alone.
+    """
+    found = {"": put_plans(objects["model"], state, optimizers)}
+    here = dict(_inner(objects))
+    found |= {n: put_plans(m, (inner or {}).get(n), optimizers) for n, m in here.items()}
+    gone = [n for n in inner or {} if n not in here]
+    found |= dict.fromkeys(gone, "a plan was saved; this module is not optimized")
+    said = {name: text for name, text in found.items() if text}
+    if len(said) == 1:
+        return next(iter(said.values()))
+    return "; ".join(f"{name}: {text}" if name else text for name, text in said.items())
+
+
+def _inner(objects: Mapping[str, Any]) -> Iterator[tuple[str, nn.Module]]:
+    """(name, module) of the optimized ones but the model itself, each once."""
+    seen = {id(objects["model"])}
+    for item, x in objects.items():
+        if isinstance(x, nn.Module):
+            for path, module in x.named_modules():
+                if id(module) not in seen and session_of(module) is not None:
+                    seen.add(id(module))
+                    names = ([] if item == "model" else [item]) + ([path] if path else [])
+                    yield ":".join(names), module
 
 
 def _device() -> str:

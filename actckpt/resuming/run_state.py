@@ -27,7 +27,7 @@ from actckpt.resuming.live_objects import (
 )
 from actckpt.resuming.optimizer_items import is_optimizer_item, with_every_optimizer
 from actckpt.resuming.parameter_names import ParameterNames
-from actckpt.resuming.plans import gather_plans, put_plans
+from actckpt.resuming.plans import gather_inner_plans, gather_plans, put_all_plans
 from actckpt.resuming.random_states import lost_random_states
 from actckpt.resuming.resumed import version_differences
 from actckpt.resuming.settings import setting_notes
@@ -35,7 +35,7 @@ from actckpt.versions import versions
 
 # items that every checkpoint has, beside the objects that the user passes
 OWN = ("identities", "module-versions", "progress", "position", "random", "generators", "under-way",
-       "functions", "plans", "config")  # fmt: skip
+       "functions", "plans", "inner-plans", "config")  # fmt: skip
 
 # objects of the library's own, made of what the user passes
 _DERIVED = ("gradients", "buffers", "other-buffers")
@@ -117,6 +117,7 @@ class RunState:
         states.update(progress)
         states["functions"] = functions_item(self.objects)
         states["plans"] = gather_plans(self._model)
+        states["inner-plans"] = gather_inner_plans(self.objects)
         states["config"] = self._config
         return {name: encode(state, name) for name, state in states.items()}
 
@@ -189,7 +190,9 @@ class RunState:
             raise
         if only is not None:
             return Put((), "", ())
-        plan = self._put_plans(items["plans"])
+        plan = put_all_plans(
+            self.objects, items["plans"], items.get("inner-plans"), self.optimizers
+        )
         inexact = version_differences(saved_versions, versions())
         if lost := lost_random_states(items["random"]):
             inexact.append(lost)
@@ -233,9 +236,6 @@ class RunState:
             for name, item in self._objects.items()
             if not isinstance(item, nn.Module)
         }
-
-    def _put_plans(self, state: Any) -> str:
-        return put_plans(self._model, state, self.optimizers)
 
     def _config_notes(self, saved: Mapping[str, Any]) -> list[str]:
         keys = dict.fromkeys([*saved, *self._config])
