@@ -27,9 +27,10 @@ def run_of(
     """A run that is resumed, makes some steps, and is saved."""
     model = nn.Linear(2, 2)
     made = make(model)
-    with actckpt.Checkpointer(directory, model=model, **made, every=None) as run:
+    run = actckpt.Checkpointer(directory, model=model, **made, loader=range(99), every=None)
+    with run:
         resumed = run.resume()
-        for _ in range(steps):
+        for _ in run.steps(total_steps=run.step_count + steps):
             made["optimizer"].step()
             if "scheduler" in made:
                 made["scheduler"].step()
