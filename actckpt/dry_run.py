@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ class DryRun:
         starts: phase -> how many operations of the timeline had run when it began.
         diverged: why the forward was not the traced one, "" if it was.
         nodes: how many nodes the forward added to autograd's graph.
+        held: the split when the forward has ended.
     """
 
     peak_bytes: int
@@ -52,6 +53,7 @@ class DryRun:
     diverged: str = ""
     added_scratch_bytes: int = 0
     nodes: int = 0
+    held: dict[str, int] = field(default_factory=dict)
 
     def split(self, scope: str) -> dict[str, int]:
         """What the peak that a scope bounds is made of: it adds up to that peak."""
@@ -117,6 +119,7 @@ def dry_run(
                 diverged=rewrite.diverged,
                 added_scratch_bytes=meter.added_scratch_bytes,
                 nodes=rewrite.nodes,
+                held=meter.held,
             )
 
 
@@ -176,9 +179,12 @@ class _Meter(StepMode):
         self.times_s: list[float] = []
         self.clock_s = 0.0
         self.starts: dict[str, int] = {}
+        self.held: dict[str, int] = {}
 
     def enter(self, phase: Phase) -> None:
         self.starts[str(phase)] = len(self.timeline)
+        if phase is Phase.LOSS:
+            self.held = {str(k): v for k, v in self.live.levels.items() if v}
 
     def constant(self, fake: torch.Tensor) -> None:
         self.live.register(fake, Category.CONSTANT)

@@ -23,6 +23,7 @@ from actckpt.pricing.simulate import Pricer
 from actckpt.profile import Profile
 from actckpt.profiler.build import build_profile
 from actckpt.rewriting.program import Program, compile_plan
+from actckpt.room import NO_OTHERS, Room
 from actckpt.several_backwards import priced, single
 from actckpt.tracing.draws import Draws, asks_for_draws, same_course, saved_bytes
 from actckpt.tracing.hidden import without_links
@@ -42,6 +43,7 @@ DRAWN = (
     "is seen"
 )
 _MARGIN = "margin"
+_OTHERS = "other forwards"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,7 @@ def make_plan(
     *,
     progress: bool | None = None,
     recalled: Sequence[Recalled] = (),
+    room: Room = NO_OTHERS,
 ) -> Planned:
     """Traces, profiles, asks the policy, and dry-runs its plan until it fits.
 
@@ -114,6 +117,7 @@ def make_plan(
     Args:
         recalled: plans made earlier for the same request; one for this very graph is dry-run again
             and taken without asking the policy or measuring.
+        room: what others take of the budget meanwhile.
 
     Raises:
         BudgetError: no plan of the policy fits.
@@ -125,11 +129,11 @@ def make_plan(
     if largest is not None:
         step, graph = largest
         request = request.by_calls
-    planned = _recall(model, step, request, graph, recalled)
+    planned = _recall(model, step, request, graph, () if room else recalled)
     if planned is not None:
         return planned
     profile = build_profile(graph, progress=progress)
-    planned = choose_plan(model, step, request, graph, profile)
+    planned = choose_plan(model, step, request, graph, profile, room)
     return planned if largest is None else noted(planned, DRAWN)
 
 
@@ -179,13 +183,19 @@ def _recall(
 
 
 def choose_plan(
-    model: nn.Module, step: Step, request: Request, graph: Graph, profile: Profile
+    model: nn.Module,
+    step: Step,
+    request: Request,
+    graph: Graph,
+    profile: Profile,
+    room: Room = NO_OTHERS,
 ) -> Planned:
     """As `make_plan`, for a graph and profile that exist already."""
     pricer = Pricer(graph, profile)
-    view = graph if request.scope == "step" else without_residents(graph)
+    view = room.of(graph if request.scope == "step" else without_residents(graph))
+    search = _Search(model, step, request, graph, view, profile, pricer, room)
     try:
-        planned = _Search(model, step, request, graph, view, profile, pricer).run()
+        planned = search.run()
     except ReplayError as error:
         if request.policy not in BY_OPERATIONS:
             raise
@@ -197,7 +207,8 @@ def choose_plan(
         if request.policy not in BY_OPERATIONS:
             raise PlanError(f"the plan recomputes by operations, and {reason}")
     logger.info("actckpt: recomputing by calls: %s", reason)
-    return _Search(model, step, request.by_calls, graph, view, profile, pricer).run()
+    search.request = request.by_calls
+    return search.run()
 
 
 def bound_of(planned: Planned, request: Request) -> Bound | None:
@@ -224,6 +235,16 @@ def without_residents(graph: Graph) -> Graph:
     return dataclasses.replace(graph, storages=tuple(weighed(s) for s in graph.storages))
 
 
+def make_smallest(model: nn.Module, step: Step, request: Request, error: BudgetError) -> Planned:
+    """The smallest plan that an error knows of, though it does not fit; else raises the error."""
+    if error.smallest_plan is None:
+        raise error
+    verbatim = dataclasses.replace(
+        request, policy=_Verbatim(error.smallest_plan), budget_bytes=None
+    )
+    return make_plan(model, step, verbatim)
+
+
 class _Search:
     """One search for a plan whose dry run fits."""
 
@@ -236,7 +257,9 @@ class _Search:
         view: Graph,
         profile: Profile,
         pricer: Pricer,
+        room: Room,
     ) -> None:
+        self.room = room
         self.model = model
         self.step = step
         self.request = request
@@ -297,8 +320,7 @@ class _Search:
 
     def peak_bytes(self, planned: Planned) -> int:
         """The peak that the request bounds, as dry-run."""
-        dry = planned.dry
-        return dry.peak_bytes if self.request.scope == "step" else dry.added_bytes
+        return self.room.peak_bytes(planned.dry, self.request.scope)
 
     def _ask(self, budget_bytes: int | None) -> Plan:
         policy = self.request.policy
@@ -331,6 +353,8 @@ class _Search:
         assert budget is not None
         needed = math.ceil(self.peak_bytes(smallest) / self.aim) + 1
         parts = smallest.dry.split(self.request.scope)
+        if self.room:
+            parts[_OTHERS] = self.peak_bytes(smallest) - sum(parts.values())
         # a plan aims below its budget
         parts[_MARGIN] = needed - sum(parts.values())
         parts = dict(sorted(parts.items(), key=lambda x: -x[1]))
@@ -359,6 +383,7 @@ class _Search:
             budget_bytes=budget,
             smallest_bytes=needed,
             excluded_bytes=excluded,
+            smallest_plan=smallest.plan,
             split=parts,
         )
 

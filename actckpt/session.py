@@ -13,12 +13,14 @@ from torch import nn
 
 from actckpt.backward_watch import watch_backwards
 from actckpt.batch_key import BatchKey, Contents, batch_key, contents
+from actckpt.company import Company, Member, Place, follow, join
 from actckpt.errors import BudgetError, PlanError
 from actckpt.in_use import Use, watch
+from actckpt.needs import Bounds, Needs, note_of, resident_bytes_beside, together, warning_of
 from actckpt.optimizer_watch import LISTENERS, Accounted, OptimizerWatch, listen
 from actckpt.plan import Plan
 from actckpt.plan_key import plan_key
-from actckpt.planning import Planned, Recalled, Request, make_plan
+from actckpt.planning import Planned, Recalled, Request, make_plan, make_smallest, noted
 from actckpt.profile import Profile
 from actckpt.reporting.assemble import assemble_report, with_bound
 from actckpt.reporting.measurement import Measurement
@@ -27,6 +29,7 @@ from actckpt.rewriting.patch import ENTRIES, Rewrite, install, installed, uninst
 from actckpt.rewriting.program import Program
 from actckpt.rewriting.run import CURRENT
 from actckpt.rewriting.sharing import note_optimized
+from actckpt.room import NO_OTHERS, Room
 from actckpt.several_backwards import notes_on
 from actckpt.tracing.backwards import Backward, joined
 from actckpt.tracing.call import Call, LossFn
@@ -56,6 +59,9 @@ class _Entry:
     backwards: tuple[Backward, ...]
     planned: Planned
     report: Report
+    room: Room = NO_OTHERS
+    # too large, but none is smaller
+    smallest: bool = False
     bounded: bool = False
     kept: Recalled | None = None
 
@@ -98,6 +104,10 @@ class Session:
         self.backwards: tuple[Backward, ...] = ()
         self._told_around = self._told_compiled = self._told_inside = False
         self._grown = 0
+        # companies that began with a forward of this model
+        self.led: list[Company] = []
+        self._member: Member | None = None
+        self._beside: dict[tuple[int, int], int] = {}
         self.recalled: tuple[Recalled, ...] = ()
         self.optimizers = OptimizerWatch(self._model, optimizers)
         listen(self)
@@ -150,17 +160,71 @@ class Session:
         grown = self._note_growth()
         self.optimizers.abandon_meter()
         resident = any(p.grad is not None for p in found.parameters)
-        if not grown:
-            if self.current is not None and self._serves(self.current, key, resident):
-                return
-            for known in self.entries:
-                if self._serves(known, key, resident):
-                    self._enforce(known)
-                    return
-            if self.current is not None:
-                self._say_why(self.current, key, resident, first=use.forwards == 1)
-        accumulate = self.accumulate or resident
-        call = Call(*args, **kwargs)
+        place = join(self, key, (args, kwargs))
+        needs = Needs(resident)
+        if not place.alone:
+            bounds = Bounds.of(self.model, self.request)
+            needs = bounds.needs(place, resident, self._own(place))
+        found_entry = None if grown else self._found(key, needs)
+        if found_entry is None:
+            if self.current is not None and not grown:
+                self._say_why(self.current, key, needs, first=use.forwards == 1)
+            made = self._anew(Call(*args, **kwargs), key, place, needs)
+            found_entry = self._larger(made) if grown else made
+        if found_entry is not self.current:
+            self._enforce(found_entry)
+        place.runs_under(found_entry.planned, found_entry.smallest)
+        self._member = place.member
+
+    def after_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Called after every forward with gradients: several backwards may run over its graph.
+
+        As long as that is alive, it counts.
+        """
+        watch_backwards(self.model, args, kwargs, output, self.learn_backwards)
+        if self._member is not None:
+            follow(self._member, output)
+            self._member = None
+
+    def _found(self, key: BatchKey, needs: Needs) -> _Entry | None:
+        """A plan that was made and serves."""
+        candidates = self.entries if self.current is None else [self.current, *self.entries]
+        for entry in candidates:
+            if self._serves(entry, key, needs.resident) and self._leaves(entry, needs):
+                return entry
+        return None
+
+    def _leaves(self, entry: _Entry, needs: Needs) -> bool:
+        """Whether a plan leaves what it must to other forwards."""
+        if needs.alone:
+            return not entry.room
+        if entry.smallest:
+            return entry.room.beside_bytes <= needs.beside_bytes
+        return Bounds.of(self.model, self.request).leaves(entry.planned, needs)
+
+    def _own(self, place: Place) -> Planned | None:
+        """A plan that was made for such a batch, the latest."""
+        key = place.member.key
+        made = (e.planned for e in reversed(self.entries) if e.key.covers(key))
+        return next(made, place.known[0].planned if place.known else None)
+
+    def resident_bytes_beside(self, other: Session) -> int:
+        """What of this model is on the device and is not the other's, too.
+
+        0 where only activations are bounded.
+        """
+        model, others = self._model(), other._model()
+        if model is None or others is None or other.request.scope != "step":
+            return 0
+        optimizers = self.optimizers.current()
+        known = (id(other), len(optimizers))
+        if known not in self._beside:
+            held = [o.optimizer for o in optimizers]
+            self._beside[known] = resident_bytes_beside(model, held, others)
+        return self._beside[known]
+
+    def _anew(self, call: Call, key: BatchKey, place: Place, needs: Needs) -> _Entry:
+        """A plan for a forward that begins."""
         stands = around(self.model, self.entry)
         if stands.unknown and not self._told_around:
             self._told_around = True
@@ -170,11 +234,29 @@ class Session:
                 type(self.model).__name__,
                 stands.unknown,
             )
+        accumulate = self.accumulate or needs.resident
         step = Step(call, self.loss_fn, self.target, self.optimizers.current(), accumulate,
                     entry=self.entry, within=True, outside=stands.outside,
                     backwards=self.backwards)  # fmt: skip
-        made = self._make(key, step, self._target_fits(key))
-        self._enforce(self._larger(made) if grown else made)
+        fits = self._target_fits(key)
+        try:
+            return self._make(key, step, fits, needs.room(place))
+        except BudgetError as error:
+            if place.alone:
+                raise
+            too_small = error
+        if place.later and (least := place.needed_later_bytes()):
+            # its share is less than it can hold: what later ones can do without
+            needs = needs.at_most(needs.rest_bytes - least)
+            try:
+                return self._make(key, step, fits, needs.room(place))
+            except BudgetError as error:
+                raise together(error, place) from error
+        if place.is_final():
+            raise together(too_small, place) from too_small
+        if not place.later:
+            logger.warning("actckpt: %s", warning_of(too_small, place, needs))
+        return self._make(key, step, fits, needs.room(place), too_small)
 
     def _larger(self, made: _Entry) -> _Entry:
         """The plan in force or the one just made: of a forward that may be the smaller again."""
@@ -183,10 +265,6 @@ class Session:
         smaller = before if made.planned.dry.nodes > before.planned.dry.nodes else made
         self.entries.remove(smaller)
         return before if smaller is made else made
-
-    def after_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Called after every forward with gradients: several backwards may run over its graph."""
-        watch_backwards(self.model, args, kwargs, output, self.learn_backwards)
 
     def note_compiled(self, *, calling: bool = False) -> None:
         """Says once that a compiled model runs as it is written."""
@@ -217,7 +295,7 @@ class Session:
             )
         self.changes = True
 
-    def _say_why(self, planned: _Entry, key: BatchKey, resident: bool, *, first: bool) -> None:
+    def _say_why(self, planned: _Entry, key: BatchKey, needs: Needs, *, first: bool) -> None:
         """Says why there is another plan: a warning where the batch given was never used."""
         differs = planned.key.difference(key)
         if first and differs:
@@ -227,7 +305,7 @@ class Session:
                 differs,
             )
         else:
-            logger.info("actckpt: planning again: %s", self._reason(key, resident))
+            logger.info("actckpt: planning again: %s", self._reason(key, needs))
 
     def _note_divergence(self) -> None:
         """A forward was not the one that was planned for: no plan by operations will do."""
@@ -280,13 +358,15 @@ class Session:
             and entry.backwards == self.backwards
         )
 
-    def _reason(self, key: BatchKey, resident: bool) -> str:
+    def _reason(self, key: BatchKey, needs: Needs) -> str:
         assert self.current is not None
+        if not needs.alone:
+            return "graphs of other forwards are alive beside this one's"
         if self.changes:
             return "the forward changes from step to step: by calls from now on, if they fit"
         if not self.current.key.covers(key):
             return "the batch or the model's state is not the one planned for"
-        if resident and not self.current.accumulate:
+        if needs.resident and not self.current.accumulate:
             return "gradients are resident when the step begins (accumulate=True plans for that)"
         if self.current.backwards != self.backwards:
             return "several backwards run over one graph, or one that keeps it"
@@ -294,7 +374,15 @@ class Session:
             return "an optimizer has become known, or when it steps, or what its step takes"
         return "the optimizer holds more than when the plan was made"
 
-    def _make(self, key: BatchKey, step: Step, target_fits: bool = True) -> _Entry:
+    def _make(
+        self,
+        key: BatchKey,
+        step: Step,
+        target_fits: bool = True,
+        room: Room = NO_OTHERS,
+        too_small: BudgetError | None = None,
+    ) -> _Entry:
+        """A plan that leaves some room, or the smallest that an error knows of."""
         model = self.model
         if CURRENT.run is not None:
             raise PlanError("cannot plan while a planned forward or backward is running")
@@ -305,23 +393,31 @@ class Session:
         self._note_compiled_inside()
         before = uninstall(model)
         try:
-            planned = self._planned(key, step)
+            if too_small is None:
+                planned = self._planned(key, step, room)
+            else:
+                planned = make_smallest(model, step, self.request, too_small)
         finally:
             if before is not None:
                 install(before)
+        if room:
+            planned = noted(planned, note_of(room))
         report = assemble_report(planned, self.request, notes_on(step))
         # as they are known now: the step that was planned has no others
         accounted = Accounted.of(self.optimizers.key(), planned.graph)
         self.optimizers.untraced(planned.graph, step.optimizers)
-        entry = _Entry(key, step.accumulate, accounted, step.backwards, planned, report)
+        smallest = too_small is not None
+        entry = _Entry(
+            key, step.accumulate, accounted, step.backwards, planned, report, room, smallest
+        )
         self.entries.append(entry)
         return entry
 
-    def _planned(self, key: BatchKey, step: Step) -> Planned:
+    def _planned(self, key: BatchKey, step: Step, room: Room) -> Planned:
         """By calls where that is safer and fits, else as was asked."""
         request = self._request_for(key)
         try:
-            return make_plan(self.model, step, request, recalled=self.recalled)
+            return make_plan(self.model, step, request, recalled=self.recalled, room=room)
         except BudgetError:
             if request == self.request:
                 raise
@@ -332,7 +428,7 @@ class Session:
         if self.changes:  # what was followed is not the forward any more
             self.entries = [e for e in self.entries if not e.planned.plan.bursts]
             self.changes = False
-        return make_plan(self.model, step, self.request, recalled=self.recalled)
+        return make_plan(self.model, step, self.request, recalled=self.recalled, room=room)
 
     def _enforce(self, entry: _Entry) -> None:
         self._watched()
