@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import pickle
+import queue
 import random
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -248,6 +251,18 @@ def test_what_was_not_seen_is_not_claimed(tmp_path: Path) -> None:
             run.step()
 
     assert "read ahead" in saved("ahead", loader, ahead)
+    threaded = shuffled()
+
+    def in_a_thread(run: actckpt.Checkpointer) -> None:
+        batches: queue.Queue[Any] = queue.Queue()
+        reader = threading.Thread(target=lambda: deque(map(batches.put, threaded)))
+        reader.start()
+        reader.join()
+        for _ in range(3):
+            batches.get()
+            run.step()
+
+    assert "read ahead" in saved("thread", threaded, in_a_thread)
     both = shuffled()
 
     def two(run: actckpt.Checkpointer) -> None:

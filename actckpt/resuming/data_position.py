@@ -20,12 +20,11 @@ from typing import Any, Protocol
 from actckpt.errors import CheckpointMismatchError
 from actckpt.resuming.batch_chain import BatchChain
 from actckpt.resuming.begun_before import is_begun_before
-from actckpt.resuming.live_objects import Stateful
+from actckpt.resuming.joined import joined
 from actckpt.resuming.loaders import (
     Loader,
     by_epoch,
     facts_of,
-    is_dispatcher,
     is_reused,
     is_streamed,
     length_of,
@@ -34,14 +33,14 @@ from actckpt.resuming.loaders import (
     workers_of,
 )
 from actckpt.resuming.passes import (
-    AheadOfHandingOut,
     Pass,
     begun,
     reopened,
     state_between,
 )
+from actckpt.resuming.position_checks import check_fits
 from actckpt.resuming.position_claims import inexact
-from actckpt.resuming.reading import FirstBatch, Reading
+from actckpt.resuming.reading import Reading
 from actckpt.resuming.sampler_states import SamplerStates
 from actckpt.resuming.seeded_samples import tell_epoch
 from actckpt.resuming.steps_seen import StepsSeen
@@ -172,35 +171,8 @@ class DataPosition:
             CheckpointMismatchError: it has another number of batches, or is of another kind.
         """
         state = self._pending if state is None else state
-        if loader is None or state is None:
-            return
-        here, there = length_of(loader), state["batches"]
-        if there is not None and here != there:
-            raise CheckpointMismatchError(
-                f"{where} was saved with a loader of {there} batches an epoch, this one has "
-                f"{here}: its order cannot be replayed. Pass the same data, batch size and "
-                "drop_last. Nothing was changed"
-            )
-        mine, theirs = facts_of(loader), state["order"]
-        changed = [k for k in mine if k in theirs and mine[k] != theirs[k]]
-        if state["batch"] and changed:
-            first = changed[0]
-            raise CheckpointMismatchError(
-                f"{where} was saved in the middle of an epoch with {first} {theirs[first]}, this "
-                f"loader has {mine[first]}: its order cannot be replayed. Pass the same data, "
-                "batch size, drop_last and sampler. Nothing was changed"
-            )
-        if state["batch"] and "loader" in state and not isinstance(loader, Stateful):
-            raise CheckpointMismatchError(
-                f"{where} was saved with a loader that had a state_dict of its own, unlike this "
-                "one. Nothing was changed"
-            )
-        if state["batch"] and "loader" not in state and own_state_of(loader) is not None:
-            raise CheckpointMismatchError(
-                f"{where} was saved with a loader that had no state_dict of its own, unlike this "
-                "one. Nothing was changed"
-            )
-        _check_stream(state, loader, where)
+        if loader is not None and state is not None:
+            check_fits(state, loader, where)
 
     def inexact(self, state: dict[str, Any], loader: Loader | None, step: int) -> list[str]:
         """Why what is read after a saved position may be another than it would have been.
@@ -313,7 +285,8 @@ class DataPosition:
         source = source_of(loader)
         if source is loader:
             return self._source_begun(source, made, pending, put_last, start)
-        return self._joined(loader, start, made, pending, put_last)
+        begin_source = partial(self._source_begun, source, made, pending, put_last)
+        return joined(loader, start, made, pending, begin_source, self._opening)
 
     def _source_begun(
         self,
@@ -334,6 +307,15 @@ class DataPosition:
             self._pass = None
             raise
 
+    @contextmanager
+    def _opening(self, opened: Callable[[Begin], Iterator[Any]]) -> Iterator[None]:
+        """Meanwhile that opens the loader that another reads from."""
+        self._open = opened
+        try:
+            yield
+        finally:
+            self._open = None
+
     def _accept(self, pending: dict[str, Any]) -> bool:
         """Whether a pass goes on although its order is another: it was said before."""
         if pending is not self._doubted:
@@ -345,47 +327,6 @@ class DataPosition:
             pending["epoch"],
         )
         return True
-
-    def _joined(
-        self,
-        loader: Any,
-        start: Begin,
-        made: Pass,
-        pending: dict[str, Any] | None,
-        put_last: Callable[[], None],
-    ) -> Iterator[Any]:
-        """Of a loader that reads from another, which it begins with its own first batch."""
-        place = {} if pending is None else pending.get("start") or pending.get("between") or {}
-        if place.get("iteration") is not None:
-            loader.iteration = place["iteration"]
-        iteration = getattr(loader, "iteration", None)
-
-        def open_source(begin_source: Begin) -> Iterator[Any]:
-            source = source_of(loader)
-            iterator = self._source_begun(source, made, pending, put_last, begin_source)
-            assert made.start is not None
-            made.start["iteration"] = iteration
-            return iterator if workers_of(source) else AheadOfHandingOut(iterator, made)
-
-        @contextmanager
-        def opening() -> Iterator[None]:
-            self._open = open_source
-            try:
-                yield
-            finally:
-                self._open = None
-
-        def empty() -> None:
-            if made.batch and iteration is not None:
-                loader.iteration = iteration + 1  # which a pass without a batch does not count
-
-        if pending is not None and pending.get("last") and is_dispatcher(loader):
-            # which takes a pass without a batch for an error
-            for _ in open_source(partial(unwatched_iter, source_of(loader))):
-                pass
-            empty()
-            return iter(())
-        return FirstBatch(start(), opening(), empty)
 
     # ---- what is told by a pass, and by the run
 
@@ -448,15 +389,3 @@ class DataPosition:
 
 def _nothing() -> None:
     """Puts nothing back."""
-
-
-def _check_stream(state: dict[str, Any], loader: Any, where: str) -> None:
-    here, there = workers_of(loader), state["workers"]
-    if state["batch"] and is_streamed(source_of(loader)) and None is not there != here:
-        name = type(loader.dataset).__name__
-        raise CheckpointMismatchError(
-            f"{where} was saved in the middle of an epoch of {name}, an IterableDataset that "
-            f"{there} workers read between them; this loader has {here}. Each would begin elsewhere"
-            f": samples would come again, and others never. Pass num_workers={there}. Nothing was "
-            "changed"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import Any
 
@@ -15,6 +16,11 @@ _NO_LOADER = (
     "run.steps(range(n))"
 )
 
+_AHEAD = (
+    "batches are read ahead of the steps that are made on them: those that were read and not "
+    "trained on are lost. Iterate run.steps(loader)"
+)
+
 
 class StepsSeen:
     """Batches between steps, and what of that is no position in the data."""
@@ -24,6 +30,7 @@ class StepsSeen:
         self._readers: list[weakref.ref[Reading]] = []
         self._reader: weakref.ref[Reading] | None = None
         self._batches = 0
+        self._thread = 0
         self._steps = 0
         self._unseen = 0
         self._why = ""
@@ -38,6 +45,7 @@ class StepsSeen:
     def handed_out(self, reading: Reading) -> None:
         """A batch was."""
         self._batches += 1
+        self._thread = threading.get_ident()
         self.latest = reading.made
         if self._reader is None or self._reader() is not reading:
             self._reader = weakref.ref(reading)
@@ -71,6 +79,8 @@ class StepsSeen:
         if made is None or not batches or not self._is_read():
             self._unseen += 1
             return None
+        if self._thread != threading.get_ident():
+            self._why = _AHEAD
         others = [r for ref in readers if (r := ref()) is not None and r.made is not made]
         if any(not r.made.ended for r in others if r.made.batch):
             self._why = (
@@ -116,8 +126,5 @@ class StepsSeen:
                     "them is lost. Save after the last"
                 )
         elif self._fewer and made is not None and made.batch != length_of(loader):
-            return (
-                "batches are read ahead of the steps that are made on them: those that were read "
-                "and not trained on are lost. Iterate run.steps(loader)"
-            )
+            return _AHEAD
         return ""
