@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import logging
 import weakref
 from collections import defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import (
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
 
 from actckpt.graph import Category, Graph
+from actckpt.optimizer_listeners import listen_before
 from actckpt.profiler.census import storages
 from actckpt.profiler.meter import AllocatorMeter
-from actckpt.tracing.compiled import never_compiled
 from actckpt.tracing.fake_steps import THROUGH_GRAPH
 from actckpt.tracing.optimizers import is_optimizer
 from actckpt.tracing.optimizing import (
@@ -146,7 +141,7 @@ class OptimizerWatch:
             return True
         if not self.key() <= accounted.optimizers:
             return False
-        size = sum(map(_size, self.current()))
+        size = sum(_size(o) for seen in self._seen.values() if (o := seen.ref()) is not None)
         if size in accounted.sizes:
             return True
         if self.state_bytes() > accounted.state_bytes and self._grows():
@@ -285,11 +280,16 @@ class OptimizerWatch:
                 continue
             self._tell(
                 f"{why}: that step cannot be planned ahead. What it takes is measured when it is "
-                "made, and planned for from then on"
+                "made, and planned for from then on" + self._resets()
             )
             self._unmeasured.update(map(id, (one.optimizer, *inner(one.optimizer))))
         if self._unmeasured:
-            _listen_before()
+            listen_before()
+
+    def _resets(self) -> str:
+        model = self._model()
+        cuda = model is not None and any(p.is_cuda for p in model.parameters())
+        return " (which resets the allocator's peak statistics once)" if cuda else ""
 
     def before_step(self, optimizer: Any) -> None:
         """Begins to measure, if the optimizer's step is one to be measured."""
@@ -344,9 +344,8 @@ def tell_untraced(graph: Graph) -> None:
         logger.warning("actckpt: %s: that step cannot be traced, and is left out", why)
 
 
-def _size(one: Optimizing) -> int:
+def _size(optimizer: Any) -> int:
     """Changes whenever something is added to an optimizer, or taken out; quick."""
-    optimizer = one.optimizer
     state = getattr(optimizer, "state", {})
     size = sum(len(x) for x in vars(optimizer).values() if type(x) in _SIZED)
     try:
@@ -371,42 +370,3 @@ def _optimizers_alive() -> list[Any]:
 
 def _is_profiling() -> bool:
     return bool(torch._C._autograd._profiler_enabled())
-
-
-class Listener(Protocol):
-    """Who is told of the steps of all optimizers."""
-
-    def before_step(self, optimizer: Any) -> None: ...
-
-    def after_step(self, optimizer: Any) -> None: ...
-
-
-LISTENERS: weakref.WeakSet[Listener] = weakref.WeakSet()
-
-
-def listen(listener: Listener) -> None:
-    """Tells ``listener`` of steps, until it is discarded from `LISTENERS`."""
-    _listen()
-    LISTENERS.add(listener)
-
-
-@functools.cache
-def _listen() -> None:
-    """Listens to all optimizers, for good: torch walks through its hooks while they are called."""
-
-    @never_compiled
-    def after_step(optimizer: Any, *_: Any) -> None:
-        for listener in tuple(LISTENERS):
-            listener.after_step(optimizer)
-
-    register_optimizer_step_post_hook(after_step)
-
-
-@functools.cache
-def _listen_before() -> None:
-    @never_compiled
-    def before_step(optimizer: Any, *_: Any) -> None:
-        for listener in tuple(LISTENERS):
-            listener.before_step(optimizer)
-
-    register_optimizer_step_pre_hook(before_step)

@@ -17,7 +17,8 @@ from actckpt.company import Company, Member, Place, follow, join
 from actckpt.errors import BudgetError, PlanError
 from actckpt.in_use import Use, watch
 from actckpt.needs import Bounds, Needs, note_of, resident_bytes_beside, together, warning_of
-from actckpt.optimizer_watch import LISTENERS, Accounted, OptimizerWatch, listen
+from actckpt.optimizer_listeners import LISTENERS, listen
+from actckpt.optimizer_watch import Accounted, OptimizerWatch
 from actckpt.plan import Plan
 from actckpt.plan_key import plan_key
 from actckpt.planning import Planned, Recalled, Request, make_plan, make_smallest, noted

@@ -98,8 +98,8 @@ def zoo() -> dict[str, Make]:
     po = _library("pytorch_optimizer")
     for name in po.get_supported_optimizers() if po else ():
         # one that looks back ten steps would not begin here
-        options = {"keep_num": 2} if name == "adashift" else {}
-        add(f"pytorch_optimizer.{name}", _loaded(po, name), **options)
+        needs = {"adashift": {"keep_num": 2}, "bsam": {"num_data": 1000}}
+        add(f"pytorch_optimizer.{name}", _loaded(po, name), **needs.get(name, {}))
     for name in ("Lookahead", "TRAC", "OrthoGrad", "ScheduleFreeWrapper") if po else ():
         found[f"pytorch_optimizer.{name}(AdamW)"] = _wrapped(getattr(po, name))
     if po:

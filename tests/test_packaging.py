@@ -109,11 +109,13 @@ MAY_IMPORT["batch_search"] = set()
 MAY_IMPORT["batch_key"] = {"rewriting"}
 MAY_IMPORT["backward_watch"] = {"rewriting", "tracing"}
 MAY_IMPORT["in_use"] = {"errors", "rewriting", "tracing"}
-MAY_IMPORT["optimizer_watch"] = {"graph", "profiler", "tracing"}
+MAY_IMPORT["optimizer_listeners"] = {"tracing"}
+MAY_IMPORT["optimizer_watch"] = {"graph", "optimizer_listeners", "profiler", "tracing"}
 MAY_IMPORT["session"] = {
     "backward_watch",
     "batch_key",
     "in_use",
+    "optimizer_listeners",
     "optimizer_watch",
     "plan_key",
     "reporting",

@@ -167,13 +167,15 @@ class Copier:
         self.elsewhere = elsewhere
         # the original is kept, so that its id is not reused
         self._copies: dict[int, tuple[Any, Any]] = {id(m): (m, m) for m in shared}
+        self._new: list[Any] = []
 
     def copy(self, optimizer: Any) -> Any:
         """The copy; wrappers and what they wrap are copied together."""
         made = self._of(optimizer)
-        for original, clone in list(self._copies.values()):
-            if clone is not original and is_optimizer(clone):
+        for clone in self._new:
+            if is_optimizer(clone):
                 self._prepare(clone)
+        self._new.clear()
         return made
 
     def _prepare(self, clone: Any) -> None:
@@ -216,6 +218,7 @@ class Copier:
         made = self._note(x, _blank(x))
         if made is x:
             return x
+        self._new.append(made)
         if isinstance(x, dict):
             for key, value in x.items():
                 dict.__setitem__(made, self._of(key), self._of(value))
