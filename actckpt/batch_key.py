@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from actckpt.rewriting.record import autocast_state
+from actckpt.tracing.parametrized import count_cached, is_caching
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class BatchKey:
 
     def difference(self, other: BatchKey) -> str:
         """What of ``other`` a plan made for this key was not made for; "" where it covers it."""
-        (cast, training, trained, dtypes), now = self.state, other.state
+        (cast, training, trained, dtypes, cached), now = self.state, other.state
         if self.structure != other.structure:
             return f"called with {_listed(other.structure)}, not {_listed(self.structure)}"
         if cast != now[0]:
@@ -46,6 +47,10 @@ class BatchKey:
             return f"{sum(now[2])} of {len(now[2])} parameters are trained, not {sum(trained)}"
         if dtypes != now[3]:
             return "the parameters are of other dtypes"
+        if cached != now[4]:
+            return (
+                f"torch.nn.utils.parametrize caches {now[4]} tensors, not {cached} (-1: it is off)"
+            )
         if self.covers(other):
             return ""
         pairs = zip(self.shapes, other.shapes, strict=True)
@@ -91,6 +96,7 @@ def batch_key(found: Contents, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         tuple([m.training for m in found.modules]),
         tuple([p.requires_grad for p in parameters]),
         tuple([p.dtype for p in parameters]),
+        count_cached(found.modules) if is_caching() else -1,
     )
     return BatchKey(tuple(structure), tuple(shapes), state)
 

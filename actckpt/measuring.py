@@ -29,6 +29,7 @@ from actckpt.tracing.lightning import TRAINING_STEP, without_logging
 from actckpt.tracing.mode import flat_outputs, flat_tensors
 from actckpt.tracing.optimizers import inside, kept_as_they_are
 from actckpt.tracing.optimizing import Optimizing, held, inner
+from actckpt.tracing.parametrized import cached_anew
 from actckpt.tracing.reached import outside_restored
 from actckpt.tracing.step import Step, find_loss, run_step
 from actckpt.tracing.tracer import model_device
@@ -84,7 +85,8 @@ def _one(model: nn.Module, step: Step, stepping: _Stepping) -> float | None:
         return loss
 
     stepping.stepped.clear()
-    run_step(model, step, loss_of=noted)
+    with cached_anew():
+        run_step(model, step, loss_of=noted)
     for one in step.optimizers:
         if id(one.optimizer) not in stepping.stepped:  # else a hook has stepped it in backward
             one.optimizer.step()

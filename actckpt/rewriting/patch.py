@@ -22,6 +22,7 @@ from actckpt.tracing.compiled import never_compiled
 from actckpt.tracing.fake import is_tracing
 from actckpt.tracing.forwards import FORWARD, TAKEN, Replaced, forward_of, replaced, wrapped
 from actckpt.tracing.lightning import TRAINING_STEP, unseen_logging
+from actckpt.tracing.parametrized import Entries, cached_of, is_caching
 
 logger = logging.getLogger("actckpt")
 
@@ -284,6 +285,10 @@ class PatchedForward(Replaced):
             if b is not None and (table.path, name) not in changed
         ]
         return [*found, *buffers]
+
+    def cached(self) -> Entries | None:
+        """What `parametrize.cached` keeps of the parametrized tensors of the module."""
+        return cached_of(self._modules()) if is_caching() else None
 
     def training(self) -> tuple[bool, ...]:
         """The ``training`` flag of the module and of each module inside it."""

@@ -45,8 +45,8 @@ class CallRecord:
     """One call of a stage, in a span."""
 
     __slots__ = (
-        "arguments", "attributes", "autocast", "buffers", "calls", "grad", "patched", "program",
-        "random", "subclasses", "training", "versions",
+        "arguments", "attributes", "autocast", "buffers", "cached", "calls", "grad", "patched",
+        "program", "random", "subclasses", "training", "versions",
     )  # fmt: skip
 
     def __init__(
@@ -63,6 +63,7 @@ class CallRecord:
         self.patched = patched
         self.grad = torch.is_grad_enabled()
         self.autocast = autocast_state(patched.device_type)
+        self.cached = patched.cached()
         self.calls = {path: calls[path] for path in program.inner}
         self.random = generator_states(
             program.random or position in span.draws, program.generators, patched.device_type
@@ -127,6 +128,7 @@ class CallRecord:
         self.arguments = None
         self.buffers = {}
         self.attributes = {}
+        self.cached = None
         self.random = None
 
 

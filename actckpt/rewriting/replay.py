@@ -25,6 +25,7 @@ from actckpt.rewriting.record import (
 from actckpt.rewriting.run import CURRENT
 from actckpt.tracing.call import tensors
 from actckpt.tracing.fake import is_tracing
+from actckpt.tracing.parametrized import caching, is_caching
 
 if TYPE_CHECKING:
     from actckpt.rewriting.patch import PatchedForward
@@ -179,6 +180,8 @@ class _Replay:
             args, kwargs = record.materialize(available)
             stack.enter_context(record.patched.as_training(record.training))
             stack.enter_context(torch.set_grad_enabled(record.grad))
+            if record.cached is not None or is_caching():
+                stack.enter_context(caching(record.cached))
             for context in autocast_contexts(record.autocast):
                 stack.enter_context(context)
             stack.enter_context(saved_tensors_hooks(_drop if drop else self._fill, _never))

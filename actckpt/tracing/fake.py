@@ -26,6 +26,7 @@ from actckpt.tracing.draws import steer
 from actckpt.tracing.forwards import bare
 from actckpt.tracing.lightning import TRAINING_STEP, without_logging
 from actckpt.tracing.optimizers import Copier, kept_as_they_are, without_hooks
+from actckpt.tracing.parametrized import cached_as
 from actckpt.tracing.parts import SPARSE, made_of, parts
 from actckpt.tracing.reached import outside_restored
 from actckpt.tracing.real_values import attach_real
@@ -111,6 +112,7 @@ def faked(model: nn.Module, step: Step) -> Iterator[tuple[FakeWorld, Step]]:
         stack.enter_context(made_of_fakes())
         for module in modules:
             _swap(module, world)
+        stack.enter_context(cached_as(world.fake))
         # autocast caches weight casts by tensor: neither world may see the other's
         torch.clear_autocast_cache()
         stack.callback(torch.clear_autocast_cache)
