@@ -93,11 +93,13 @@ MAY_IMPORT["dry_run"] = {"profiler", "rewriting", *MAY_IMPORT["profiler"], *MAY_
 MAY_IMPORT["plan_key"] = {"graph"}
 MAY_IMPORT["margin"] = set()
 MAY_IMPORT["several_backwards"] = {"dry_run", "graph", "pricing", "profile", "tracing"}
+MAY_IMPORT["room"] = {"dry_run", "graph"}
 MAY_IMPORT["planning"] = {
     "dry_run",
     "margin",
     "plan_key",
     "policies",
+    "room",
     "several_backwards",
     "units",
     *MAY_IMPORT["dry_run"],
@@ -111,10 +113,14 @@ MAY_IMPORT["backward_watch"] = {"rewriting", "tracing"}
 MAY_IMPORT["in_use"] = {"errors", "rewriting", "tracing"}
 MAY_IMPORT["optimizer_listeners"] = {"tracing"}
 MAY_IMPORT["optimizer_watch"] = {"graph", "optimizer_listeners", "profiler", "tracing"}
+MAY_IMPORT["company"] = {"batch_key", "graph", "planning", "profiler", "room", "tracing"}
+MAY_IMPORT["needs"] = {"company", "errors", "margin", "planning", "profiler", "room", "units"}
 MAY_IMPORT["session"] = {
     "backward_watch",
     "batch_key",
+    "company",
     "in_use",
+    "needs",
     "optimizer_listeners",
     "optimizer_watch",
     "plan_key",
