@@ -252,6 +252,18 @@ class OptimizerWatch:
             last.frees = all(p.grad is None for group in groups for p in group["params"])
             self._key = None
 
+    def gradients_stay(self) -> None:
+        """Some are there when a forward begins: not every backward steps and frees those.
+
+        So it is where gradients are accumulated over several backwards before a step.
+        """
+        for seen in self._seen.values():
+            optimizer = seen.ref() if seen.in_backward and seen.frees is not False else None
+            groups = optimizer.param_groups if optimizer is not None else ()
+            if any(p.grad is not None for group in groups for p in group["params"]):
+                seen.frees = False
+                self._key = None
+
     def _adopt(self) -> None:
         """Puts wrappers in the place of what they wrap: their own copies of the weights count.
 

@@ -161,6 +161,8 @@ class Session:
         grown = self._note_growth()
         self.optimizers.abandon_meter()
         resident = any(p.grad is not None for p in found.parameters)
+        if resident:
+            self.optimizers.gradients_stay()
         place = join(self, key, (args, kwargs))
         needs = Needs(resident)
         if not place.alone:

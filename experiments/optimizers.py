@@ -97,8 +97,12 @@ def zoo() -> dict[str, Make]:
     found["torch.Muon beside AdamW"] = _muon_beside_adamw
     po = _library("pytorch_optimizer")
     for name in po.get_supported_optimizers() if po else ():
-        # one that looks back ten steps would not begin here
-        needs = {"adashift": {"keep_num": 2}, "bsam": {"num_data": 1000}}
+        # one that looks back ten steps would not begin here; one is too slow on a processor
+        needs: dict[str, dict[str, Any]] = {
+            "adashift": {"keep_num": 2},
+            "bsam": {"num_data": 1000},
+            "kron": {"max_size_triangular": 16},
+        }
         add(f"pytorch_optimizer.{name}", _loaded(po, name), **needs.get(name, {}))
     for name in ("Lookahead", "TRAC", "OrthoGrad", "ScheduleFreeWrapper") if po else ():
         found[f"pytorch_optimizer.{name}(AdamW)"] = _wrapped(getattr(po, name))

@@ -110,6 +110,27 @@ class KeepingGradients(InBackward):
     frees = False
 
 
+class EverySecondTime(InBackward):
+    """Gradients of two backwards are added before the hooks step."""
+
+    def __init__(self, m: nn.Module) -> None:
+        of = {p: torch.optim.AdamW([p], 1e-3) for p in m.parameters()}
+        Steps.__init__(self, m, of.values())
+        self.steps = False
+
+        def step(p: torch.Tensor) -> None:
+            if self.steps:
+                of[p].step()  # type: ignore[index]
+                p.grad = None
+
+        for p in of:
+            p.register_post_accumulate_grad_hook(step)
+
+    def __call__(self, seed: int) -> None:
+        for self.steps in (False, True):
+            loss(self.model(batch(seed + 100 * self.steps))).backward()
+
+
 class PastGradients(torch.optim.Optimizer):
     """Averages the last gradients, which it keeps in a deque of its own."""
 
@@ -172,6 +193,7 @@ SETUPS: dict[str, Callable[[nn.Module], Steps]] = {
     "one per parameter": one_per_parameter,
     "inside backward": InBackward,
     "inside backward, gradients kept": KeepingGradients,
+    "inside backward, every second time": EverySecondTime,
     "state in a deque": lambda m: Steps(m, [PastGradients(m.parameters())]),
     "slow weights": lambda m: Steps(m, [Lookahead(torch.optim.AdamW(m.parameters(), 1e-3))]),
     "sharpness-aware": SharpnessAware,
