@@ -18,6 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from actckpt.errors import PlanError
 from actckpt.rewriting.patch import patch_of
 from actckpt.tracing.compiled import never_compiled
+from actckpt.tracing.forwards import described
 
 logger = logging.getLogger("actckpt")
 
@@ -159,8 +160,7 @@ def _in_place(model: nn.Module, names: tuple[str, ...]) -> str:
     for name in names:
         there, ours = model.__dict__.get(name), patch_of(model, model, name)
         if there is not ours or there is None:
-            found = type(model).__dict__.get(name) if there is None else there
-            return getattr(found, "__qualname__", type(found).__qualname__)
+            return described(getattr(type(model), name) if there is None else there)
     return ""
 
 

@@ -21,7 +21,7 @@ from actckpt.tracing.calls import resident_tables, residents
 from actckpt.tracing.compiled import never_compiled
 from actckpt.tracing.fake import is_tracing
 from actckpt.tracing.forwards import FORWARD, TAKEN, Replaced, forward_of, replaced, wrapped
-from actckpt.tracing.lightning import TRAINING_STEP, unseen_logging
+from actckpt.tracing.lightning import TRAINING_STEP, Unseen, unseen_logging
 from actckpt.tracing.parametrized import Entries, cached_of, is_caching
 
 logger = logging.getLogger("actckpt")
@@ -352,7 +352,9 @@ class PatchedForward(Replaced):
         # planning may have put another plan, and so another patch, in place
         patched = patch_of(self.module, self.module, self.name) or self
         previous = CURRENT.run
-        quiet = unseen_logging(self.module) if self.name == TRAINING_STEP else nullcontext()
+        training = self.name == TRAINING_STEP
+        unseen = Unseen()
+        quiet = unseen_logging(self.module, unseen) if training else nullcontext()
         rewrite = patched.rewrite
         CURRENT.run = run = rewrite.begin()
         first = _next_node()
@@ -361,7 +363,7 @@ class PatchedForward(Replaced):
                 output = run.call(patched, args, kwargs)
         finally:
             CURRENT.run = previous
-            rewrite.nodes = max(rewrite.nodes, _next_node() - first)
+            rewrite.nodes = max(rewrite.nodes, _next_node() - first - unseen.nodes)
         if self.rewrite.planner is not None:
             self.rewrite.planner.after_forward(args, kwargs, output)
         return output

@@ -149,8 +149,15 @@ def around(module: nn.Module, name: str = FORWARD) -> Around:
             outside = sys.modules[type(layer).__module__].__dict__["convert_to_fp32"]
             layer = layer.model_forward
         else:
-            return Around(outside, getattr(layer, "__qualname__", type(layer).__qualname__))
+            return Around(outside, described(layer))
     return Around(outside)
+
+
+def described(function: Any) -> str:
+    """Where a callable comes from: its name is often that of what it wraps."""
+    function = getattr(function, "__func__", function)
+    is_named = isinstance(function, (types.FunctionType, type))
+    return _name(function if is_named else type(function))
 
 
 def _name(x: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -58,24 +58,39 @@ def of_the_batch(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any,
     return args[:1] if args else (kwargs.get("batch", kwargs),)
 
 
-def without_logging(model: nn.Module) -> AbstractContextManager[None]:
+@contextmanager
+def without_logging(model: nn.Module) -> Iterator[None]:
     """Lets ``self.log`` do nothing: what it was given would stay with the trainer."""
-    return _in_place(model, lambda name: _ignore)
+    with _in_place(model, lambda name: _ignore):
+        yield
 
 
-def unseen_logging(model: nn.Module) -> AbstractContextManager[None]:
+class Unseen:
+    """What ``self.log`` did while it was no part of a plan: nodes of autograd's graph."""
+
+    def __init__(self) -> None:
+        self.nodes = 0
+
+
+@contextmanager
+def unseen_logging(model: nn.Module, done: Unseen) -> Iterator[None]:
     """Lets ``self.log`` do what it does unseen by torch function modes: it is no part of a plan."""
 
     def unseen(name: str) -> Callable[..., Any]:
         log = getattr(model, name)
 
         def logged(*args: Any, **kwargs: Any) -> Any:
-            with torch._C.DisableTorchFunction():
-                return log(*args, **kwargs)
+            first = next_node()
+            try:
+                with torch._C.DisableTorchFunction():
+                    return log(*args, **kwargs)
+            finally:
+                done.nodes += next_node() - first
 
         return logged
 
-    return _in_place(model, unseen)
+    with _in_place(model, unseen):
+        yield
 
 
 @contextmanager
@@ -90,6 +105,8 @@ def _in_place(model: nn.Module, of: Callable[[str], Callable[..., Any]]) -> Iter
         model.__dict__.update(before)
 
 
+# the number of the next node of autograd's graph in this thread
+next_node: Callable[[], int] = torch._C._autograd._get_sequence_nr
 _LOGS = ("log", "log_dict")
 
 
