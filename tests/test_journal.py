@@ -330,3 +330,25 @@ def test_another_run_does_not_go_on_in_an_old_journal(tmp_path: Path) -> None:
     found = records(tmp_path)
     assert [r.after for r in found if isinstance(r, Head)] == [5]
     assert [r.step for r in found if isinstance(r, Step)] == [6, 7]
+
+
+@pytest.mark.kind("a loop of the user's own, made again", resumed="exact")
+def test_steps_of_a_loop_of_the_users_own(tmp_path: Path) -> None:
+    def train(until: int) -> actckpt.Checkpointer:
+        with training(tmp_path) as run:
+            loader = run.checkpointer.loader
+            assert loader is not None
+            run.checkpointer.resume()
+            while run.checkpointer.step_count < until:
+                for batch in loader:
+                    run.train_on(batch)
+                    run.update()
+                    run.checkpointer.step({"loss": 1.0})
+                    if run.checkpointer.step_count == until:
+                        break
+            return run.checkpointer
+
+    train(14)
+    steps = [r for r in records(tmp_path) if isinstance(r, Step)]
+    assert [r.batches and r.batches[1] for r in steps] == [1] * 9
+    assert train(14).verified == (4, None)

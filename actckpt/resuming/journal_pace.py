@@ -6,8 +6,8 @@ import math
 import time
 from collections.abc import Callable
 
-# of the loop's processor time; a hundredth is promised
-SHARE = 0.008
+# of the loop's processor time; a hundredth is promised, with what is not measured
+SHARE = 0.007
 WINDOW = 128  # steps
 MOST = 1 << 10
 

@@ -1,18 +1,20 @@
 """A run's journal as it is written: by a thread, so that no step waits for storage.
 
-A line is with the operating system `GATHER_S` after its step at the latest, and survives the end of
+A line is with the operating system at most about `GATHER_S` after its step, and survives the end of
 the process from then on; nothing waits until a device has it. Whatever goes wrong is said once, and
 nothing more is taken until the next checkpoint.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import queue
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 from actckpt.checkpoint.files import Files
@@ -23,8 +25,10 @@ logger = logging.getLogger("actckpt")
 
 # lines that come within this time are written together: a thread that wakes for each costs more
 GATHER_S = 0.02
-# a thread without work stays for so long
-_LINGER_S = 0.25
+# a thread without work stays for so long, for a new one costs more than a line
+_LINGER_S = 5.0
+# an interpreter that exits waits for so long, of a run that was not closed
+_EXIT_S = 2.0
 
 _Work = bytes | Callable[[], None]
 # an empty text: the thread is to end
@@ -132,13 +136,13 @@ class JournalWriter:
             self._oldest = oldest
             self._do(lambda: self._cut(oldest, serials))
 
-    def flush(self) -> None:
-        """Returns once everything is with the operating system."""
+    def flush(self, timeout_s: float | None = None) -> None:
+        """Returns once everything is with the operating system, or after some time."""
         if self._process == os.getpid() and self._thread is not None:
             done = threading.Event()
             self._do(done.set)
             self._hurry.set()
-            done.wait()
+            done.wait(timeout_s)
 
     def _end_thread(self) -> None:
         thread = self._thread
@@ -168,7 +172,11 @@ class JournalWriter:
         with self._guard:
             self._queue.put(work)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="actckpt-journal")
+                # a daemon: nobody is to wait for the journal of a run that was not closed
+                self._thread = threading.Thread(
+                    target=self._run, name="actckpt-journal", daemon=True
+                )
+                _WRITERS.add(self)
                 try:
                     self._thread.start()
                 except RuntimeError as error:  # there can be no further thread
@@ -176,6 +184,7 @@ class JournalWriter:
                     self._fail(error)
 
     def _run(self) -> None:
+        spent_s, written_s = 0.0, 0.0
         while True:
             work = []
             try:
@@ -186,13 +195,15 @@ class JournalWriter:
                         self._thread = None
                         return
                 continue
-            self._hurry.wait(GATHER_S)
+            if (soon_s := written_s + GATHER_S - time.monotonic()) > 0:
+                self._hurry.wait(soon_s)
             while not self._queue.empty():
                 work.append(self._queue.get())
             self._hurry.clear()
-            begin_s = time.thread_time()
             self._perform([w for w in work if w is not _END])
-            self.spent_s += time.thread_time() - begin_s
+            written_s = time.monotonic()
+            before_s, spent_s = spent_s, time.thread_time()
+            self.spent_s += spent_s - before_s
             if _END in work:
                 with self._guard:
                     if self._queue.empty():
@@ -251,3 +262,14 @@ class JournalWriter:
                 self._directory,
                 error,
             )
+
+
+_WRITERS: weakref.WeakSet[JournalWriter] = weakref.WeakSet()
+
+
+def _flush_all() -> None:
+    for writer in list(_WRITERS):
+        writer.flush(_EXIT_S)
+
+
+atexit.register(_flush_all)
