@@ -192,7 +192,8 @@ class Graph:
     ``stages[0]`` is the root call, ``calls`` are the torch functions that it called itself, in
     order. ``loss_seen`` and ``optimizer_seen`` say what the step contained;
     ``resident_gradients`` whether gradients existed when it began; ``shaped_by_values`` whether a
-    shape follows from values, as of a mask that picks rows. ``stands_for``: the accelerator whose
+    shape follows from values, as of a mask that picks rows. ``supposed`` are the lines that asked
+    whether something holds of values that a trace has not. ``stands_for``: the accelerator whose
     operations and sizes these are, where the tensors of ``device`` stood in.
     ``untraced_optimizers``: the number among the step's optimizers, and the reason, of each whose
     step cannot be traced.
@@ -212,6 +213,7 @@ class Graph:
     calls: tuple[FunctionCall, ...] = ()
     stands_for: str = ""
     shaped_by_values: bool = False
+    supposed: tuple[str, ...] = ()
     untraced_optimizers: tuple[tuple[int, str], ...] = ()
 
     @cached_property
@@ -296,6 +298,7 @@ class Graph:
                 ),
                 stands_for=data.get("stands_for", ""),
                 shaped_by_values=data.get("shaped_by_values", False),
+                supposed=tuple(data.get("supposed", ())),
                 untraced_optimizers=tuple(
                     (number, why) for number, why in data.get("untraced_optimizers", ())
                 ),

@@ -28,7 +28,7 @@ from actckpt.several_backwards import priced, single
 from actckpt.tracing.draws import Draws, asks_for_draws, same_course, saved_bytes
 from actckpt.tracing.hidden import without_links
 from actckpt.tracing.step import Step
-from actckpt.tracing.tracer import trace_step
+from actckpt.tracing.tracer import OTHERWISE, trace_step
 from actckpt.units import format_gigabytes, split_gigabytes
 
 logger = logging.getLogger("actckpt")
@@ -37,6 +37,8 @@ SCOPES = ("step", "activations")
 # policies whose plans belong to the very trace, and which "calls" stands in for
 BY_OPERATIONS = ("auto", "optimal")
 _ATTEMPTS = 8
+# guards that are tried the other way
+_GUARDS = 8
 DRAWN = (
     "the forward draws which of its parts run: planned by calls for the largest forward found, "
     "with all draws as they come, all high, and all low; one that is larger is planned for when it "
@@ -124,7 +126,7 @@ def make_plan(
         PlanError: the policy returned something else than a plan for this model.
         TraceError: the step cannot be traced.
     """
-    graph = trace_step(model, single(step))
+    step, graph = _traced(model, step)
     largest = _largest(model, step, graph)
     if largest is not None:
         step, graph = largest
@@ -135,6 +137,22 @@ def make_plan(
     profile = build_profile(graph, progress=progress)
     planned = choose_plan(model, step, request, graph, profile, room)
     return planned if largest is None else noted(planned, DRAWN)
+
+
+def _traced(model: nn.Module, step: Step) -> tuple[Step, Graph]:
+    """The trace of a step as if no guard fires: no error that an answer of ours brought about."""
+    first: Exception | None = None
+    for _ in range(_GUARDS):
+        try:
+            return step, trace_step(model, single(step))
+        except Exception as error:
+            first = first or error
+            otherwise = getattr(error, OTHERWISE, None)
+            if otherwise is None:
+                break
+            step = dataclasses.replace(step, answers=otherwise)
+    assert first is not None
+    raise first
 
 
 def _largest(model: nn.Module, step: Step, graph: Graph) -> tuple[Step, Graph] | None:

@@ -327,6 +327,15 @@ class Session:
             return False
         if self._grown == _MOST_GROWN:
             return False
+        guards = current.planned.graph.supposed
+        if guards:
+            self._grown = _MOST_GROWN
+            logger.warning(
+                "actckpt: a forward ran more than the one that was planned for, and may have taken "
+                "more memory than the budget: it asks at %s, and was planned as if no guard fires",
+                guards[0],
+            )
+            return False
         self._grown += 1
         last = " for the last time" if self._grown == _MOST_GROWN else ""
         logger.warning(

@@ -86,6 +86,12 @@ def _unbounded(graph: Graph) -> list[str]:
         "a while as measured in a real step, once one was made"
         for _, why in graph.untraced_optimizers
     ]
+    if graph.supposed:
+        more = f" and {len(graph.supposed) - 1} more lines" if len(graph.supposed) > 1 else ""
+        notes.append(
+            f"{graph.supposed[0]}{more} asks whether something holds of activations: planned as if "
+            "no guard fires; a step in which one does is another one, and may take more"
+        )
     if graph.shaped_by_values:
         notes.append(
             "a shape depends on values (rows that a mask picks, lengths of labels): the memory is "

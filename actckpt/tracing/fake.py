@@ -24,6 +24,7 @@ from actckpt.tracing.compiled import as_written
 from actckpt.tracing.containers import containers, same_items
 from actckpt.tracing.draws import steer
 from actckpt.tracing.forwards import bare
+from actckpt.tracing.guards import Answers, Guards
 from actckpt.tracing.lightning import TRAINING_STEP, without_logging
 from actckpt.tracing.optimizers import Copier, kept_as_they_are, without_hooks
 from actckpt.tracing.parametrized import cached_as
@@ -43,8 +44,9 @@ class FakeWorld:
     Under a ``stand_in`` they are fake CPU tensors, of meta tensors too, and stand for its own.
     """
 
-    def __init__(self, stand_in: StandIn | None = None) -> None:
+    def __init__(self, stand_in: StandIn | None = None, answers: Answers = ()) -> None:
         self.stand_in = stand_in
+        self.guards = Guards(answers)
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._fakes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         # of what exists beside parameters, buffers and batch: attributes of k-bit weights
@@ -91,7 +93,7 @@ def faked(model: nn.Module, step: Step) -> Iterator[tuple[FakeWorld, Step]]:
     Yields:
         (world, fake step): the fake step has fake batch, target and optimizers.
     """
-    world = FakeWorld(step.stand_in)
+    world = FakeWorld(step.stand_in, step.answers)
     modules = list(model.modules())
     dicts = [(m, dict(m.__dict__), list(containers(m))) for m in modules]
     parameters = list(model.parameters())
@@ -130,6 +132,7 @@ def faked(model: nn.Module, step: Step) -> Iterator[tuple[FakeWorld, Step]]:
             accumulate=step.accumulate,
             stand_in=step.stand_in,
             draws=step.draws,
+            answers=step.answers,
             entry=step.entry,
             within=step.within,
             outside=step.outside,

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from actckpt.tracing.fake import FakeWorld
+from actckpt.tracing.guards import ASKING, note_question
 from actckpt.tracing.kernel_outputs import fake_outputs
 from actckpt.tracing.parts import is_shell_type
 from actckpt.tracing.real_values import propagate, scalar
@@ -84,6 +85,8 @@ class StepMode(TorchDispatchMode):
             return NotImplemented  # its own dispatch calls what the kernels are given
         if func is aten._local_scalar_dense.default:
             found = scalar(args[0])
+            if found is None and args[0].dtype is torch.bool and isinstance(args[0], FakeTensor):
+                found = self.world.guards.answer(args[0])
             if found is not None:
                 self.asked(args[0])
                 return found
@@ -95,6 +98,8 @@ class StepMode(TorchDispatchMode):
         except (DynamicOutputShapeException, DataDependentOutputException):
             # of labels and masks the values may be known
             found = known_results(func, args, kwargs)
+            if found is None and func in ASKING:
+                return self.world.guards.answer(None)
             if found is None:
                 raise
             out, self.shaped_by_values = found, True
@@ -104,6 +109,7 @@ class StepMode(TorchDispatchMode):
             return out
         self.seen(func, args, kwargs, out)
         propagate(func, args, kwargs, out)
+        note_question(func, out)
         return out
 
     def _on_sight(self, x: Any) -> Any:

@@ -356,12 +356,37 @@ def user_line(error: BaseException) -> str:
     return f"{f.filename}:{f.lineno}, in {f.name}: {f.line}"
 
 
-def data_dependent(error: BaseException, stage: str) -> TraceError:
-    """The error for a forward that asks for a value that only a real step has."""
-    return TraceError(
-        f"the forward of {stage or 'the model'} depends on the values of activations, which fake "
-        f"tensors do not have:\n  {user_line(error)}\n  ({type(error).__name__}: {error})\n"
-        "What works: make the branch or the shape independent of the data (for mixtures of experts "
-        "a grouped or batched implementation, such as Hugging Face's experts_implementation="
+def asks_for_numbers(error: BaseException) -> bool:
+    """Whether code outside of torch wanted the numbers of a fake tensor, as NumPy and SciPy do."""
+    if not isinstance(error, (RuntimeError, TypeError, ValueError)):
+        return False
+    return any(words in str(error) for words in _NUMBERS)
+
+
+_NUMBERS = (
+    "numpy() is not supported for tensor subclasses", "data is not allocated yet", "FakeTensor",
+)  # fmt: skip
+
+
+def data_dependent(error: BaseException, where: str, apart: str) -> TraceError:
+    """The error for a forward that asks for a value that only a real step has.
+
+    Args:
+        where: what was running.
+        apart: the largest module inside it that has been run, "" if there is none.
+    """
+    works = (
+        "make the branch or the shape independent of the data (for mixtures of experts a grouped "
+        "or batched implementation, such as Hugging Face's experts_implementation="
         '"grouped_mm").'
+    )
+    if apart:
+        works = (
+            f"actckpt.optimize(model.{apart}, ...): it had run by then, and asks for none; what "
+            f"is around it is then not bounded. Or {works}"
+        )
+    return TraceError(
+        f"{where} depends on the values of activations, which fake tensors do not have:\n"
+        f"  {user_line(error)}\n  ({type(error).__name__}: {str(error).splitlines()[0]})\n"
+        f"What works: {works}"
     )

@@ -33,6 +33,8 @@ class StageRecorder:
         self.followed: CallRecorder | None = None
         self._instead: list[Replaced] = []
         self._stack = recorder.stage_stack
+        # an error, and the innermost stage that it came out of
+        self._failed: tuple[Exception | None, int] = (None, -1)
         self._origin: dict[int, tuple[Any, tuple[int, int], int]] = {}
         recorder.refuse = self.refuse
         for path, module in model.named_modules():
@@ -47,6 +49,18 @@ class StageRecorder:
             inner = sid == self._stack[-1]
             found = reason if inner else f"contains {where}, which cannot be recomputed"
             stage["refusal"] = stage["refusal"] or found
+
+    def where_it_failed(self, error: Exception) -> tuple[str, str]:
+        """What was running when an error came, and the largest module inside it that had run."""
+        found, failed = self._failed
+        if found is not error:
+            return "the loss", ""
+        done = [s for s in self.stages if s["parent"] == failed and "last_save" in s and s["path"]]
+        largest = max(done, key=lambda s: s["last_save"] - s["first_save"], default=None)
+        saves = largest["last_save"] - largest["first_save"] if largest is not None else 0
+        path = self.stages[failed]["path"]
+        where = f"the forward of {path or 'the model'}"
+        return where, largest["path"] if largest is not None and saves else ""
 
     def _patch(self, path: str, module: nn.Module, name: str) -> None:
         ours = wrapped(module, name)
@@ -102,6 +116,8 @@ class StageRecorder:
             with self._followed(module, parent, args, kwargs):
                 out = original(*args, **kwargs)
         except Exception as error:
+            if self._failed[0] is not error:
+                self._failed = (error, sid)
             _note(error, path or type(module).__name__)
             raise
         finally:

@@ -16,6 +16,7 @@ from actckpt.tracing.backwards import Backward, run_backwards
 from actckpt.tracing.call import Call, LossFn, tensors
 from actckpt.tracing.draws import Draws
 from actckpt.tracing.forwards import FORWARD
+from actckpt.tracing.guards import Answers
 from actckpt.tracing.optimizing import Optimizing
 from actckpt.tracing.stand_in import StandIn
 
@@ -26,6 +27,7 @@ class Step:
 
     ``stand_in``: the accelerator that it is to be planned for, where that is not here.
     ``draws``: what random generators give it while it is traced and dry-run.
+    ``answers``: what it is told where it asks whether something holds of unknown values.
     ``entry``: the method that is called; "forward" stands for calling the module.
     ``within``: the call is what the model's own forward was given: what stands round that forward
     (a wrapper, hooks before it) is running already, and is not run again.
@@ -40,6 +42,7 @@ class Step:
     accumulate: bool = False
     stand_in: StandIn | None = None
     draws: Draws = Draws.AS_THEY_COME
+    answers: Answers = ()
     entry: str = FORWARD
     within: bool = False
     outside: Callable[[Any], Any] | None = None

@@ -20,7 +20,7 @@ from actckpt.tracing.fake import faked
 from actckpt.tracing.fake_steps import FakeSteps
 from actckpt.tracing.hidden import hidden_state
 from actckpt.tracing.optimizing import held
-from actckpt.tracing.recorder import Recorder, data_dependent
+from actckpt.tracing.recorder import Recorder, asks_for_numbers, data_dependent
 from actckpt.tracing.self_checkpointing import refuse_self_checkpointing
 from actckpt.tracing.stages import StageRecorder
 from actckpt.tracing.step import Step, run_step
@@ -60,13 +60,21 @@ def trace_step(model: nn.Module, step: Step) -> Graph:
             ):
                 loss_seen = _run(model, fake_step, steps, recorder)
         except DATA_DEPENDENT as error:
-            running = recorder.stage_stack or [len(stages.stages) - 1]
-            where = stages.stages[running[-1]]["path"] if stages.stages else ""
-            raise data_dependent(error, where) from error
+            raise data_dependent(error, *stages.where_it_failed(error)) from error
+        except Exception as error:
+            if asks_for_numbers(error):
+                raise data_dependent(error, *stages.where_it_failed(error)) from error
+            # a guard may have fired
+            error.__dict__[OTHERWISE] = world.guards.otherwise()
+            raise
         finally:
             stages.close()
         graph = _assemble(device, recorder, stages, fake_step, steps, loss_seen)
     return hidden_state(graph)
+
+
+# of an error that ended a trace: answers that the forward was not given yet
+OTHERWISE = "_actckpt_otherwise"
 
 
 def model_device(model: nn.Module) -> str:
@@ -188,6 +196,7 @@ def _assemble(
         resident_gradients=step.accumulate,
         versions=versions(),
         shaped_by_values=recorder.shaped_by_values,
+        supposed=tuple(dict.fromkeys(recorder.world.guards.lines)),
         calls=tuple(stages.followed.calls) if stages.followed is not None else (),
         stands_for=step.stand_in.name if step.stand_in is not None else "",
     )
