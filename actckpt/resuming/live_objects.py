@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from actckpt.checkpoint.dtypes import name_of
 from actckpt.errors import CheckpointMismatchError
 from actckpt.resuming.parameter_names import ParameterNames
+from actckpt.resuming.quantized import scale_keys, without_scales
 
 # differences that one error message lists
 _SHOWN = 3
@@ -49,7 +51,9 @@ def check_fits(name: str, item: Stateful, saved: Any, where: str) -> None:
         CheckpointMismatchError: with the first differing names and shapes.
     """
     if isinstance(item, nn.Module):
-        found = list(_module_differences(item.state_dict(), saved))
+        here = item.state_dict()
+        skipped = scale_keys(item, here) & scale_keys(item, saved)
+        found = list(_module_differences(_but(here, skipped), _but(saved, skipped)))
     elif isinstance(item, torch.optim.Optimizer):
         found = list(_optimizer_differences(item.state_dict(), saved))
     else:
@@ -71,6 +75,10 @@ def _module_differences(live: Mapping[str, Any], saved: Mapping[str, Any]) -> It
             yield f"{key} {_described(there)} is only in the checkpoint"
         elif _described(here) != _described(there):
             yield f"{key} is {_described(here)}, saved was {_described(there)}"
+
+
+def _but(state: Mapping[str, Any], keys: set[str]) -> Mapping[str, Any]:
+    return {key: x for key, x in state.items() if key not in keys} if keys else state
 
 
 def _described(x: Any) -> str:
@@ -165,15 +173,40 @@ def put_state(item: Stateful, saved: Any) -> Callable[[], None]:
     Raises:
         Exception: whatever the object raises; it is then as before.
     """
+    rest, put_scales = saved, None
+    if isinstance(item, nn.Module):
+        rest, put_scales = without_scales(item, saved)
     undo = _undo(item)
     try:
-        item.load_state_dict(saved)
+        with relinked(item):
+            item.load_state_dict(rest)
+        if put_scales is not None:
+            put_scales()
         if isinstance(item, torch.optim.Optimizer):
             _put_exact(item, saved)
     except BaseException:
         undo()
         raise
     return undo
+
+
+@contextmanager
+def relinked(optimizer: Any) -> Iterator[None]:
+    """Keeps groups and states shared that a wrapper shares with the optimizer inside.
+
+    Loading gives that one new ones, and what a schedule then sets would reach only one of the two.
+    """
+    held = vars(optimizer) if isinstance(optimizer, torch.optim.Optimizer) else {}
+    inner = [x for x in held.values() if isinstance(x, torch.optim.Optimizer)]
+    shared = [
+        (key, vars(x))
+        for key in ("param_groups", "state")
+        for x in inner
+        if key in held and held[key] is vars(x).get(key)
+    ]
+    yield
+    for key, of_inner in shared:
+        held[key] = of_inner[key]
 
 
 def _undo(item: Stateful) -> Callable[[], None]:

@@ -15,6 +15,7 @@ from actckpt.errors import CheckpointMismatchError
 from actckpt.resuming.buffers import Buffers, OtherBuffers
 from actckpt.resuming.functions import functions_item, other_functions
 from actckpt.resuming.gradients import Gradients
+from actckpt.resuming.left_out import LeftOut
 from actckpt.resuming.live_objects import (
     Stateful,
     cannot_fail,
@@ -25,6 +26,7 @@ from actckpt.resuming.live_objects import (
     identity_of,
     put_state,
 )
+from actckpt.resuming.loadable import check_loadable
 from actckpt.resuming.optimizer_items import is_optimizer_item, with_every_optimizer
 from actckpt.resuming.parameter_names import ParameterNames
 from actckpt.resuming.plans import gather_inner_plans, gather_plans, put_all_plans
@@ -35,7 +37,7 @@ from actckpt.versions import versions
 
 # items that every checkpoint has, beside the objects that the user passes
 OWN = ("identities", "module-versions", "progress", "position", "random", "generators", "under-way",
-       "functions", "plans", "inner-plans", "config")  # fmt: skip
+       "functions", "left-out", "plans", "inner-plans", "config")  # fmt: skip
 
 # objects of the library's own, made of what the user passes
 _DERIVED = ("gradients", "buffers", "other-buffers")
@@ -82,6 +84,7 @@ class RunState:
                     f"{name} must have state_dict and load_state_dict; found {type(item).__name__}"
                 )
         self._config = dict(config or {})
+        self._left_out = LeftOut(given)
         self._parameter_names = {name for name, _ in model.named_parameters()}
 
     @property
@@ -105,6 +108,9 @@ class RunState:
             CheckpointSaveError: something in a state can be saved in no way; named by its key.
         """
         states: dict[str, Any] = {name: item.state_dict() for name, item in self._objects.items()}
+        for name, item in self._objects.items():
+            if isinstance(item, nn.Module):
+                check_loadable(name, item, states[name])
         if not accumulating:
             states["gradients"] = {}
         states["identities"] = self._identities()
@@ -119,7 +125,9 @@ class RunState:
         states["plans"] = gather_plans(self._model)
         states["inner-plans"] = gather_inner_plans(self.objects)
         states["config"] = self._config
-        return {name: encode(state, name) for name, state in states.items()}
+        encoded = {name: encode(state, name) for name, state in states.items()}
+        encoded["left-out"] = encode(self._left_out.item(encoded), "left-out")
+        return encoded
 
     def is_steady(self, item: str, name: str) -> bool:
         """Whether only an optimizer step changes this tensor, as far as such a thing is known."""
@@ -190,6 +198,7 @@ class RunState:
             raise
         if only is not None:
             return Put((), "", ())
+        doubted += self._left_out.put(items.get("left-out"))
         plan = put_all_plans(
             self.objects, items["plans"], items.get("inner-plans"), self.optimizers
         )
