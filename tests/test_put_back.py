@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import actckpt
+from actckpt.checkpoint.decoding import decode
 
 SIZE = 64
 STOP, STEPS = 3, 6
@@ -83,6 +84,53 @@ def test_quantized_weights_with_an_adapter_go_on(kind: str, tmp_path: Path) -> N
         return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 0.01)
 
     goes_on(tmp_path, quantized(kind), optimizer_of)
+
+
+def low_bit(kind: str) -> Callable[[Any], Any]:
+    optimizers = pytest.importorskip("torchao.optim")
+    return lambda model: getattr(optimizers, kind)(model.parameters(), lr=1e-2)
+
+
+# torchao registers enums that newer versions of torch know already, and loads what is not there
+@pytest.mark.filterwarnings("ignore:.*is an Enum subclass")
+@pytest.mark.filterwarnings("ignore:.*register_constant")
+@pytest.mark.kind("optimizer states and weights of few bits (torchao)", resumed="exact")
+@pytest.mark.parametrize("kind", ["AdamW8bit", "AdamW4bit", "AdamWFp8"])
+def test_optimizer_states_of_few_bits_go_on(kind: str, tmp_path: Path) -> None:
+    def make(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Linear(SIZE, SIZE)
+
+    optimizer_of = low_bit(kind)
+    model = make(0)
+    optimizer = optimizer_of(model)
+    model(torch.ones(1, SIZE)).sum().backward()
+    optimizer.step()
+    assert type(optimizer.state[model.weight]["exp_avg"]).__module__.startswith("torchao")
+    goes_on(tmp_path, make, optimizer_of)
+
+
+def test_integer_weights_with_an_adapter_go_on(tmp_path: Path) -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+
+    def make(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        base = nn.Sequential(nn.Linear(SIZE, SIZE, bias=False))
+        quantization.quantize_(base, quantization.Int8WeightOnlyConfig())
+        base.requires_grad_(False)
+        return nn.Sequential(nn.Linear(SIZE, SIZE), base)
+
+    goes_on(
+        tmp_path, make, lambda m: torch.optim.AdamW([p for p in m.parameters() if p.requires_grad])
+    )
+
+
+@pytest.mark.parametrize("name", [["os", "system"], ["torchao.optim", "AdamW8bit"], ["torch", "x"]])
+def test_a_checkpoint_names_no_class_but_of_tensors(name: list[str]) -> None:
+    if name[0] == "torchao.optim":
+        pytest.importorskip("torchao")
+    with pytest.raises(actckpt.CheckpointFormatError, match="no class of tensors known here"):
+        decode({"$wrapper": name, "tensors": {}, "context": None}, {}, "state.json")
 
 
 def linear(seed: int) -> nn.Module:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from actckpt.checkpoint.dtypes import BY_NAME
+from actckpt.checkpoint.wrappers import wrapper_named
 from actckpt.errors import CheckpointFormatError
 
 _NUMPY_DTYPE = re.compile(r"[<>|=][biufcSUMmV]\d{1,9}(\[[0-9A-Za-z]{1,8}\])?")
@@ -71,6 +72,16 @@ class _Decoder:
     def scalar(self, x: dict[str, Any]) -> Any:
         return np.frombuffer(base64.b64decode(x["$scalar"], validate=True), _dtype(x))[0]
 
+    def wrapper(self, x: dict[str, Any]) -> torch.Tensor:
+        kind = wrapper_named(*x["$wrapper"])
+        inner = {name: self.decode(part) for name, part in x["tensors"].items()}
+        made = kind.__tensor_unflatten__(
+            inner, self.decode(x["context"]), torch.Size(x["shape"]), tuple(x["stride"])
+        )
+        if not isinstance(made, torch.Tensor):
+            raise ValueError(f"{kind.__qualname__} made no tensor")
+        return made
+
     def pairs(self, x: list[Any]) -> list[tuple[Any, Any]]:
         return [(self.decode(k), self.decode(v)) for k, v in x]
 
@@ -99,6 +110,7 @@ def _float(bits: str) -> float:
 
 _TAGS: dict[str, Callable[[_Decoder, dict[str, Any]], Any]] = {
     "$tensor": _Decoder.tensor,
+    "$wrapper": _Decoder.wrapper,
     "$ndarray": _Decoder.array,
     "$scalar": _Decoder.scalar,
     "$int": lambda _, x: int(x["$int"], 16),

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from actckpt.checkpoint.dtypes import BY_NAME, name_of
+from actckpt.checkpoint.wrappers import is_wrapper
 from actckpt.errors import CheckpointSaveError
 
 # deeper than any real state, shallower than what a JSON parser gives up on
@@ -130,7 +131,21 @@ class _Encoder:
             "holds keys that are str, int, float, bool, None, bytes or tuples of them"
         )
 
+    def _wrapper(self, x: Any, path: tuple[Any, ...]) -> Any:
+        """A tensor that is made of others, and says how."""
+        names, context = x.__tensor_flatten__()
+        kind = type(x)
+        return {
+            "$wrapper": [kind.__module__, kind.__qualname__],
+            "tensors": {n: self.encode(getattr(x, n), (*path, n)) for n in names},
+            "context": self.encode(context, (*path, "context")),
+            "shape": list(x.shape),
+            "stride": list(x.stride()),
+        }
+
     def _tensor(self, x: torch.Tensor, path: tuple[Any, ...]) -> Any:
+        if is_wrapper(type(x)):
+            return self._wrapper(x, path)
         if reason := _unstorable(x):
             raise CheckpointSaveError(f"{_shown(path)} is {reason}")
         x = x.detach()
