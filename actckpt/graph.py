@@ -22,6 +22,8 @@ STATISTICS = {
     "aten.cudnn_batch_norm.default": (3, 4),
     "aten.miopen_batch_norm.default": (3, 4),
 }
+# why a stage is refused that differentiates by `torch.func`, where no saved-tensor hooks may be
+TRANSFORMS = "runs a torch.func transform in its forward"
 
 
 class Category(StrEnum):
@@ -82,7 +84,8 @@ class Op:
     the forward operation that a backward operation belongs to (-1 if none), and ``signature`` the
     index in `Graph.signatures` under which the profile knows its cost. ``plain``: it returns
     tensors only, no lists and no None. ``asked``: Python read a number that it made or wrote
-    (``.item()``, a branch), and reads it again when the forward runs again.
+    (``.item()``, a branch), and reads it again when the forward runs again. ``nested``: an autograd
+    that the forward runs itself ran it.
     """
 
     name: str
@@ -97,6 +100,7 @@ class Op:
     signature: int = 0
     plain: bool = True
     asked: bool = False
+    nested: bool = False
 
 
 @dataclass(frozen=True, slots=True)

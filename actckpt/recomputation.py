@@ -13,7 +13,7 @@ from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from actckpt.graph import STATISTICS, Category, Graph, Op
+from actckpt.graph import STATISTICS, TRANSFORMS, Category, Graph, Op
 
 RESIDENT = (Category.PARAMETER, Category.BUFFER, Category.BATCH, Category.CONSTANT)
 # modules whose operations may be others when torch functions are followed (fused inference paths)
@@ -131,8 +131,7 @@ class Recomputation:
         return [
             (s.first, s.last)
             for s in self.graph.stages
-            if "runs autograd in its forward" in s.refusal
-            or "draws from a generator" in s.refusal
+            if "draws from a generator" in s.refusal
             or s.refusal.startswith("contains a ScriptModule")
         ]
 
@@ -149,7 +148,7 @@ class Recomputation:
 
     def _can_run(self, index: int) -> bool:
         graph, op = self.graph, self.graph.ops[index]
-        if '{"other":' in graph.signatures[op.signature] or not op.outputs:
+        if op.nested or '{"other":' in graph.signatures[op.signature] or not op.outputs:
             return False
         if any(first <= index < last for first, last in self._refused):
             return False
@@ -212,6 +211,17 @@ class Recomputation:
                 found[number] = sids
         return found
 
+    @cached_property
+    def _hookable(self) -> set[int] | None:
+        """Saves that hooks can be put round; None for all, round the forward as a whole."""
+        if not any(TRANSFORMS in s.refusal for s in self.graph.stages):
+            return None
+        return {k for c in self.graph.calls for k in range(c.first_save, c.last_save)}
+
+    def _may_hook(self, save: int) -> bool:
+        """Whether a run can see what autograd saves there."""
+        return self._hookable is None or save in self._hookable
+
     def _is_blind(self, save: int) -> bool:
         """Whether autograd saves there an argument of unknown origin."""
         sid = self.graph.values[self.graph.saves[save].value].storage
@@ -243,7 +253,7 @@ class Recomputation:
             sid = graph.values[save.value].storage
             if save.held or sid not in self.makers:
                 continue
-            inside = self.root.first_save <= k < self.root.last_save
+            inside = self.root.first_save <= k < self.root.last_save and self._may_hook(k)
             early = 0 <= save.first_use < graph.forward_end
             changes = save.at <= self.last_write[sid] or sid in self._mixed
             if not inside or early or changes or self._is_blind(k):
@@ -281,7 +291,7 @@ class Recomputation:
         if self.root is not None:
             for k in range(self.root.first_save, self.root.last_save):
                 save = graph.saves[k]
-                if self._is_blind(k):
+                if self._is_blind(k) or not self._may_hook(k):
                     continue
                 enter(save.at, Source(self.call_of(save.at - 1), 0, False, k, save.value))
         return {sid: source for sid, (_, source) in found.items()}

@@ -43,8 +43,7 @@ def blocks(graph: Graph) -> tuple[int, ...]:
         inner = sum(saved_bytes(graph, c) for c in children[stage])
         s = graph.stages[stage]
         if not may_recompute(graph, stage):
-            # what runs autograd inside is not opened either
-            return [] if "runs autograd" in s.refusal else inside(stage)
+            return inside(stage)
         siblings = children[s.parent] if s.parent >= 0 else ()
         repeated = sum(graph.stages[i].kind == s.kind for i in siblings) >= REPEATED
         if 2 * inner > own and not repeated and (own > OPENED_SHARE * total or s.parent < 0):
@@ -69,7 +68,7 @@ def opened(graph: Graph, stage: int) -> tuple[int, ...]:
             continue
         if may_recompute(graph, child):
             found.append(child)
-        elif "runs autograd" not in graph.stages[child].refusal:
+        else:
             found.extend(opened(graph, child))
     return tuple(found)
 

@@ -17,6 +17,7 @@ from actckpt.rewriting.schedule import RESTS, CallProgram, PassedCall, Schedule
 from actckpt.rewriting.wires import Wires, nothing, root_of
 from actckpt.tracing.calls import casting, described_call, is_question, leaves, name_of
 from actckpt.tracing.compiled import never_compiled
+from actckpt.tracing.transforms import in_transform
 
 _CHANGED = "a tensor is changed in place where it was not"
 
@@ -101,7 +102,7 @@ class Following(TorchFunctionMode):
         position, wires = self.position, self.wires
         known = self.learned[position]
         if known is None or known.func is not func:
-            if self.resting or is_question(func):
+            if self.resting or is_question(func) or in_transform():
                 return func(*args, **kwargs)
             if known is None:
                 passed = self._passed.get(position)
@@ -115,6 +116,8 @@ class Following(TorchFunctionMode):
             or not known.is_made(args, kwargs, wires)
             or ((known.casting or _is_any_cast()) and known.casting != casting())
         ):
+            if in_transform():
+                return func(*args, **kwargs)
             self.stop(self._difference(known, func, args, kwargs))
             return func(*args, **kwargs)
         self.position = position + 1

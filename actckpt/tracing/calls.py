@@ -22,6 +22,7 @@ from actckpt.signature import described
 from actckpt.tracing.call import tensors
 from actckpt.tracing.mode import SKIPPED
 from actckpt.tracing.recorder import Recorder
+from actckpt.tracing.transforms import in_transform
 
 # reads of ``x.shape`` and the like: method-wrappers, which no other kind of call is
 GETTER = types.MethodWrapperType
@@ -114,7 +115,7 @@ class CallRecorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         recorder = self.recorder
-        if is_question(func) or not recorder.recording or recorder.paused:
+        if is_question(func) or not recorder.recording or recorder.paused or in_transform():
             return func(*args, **kwargs)
         given = leaves((args, kwargs))
         sources = tuple(self._found(t) for t in given)

@@ -210,7 +210,7 @@ class Recorder(StepMode):
             {self.values[self.value_id(t)].storage: None for t in written(func, args, kwargs)}
         )
         results = out if isinstance(out, (list, tuple)) else (out,)
-        owner = -1
+        owner, nested = -1, False
         node: Any = torch._C._current_autograd_node()
         if node is self._around:
             node = None
@@ -220,6 +220,7 @@ class Recorder(StepMode):
         elif node is None:
             self._sequence[torch._C._autograd._get_sequence_nr() - 1] = len(self.ops)
         elif self.phase is not Phase.OPTIMIZER:  # which may step inside backward
+            nested = True
             self.refuse("runs autograd in its forward")
         if has_generator(args, kwargs):
             self.refuse("draws from a generator of its own")
@@ -238,6 +239,7 @@ class Recorder(StepMode):
                 random=is_random(func, args, kwargs),
                 view=view,
                 owner=owner,
+                nested=nested,
                 signature=self.signatures.setdefault(text, len(self.signatures)),
                 plain=not isinstance(out, list)
                 and all(isinstance(r, torch.Tensor) for r in results),

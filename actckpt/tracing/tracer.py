@@ -24,6 +24,7 @@ from actckpt.tracing.recorder import Recorder, asks_for_numbers, data_dependent
 from actckpt.tracing.self_checkpointing import refuse_self_checkpointing
 from actckpt.tracing.stages import StageRecorder
 from actckpt.tracing.step import Step, run_step
+from actckpt.tracing.transforms import hooks_off_in_transforms
 from actckpt.versions import versions
 
 DATA_DEPENDENT = (
@@ -56,7 +57,7 @@ def trace_step(model: nn.Module, step: Step) -> Graph:
                 torch.enable_grad(),
                 world.mode,
                 recorder,
-                torch.autograd.graph.saved_tensors_hooks(recorder.pack, recorder.unpack),
+                hooks_off_in_transforms(recorder),
             ):
                 loss_seen = _run(model, fake_step, steps, recorder)
         except DATA_DEPENDENT as error:
