@@ -33,6 +33,7 @@ from actckpt.tracing.reached import outside_restored
 from actckpt.tracing.real_values import attach_real
 from actckpt.tracing.stand_in import StandIn
 from actckpt.tracing.step import Step
+from actckpt.tracing.users_hooks import users_hooks_replaced
 
 TRACING = threading.local()
 _DICTS = (dict, OrderedDict, defaultdict)
@@ -99,6 +100,7 @@ def faked(model: nn.Module, step: Step) -> Iterator[tuple[FakeWorld, Step]]:
     parameters = list(model.parameters())
     grads = [p.grad for p in parameters]
     with ExitStack() as stack:
+        stack.enter_context(users_hooks_replaced())
         stack.enter_context(random_states())
         steer(step.draws)
         stack.enter_context(outside_restored(model, step.loss_fn))
