@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 import queue
 import random
@@ -191,6 +192,60 @@ def test_an_evaluation_over_the_same_loader_takes_no_place(tmp_path: Path) -> No
         run.close()
 
 
+def test_epochs_are_counted_where_nobody_counts_steps(tmp_path: Path) -> None:
+    def loop(run: actckpt.Checkpointer, loader: Any, epochs: int) -> list[Any]:
+        found = []
+        for _ in range(epochs):
+            found += [(batch.tolist(), torch.rand(()).item()) for batch in loader]
+        return found
+
+    loader = shuffled()
+    run, _ = made(tmp_path / "whole", loader)
+    whole = loop(run, loader, 4)
+    run.close()
+    loader = shuffled()
+    run, _ = made(tmp_path / "parts", loader)
+    parts = loop(run, loader, 1)
+    run.save(tag="first")
+    parts += loop(run, loader, 1)
+    run.save(tag="second")
+    run.close()
+    loader = shuffled()
+    run, _ = made(tmp_path / "parts", loader, seed=2)
+    resumed = run.resume()
+    assert resumed is not None
+    assert (resumed.bit_exact, resumed.epoch, run.epoch) == (True, 2, 2)
+    assert parts + loop(run, loader, 2) == whole
+    run.save(tag="third")
+    assert run.restore().epoch == 4
+    run.close()
+
+
+def test_a_wrapper_that_only_begins_by_drawing_is_exact(tmp_path: Path) -> None:
+    class Wrapper:
+        def __init__(self) -> None:
+            data: Any = torch.arange(20.0)
+            self.loader: Any = DataLoader(data, 4, shuffle=True)
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter(self.loader)
+
+    loader = Wrapper()
+    run, _ = made(tmp_path / "whole", loader)
+    whole = train(run, loader)
+    run.close()
+    loader = Wrapper()
+    run, _ = made(tmp_path / "parts", loader)
+    parts = train(run, loader, 8)
+    run.save()
+    run.close()
+    loader = Wrapper()
+    run, _ = made(tmp_path / "parts", loader, seed=2)
+    assert run.resume().bit_exact  # type: ignore[union-attr]
+    assert parts + train(run, loader) == whole
+    run.close()
+
+
 def test_restored_in_a_plain_loop_it_goes_on_from_there(tmp_path: Path) -> None:
     loader = shuffled()
     run, _ = made(tmp_path, loader)
@@ -263,6 +318,16 @@ def test_what_was_not_seen_is_not_claimed(tmp_path: Path) -> None:
             run.step()
 
     assert "read ahead" in saved("thread", threaded, in_a_thread)
+    part = shuffled()
+
+    def left_early(run: actckpt.Checkpointer) -> None:
+        for _ in range(2):
+            for _ in itertools.islice(part, 3):
+                run.step()
+                if run.step_count == 4:
+                    return
+
+    assert "before its end" in saved("part", part, left_early)
     both = shuffled()
 
     def two(run: actckpt.Checkpointer) -> None:

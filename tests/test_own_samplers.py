@@ -248,8 +248,7 @@ def test_a_stream_that_draws_as_it_is_read_is_not_claimed(tmp_path: Path) -> Non
             return (torch.tensor(random.random()) for _ in range(SIZE))
 
     run = made(tmp_path, DataLoader(Drawn(), 4))
-    next(run.steps())
-    run.step()
+    train(run, run.loader, 2)
     run.save()
     run.close()
     run = made(tmp_path, DataLoader(Drawn(), 4))

@@ -73,6 +73,8 @@ class DataPosition:
         self.epoch = 0
         self._owner = weakref.ref(owner)
         self._pass: Pass | None = None
+        # passes that ended before the first step was counted
+        self._uncounted = 0
         self._seen = StepsSeen()
         self._samplers = SamplerStates(None)
         self._pending: dict[str, Any] | None = None
@@ -132,11 +134,11 @@ class DataPosition:
             return self._pending  # nothing has been read since it was restored
         if self._taken is not None and not self._seen.holds_batch():
             return self._taken
-        made = self._pass or (None if self._by_steps else self._seen.latest)
-        ended = made is None or made.ended
-        epoch, batch = self.epoch, 0 if ended else made.batch  # type: ignore[union-attr]
-        if made is not None and made.ended and made is not self._pass:
-            epoch += 1
+        made = self._pass
+        if not (self._by_steps or self._seen.steps):
+            made = self._seen.latest or made  # nobody counts steps
+        epoch = self.epoch + self._uncounted
+        batch = 0 if made is None or made.ended else made.batch
         state: dict[str, Any] = {
             "epoch": epoch,
             "batch": batch,
@@ -190,6 +192,7 @@ class DataPosition:
             self._moving = self._pass
         self.epoch = state["epoch"]
         self._pending, self._taken, self._pass = state, None, None
+        self._uncounted = 0
         self._seen = StepsSeen()
 
     # ---- reading
@@ -351,6 +354,8 @@ class DataPosition:
                 self._pass, self._taken = made, None
             if made is self._pass:
                 self.epoch = made.epoch + 1
+            elif made.watched and not self._seen.steps:
+                self._uncounted += 1
 
     def moved(self, reading: Reading) -> bool:
         """Whether the run was put back in this very pass."""
@@ -373,10 +378,12 @@ class DataPosition:
                 lost["epoch"],
             )
         self._taken = self._moving = None
+        self._uncounted = 0
         if self._by_steps or made is None or made is self._pass:
             return
         if self._pass is not None and not self._pass.ended:
-            self.epoch += 1  # left early
+            self.epoch += 1
+            self._seen.left_early()
         made.epoch = self.epoch
         self._pass = made
         if made.ended:

@@ -27,7 +27,8 @@ from actckpt.resuming.order import Order, Replay, opened
 from actckpt.resuming.random_states import gather_random_states, put_random_states
 from actckpt.resuming.sampler_states import NOTHING_KEPT, SamplerStates
 
-# a stream that draws is found out at its first batches, or at one of so many
+# a stream that draws is found out at its first batches, or at one of so many; what it draws for
+# the very first it draws from what the pass began with, and the same again
 _LOOKED_AT = 4
 _LOOKED_EVERY = 16
 
@@ -229,7 +230,8 @@ class _Streamed:
         if made.draws:
             return next(self._iterator)  # its order cannot be replayed, and so not compared
         self._read += 1
-        look = self._in_process and (self._read <= _LOOKED_AT or self._read % _LOOKED_EVERY == 0)
+        often = 1 < self._read <= _LOOKED_AT or self._read % _LOOKED_EVERY == 0
+        look = often and self._in_process
         before = _local() if look else None
         batch = next(self._iterator)
         if before is not None and not _same(before, _local()):

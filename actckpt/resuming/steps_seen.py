@@ -31,13 +31,13 @@ class StepsSeen:
         self._reader: weakref.ref[Reading] | None = None
         self._batches = 0
         self._thread = 0
-        self._steps = 0
+        self.steps = 0
         self._unseen = 0
         self._why = ""
         # of a loop of the user's own: batches of the first step in this pass, and whether a later
         # one had fewer
         self._first: tuple[Pass, int] | None = None
-        self._fewer = False
+        self._fewer = self._left = False
         # of `steps`: steps on the batch in hand, and on an earlier one
         self._on_batch = 0
         self._most = 0
@@ -69,7 +69,7 @@ class StepsSeen:
         batches, self._batches = self._batches, 0
         readers, self._readers = self._readers, []
         self._readers += [self._reader] if self._reader is not None else []
-        self._steps += 1
+        self.steps += 1
         made = self.latest
         if by_steps:
             self._on_batch = 1 if batches else self._on_batch + 1
@@ -93,6 +93,10 @@ class StepsSeen:
             self._fewer = True
         return made
 
+    def left_early(self) -> None:
+        """A pass in which steps were made had not ended when the next one began."""
+        self._left = True
+
     def next_batch(self) -> None:
         """`steps` was asked for another batch."""
         self._most = max(self._most, self._on_batch)
@@ -106,15 +110,15 @@ class StepsSeen:
         if self._why:
             return self._why
         if loader is None:
-            return _NO_LOADER if self._steps or trained else ""
+            return _NO_LOADER if self.steps or trained else ""
         if self._unseen:
             return (
-                f"{self._unseen} of {self._steps} steps were made on no batch that was seen: the "
+                f"{self._unseen} of {self.steps} steps were made on no batch that was seen: the "
                 f"{type(loader).__name__} that the Checkpointer was given was not iterated for "
                 "them, or cannot be watched. Iterate run.steps(loader)"
             )
         made = self.latest
-        if trained and made is None and not self._steps:
+        if trained and made is None and not self.steps:
             return (
                 "the optimizer has made steps, and none was counted by run.step(), nor a batch "
                 "seen: where the run is in its data is not known. Iterate run.steps(loader)"
@@ -127,4 +131,9 @@ class StepsSeen:
                 )
         elif self._fewer and made is not None and made.batch != length_of(loader):
             return _AHEAD
+        if self._left and made is not None and not (by_steps or made.ended):
+            return (
+                "the loop left a pass over the loader before its end: where it leaves this one is "
+                "not known. Iterate run.steps(loader), or the loader to its end"
+            )
         return ""
