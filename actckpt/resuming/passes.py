@@ -172,7 +172,7 @@ def reopened(
     start = made.start = state["start"]
     count = made.batch * made.per_batch
     replay = Replay(count, state.get("digest"), accept)
-    made.order = Order()
+    made.order, made.draws = Order(), bool(state.get("draws"))
     forget_begun(source)
 
     def last() -> None:
@@ -220,7 +220,7 @@ class _Streamed:
         self._iterator = iterator
         self._made = made
         self._in_process = not workers_of(source)
-        self._read = 0
+        self._read = made.batch * made.per_batch
 
     def __iter__(self) -> Iterator[Any]:
         return self
