@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from actckpt.rewriting.record import autocast_state
+from actckpt.signature import SPARSE
 from actckpt.tracing.parametrized import count_cached, is_caching
 
 
@@ -105,6 +106,8 @@ def _flatten(x: Any, structure: list[Any], shapes: list[tuple[int, ...]]) -> Non
     if isinstance(x, torch.Tensor):
         structure.append((x.dtype, str(x.device), x.requires_grad))
         shapes.append(tuple(x.shape))
+        if x.layout in SPARSE:
+            shapes.append((x._nnz(),))
     elif isinstance(x, Mapping):
         structure.append((type(x), tuple(x)))
         for value in x.values():

@@ -8,6 +8,12 @@ from typing import Any
 
 import torch
 
+SPARSE = (
+    torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc,
+)  # fmt: skip
+# of a fake, which knows no sizes of what it is made of: fakes of its parts
+PARTS = "_actckpt_parts"
+
 
 def encode(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """``[name, args, kwargs]`` as JSON; tensors become shape, stride, dtype and device.
@@ -54,9 +60,14 @@ def _settle(x: Any) -> None:
 
 
 def decode(
-    signature: str, make: Callable[[tuple[int, ...], tuple[int, ...], torch.dtype, str], Any]
+    signature: str,
+    make: Callable[[tuple[int, ...], tuple[int, ...], torch.dtype, str], Any],
+    sparse: Callable[[tuple[int, ...], torch.dtype, str, str, int], Any] | None = None,
 ) -> tuple[Any, list[Any], dict[str, Any]]:
     """(overload, args, kwargs) of a signature, with ``make(shape, stride, dtype, device)`` tensors.
+
+    Args:
+        sparse: makes sparse ones, ``sparse(shape, dtype, device, layout, nonzeros)``; None: as all.
 
     Raises:
         AttributeError: the operation does not exist in this torch.
@@ -64,8 +75,8 @@ def decode(
     name, args, kwargs = json.loads(signature)
     return (
         overload(name),
-        [_decode(a, make) for a in args],
-        {k: _decode(v, make) for k, v in kwargs.items()},
+        [_decode(a, make, sparse) for a in args],
+        {k: _decode(v, make, sparse) for k, v in kwargs.items()},
     )
 
 
@@ -83,7 +94,10 @@ def _encode(x: Any) -> Any:
         stride = list(x.stride()) if x.layout == torch.strided else []
         # a ragged dimension's size is a symbol of its own in every batch
         shape = [n if isinstance(n, int) else "*" for n in x.shape]
-        return {"t": [shape, stride, str(x.dtype)[6:], str(x.device)]}
+        encoded: dict[str, Any] = {"t": [shape, stride, str(x.dtype)[6:], str(x.device)]}
+        if x.layout in SPARSE:
+            encoded["sparse"] = [str(x.layout)[6:], _nonzeros(x)]
+        return encoded
     if isinstance(x, (list, tuple)):
         return [_encode(i) for i in x]
     if x is None or isinstance(x, (bool, int, float, str)):
@@ -99,12 +113,19 @@ def _encode(x: Any) -> Any:
     return {"other": type(x).__name__}
 
 
-def _decode(x: Any, make: Callable[..., Any]) -> Any:
+def _nonzeros(x: torch.Tensor) -> int:
+    known = x.__dict__.get(PARTS)
+    return int(known[-1].shape[0] if known is not None else x._nnz())
+
+
+def _decode(x: Any, make: Callable[..., Any], sparse: Callable[..., Any] | None) -> Any:
     if isinstance(x, list):
-        return [_decode(i, make) for i in x]
+        return [_decode(i, make, sparse) for i in x]
     if isinstance(x, dict):
         if "t" in x:
             shape, stride, dtype, device = x["t"]
+            if "sparse" in x and sparse is not None:
+                return sparse(tuple(shape), getattr(torch, dtype), device, *x["sparse"])
             return make(tuple(shape), tuple(stride), getattr(torch, dtype), device)
         if "torch" in x:
             return getattr(torch, x["torch"])

@@ -49,10 +49,17 @@ def rebuild(
             raise UnrunnableError("a tensor without strides")
         return strided(shape, stride, dtype, place(torch.device(device)), fill=fill)
 
+    def sparse(
+        shape: tuple[int, ...], dtype: torch.dtype, device: str, layout: str, nonzeros: int
+    ) -> torch.Tensor:
+        if len(shape) != 2 or layout not in ("sparse_coo", "sparse_csr", "sparse_csc"):
+            raise UnrunnableError(f"a {layout} tensor of {len(shape)} dimensions")
+        return _sparse(shape, dtype, place(torch.device(device)), layout, nonzeros)
+
     if '{"other":' in signature:
         raise UnrunnableError("an argument that is not data")
     try:
-        op, args, kwargs = decode(signature, make)
+        op, args, kwargs = decode(signature, make, sparse)
     except AttributeError as error:
         raise UnrunnableError(str(error)) from error
     if op is torch.ops.aten.mkldnn_rnn_layer_backward.default:
@@ -78,6 +85,9 @@ def input_bytes(signature: str) -> int:
         x = stack.pop()
         if isinstance(x, list):
             stack.extend(x)
+        elif isinstance(x, dict) and "sparse" in x:
+            width = torch.int64.itemsize * len(x["t"][0]) + getattr(torch, x["t"][2]).itemsize
+            total += width * x["sparse"][1]
         elif isinstance(x, dict) and "t" in x:
             shape, stride, dtype, _ = x["t"]
             size = span(shape, stride) if len(shape) == len(stride) else math.prod(shape)
@@ -112,6 +122,26 @@ def strided(
         elif fill:
             _fill(torch.view_as_real(flat).view(-1) if dtype.is_complex else flat)
     return flat.as_strided(shape, stride)
+
+
+def _sparse(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, layout: str, nonzeros: int
+) -> torch.Tensor:
+    """A matrix with its numbers spread evenly over its rows."""
+    values = torch.ones(nonzeros, dtype=dtype, device=device)
+    made: torch.Tensor
+    if layout == "sparse_coo":
+        rows = torch.arange(nonzeros, device=device) * shape[0] // max(nonzeros, 1)
+        columns = torch.randint(shape[1], (nonzeros,), device=device)
+        indices = torch.stack([rows, columns])
+        made = torch.sparse_coo_tensor(indices, values, shape, check_invariants=False)
+        return made._coalesced_(True)
+    outer, inner = shape if layout == "sparse_csr" else shape[::-1]
+    ends = torch.arange(outer + 1, device=device) * nonzeros // max(outer, 1)
+    other = torch.randint(inner, (nonzeros,), device=device)
+    make = torch.sparse_csr_tensor if layout == "sparse_csr" else torch.sparse_csc_tensor
+    made = make(ends, other, values, shape, check_invariants=False)
+    return made
 
 
 def _fill(flat: torch.Tensor) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from actckpt.signature import SPARSE
 from actckpt.tracing.accelerator_ops import AcceleratorOps
 from actckpt.tracing.attached import dressed, made_of_fakes, objects_faked
 from actckpt.tracing.call import map_tensors
@@ -28,7 +29,7 @@ from actckpt.tracing.guards import Answers, Guards
 from actckpt.tracing.lightning import TRAINING_STEP, without_logging
 from actckpt.tracing.optimizers import Copier, kept_as_they_are, without_hooks
 from actckpt.tracing.parametrized import cached_as
-from actckpt.tracing.parts import SPARSE, made_of, parts
+from actckpt.tracing.parts import made_of, parts, ragged
 from actckpt.tracing.reached import outside_restored
 from actckpt.tracing.real_values import attach_real
 from actckpt.tracing.stand_in import StandIn
@@ -63,12 +64,15 @@ class FakeWorld:
             made = self._of_meta(real) if meta else self._of(real)
             attach_real(made, real)
             if real.layout in SPARSE:
-                made_of(made, tuple(map(self.fake, parts(real))))
+                # without their base: they are views of the sparse tensor
+                made_of(made, tuple(self.fake(part.data) for part in parts(real)))
             # the real one is kept so that its id is not reused by another tensor
             found = self._fakes[id(real)] = (real, made)
         return found[1]
 
     def _of(self, real: torch.Tensor) -> torch.Tensor:
+        if real.is_nested:
+            raise ragged("one is an argument, a buffer or an attribute")
         if real.is_leaf:
             return dressed(self.mode.from_tensor(real), real, self.fake)
         # what another model made: the step traced ends where it came in

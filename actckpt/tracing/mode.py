@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from actckpt.tracing.fake import FakeWorld
 from actckpt.tracing.guards import ASKING, note_question
 from actckpt.tracing.kernel_outputs import fake_outputs
-from actckpt.tracing.parts import is_shell_type
+from actckpt.tracing.parts import is_shell_type, with_parts
 from actckpt.tracing.real_values import propagate, scalar
 from actckpt.tracing.value_shapes import known_results
 
@@ -94,7 +94,7 @@ class StepMode(TorchDispatchMode):
             args = tuple(self._on_sight(a) for a in args)
         accelerated = self.world.stand_in is not None
         try:
-            out = fake_outputs(func, args, kwargs, accelerated=accelerated)
+            out = with_parts(args, fake_outputs(func, args, kwargs, accelerated=accelerated))
         except (DynamicOutputShapeException, DataDependentOutputException):
             # of labels and masks the values may be known
             found = known_results(func, args, kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -9,11 +10,24 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-SPARSE = (
-    torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc,
-)  # fmt: skip
-# of a fake, which knows no sizes of what it is made of
-_PARTS = "_actckpt_parts"
+from actckpt.errors import TraceError
+from actckpt.signature import PARTS, SPARSE
+
+
+def is_of_nested(error: BaseException) -> bool:
+    """Whether torch raised it over a nested tensor, whose ragged size is no number."""
+    return any("/torch/nested/" in f.filename for f in traceback.extract_tb(error.__traceback__))
+
+
+def ragged(where: str) -> TraceError:
+    """The error for nested tensors; ``where`` they were met."""
+    return TraceError(
+        f"ragged (nested) tensors are not supported: {where}.\n"
+        "A step is planned from the size of every tensor, and theirs differ from batch to batch "
+        "without a number that says so.\n"
+        "What works: pad the batch, or pack it (values, and lengths for the attention kernel); or "
+        "actckpt.optimize on modules that are given no nested tensors"
+    )
 
 
 def is_shell(tensor: torch.Tensor) -> bool:
@@ -35,7 +49,7 @@ def is_plain(tensor: torch.Tensor) -> bool:
 
 def parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     """The strided tensors under a tensor: itself, or those of a shell or of a sparse tensor."""
-    known: tuple[torch.Tensor, ...] | None = tensor.__dict__.get(_PARTS)
+    known: tuple[torch.Tensor, ...] | None = tensor.__dict__.get(PARTS)
     if known is not None:
         yield from known
     elif is_shell(tensor):
@@ -56,5 +70,21 @@ def parts(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 
 def made_of(fake: torch.Tensor, known: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """``fake``, whose parts these are."""
-    fake.__dict__[_PARTS] = known
+    fake.__dict__[PARTS] = known
     return fake
+
+
+def with_parts(args: tuple[Any, ...], out: Any) -> Any:
+    """``out`` of an operation on fakes; one that is sparse is as full as the sparse argument is.
+
+    Compressed tensors are transposed by their other name; all others copy what they are made of.
+    """
+    if not isinstance(out, torch.Tensor) or out.layout not in SPARSE or PARTS in out.__dict__:
+        return out
+    source = next((a for a in args if isinstance(a, torch.Tensor) and PARTS in a.__dict__), None)
+    if source is None:
+        return out
+    known: tuple[torch.Tensor, ...] = source.__dict__[PARTS]
+    if source.layout == torch.sparse_coo:
+        known = tuple(torch.empty_like(part) for part in known)
+    return made_of(out, known)

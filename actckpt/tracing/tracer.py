@@ -20,7 +20,8 @@ from actckpt.tracing.fake import faked
 from actckpt.tracing.fake_steps import FakeSteps
 from actckpt.tracing.hidden import hidden_state
 from actckpt.tracing.optimizing import held
-from actckpt.tracing.recorder import Recorder, asks_for_numbers, data_dependent
+from actckpt.tracing.parts import is_of_nested, ragged
+from actckpt.tracing.recorder import Recorder, asks_for_numbers, data_dependent, user_line
 from actckpt.tracing.self_checkpointing import refuse_self_checkpointing
 from actckpt.tracing.stages import StageRecorder
 from actckpt.tracing.step import Step, run_step
@@ -63,6 +64,8 @@ def trace_step(model: nn.Module, step: Step) -> Graph:
         except DATA_DEPENDENT as error:
             raise data_dependent(error, *stages.where_it_failed(error)) from error
         except Exception as error:
+            if is_of_nested(error):
+                raise ragged(f"the forward makes one at {user_line(error)}") from error
             if asks_for_numbers(error):
                 raise data_dependent(error, *stages.where_it_failed(error)) from error
             # a guard may have fired
