@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import xxhash
 
 import actckpt
@@ -290,3 +291,28 @@ def test_a_forked_child_writes_nothing(tmp_path: Path, caplog: pytest.LogCapture
                 os._exit(0)
         os.waitpid(child, 0)
     assert [r.step for r in records(tmp_path) if isinstance(r, Step)] == [6, 7]
+
+
+def test_weights_that_cannot_be_read_stop_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process(tmp_path, 12)
+
+    def fails(*_: Any) -> None:
+        raise NotImplementedError("a tensor of its own kind")
+
+    monkeypatch.setattr("actckpt.resuming.weight_sample.WeightSampler.sample", fails)
+    assert process(tmp_path, 14).verified == (2, None)
+    (said,) = [r for r in caplog.records if "cannot read this run" in r.message]
+    assert "a tensor of its own kind" in said.message
+
+
+def test_a_model_without_weights(tmp_path: Path) -> None:
+    for expected in (0, 3):
+        with actckpt.Checkpointer(
+            tmp_path, model=torch.nn.ReLU(), every=5, background=False
+        ) as run:
+            run.resume()
+            for _ in run.steps([1, 2, 3], epochs=None, total_steps=8):
+                run.step({"loss": 1.0})
+            assert run.verified == (expected, None)

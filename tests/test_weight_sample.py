@@ -127,6 +127,7 @@ def test_what_cannot_be_read_is_left_out() -> None:
         True,
     ]
     assert WeightSampler({"": nn.ReLU()}).sample(3) is None
+    assert WeightSampler({"": nn.ReLU()}).steps == 1
 
 
 def test_tensors_made_of_others_are_read_in_parts() -> None:
@@ -139,3 +140,27 @@ def test_tensors_made_of_others_are_read_in_parts() -> None:
     assert sample is not None
     assert [str(piece) for piece in sample.pieces] == ["weight.a", "weight.b"]
     assert UNREAD not in sample.digests()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_a_device_the_same_is_read_and_nothing_waits() -> None:
+    torch.manual_seed(0)
+    model = Mixed()
+    there = copy.deepcopy(model).cuda()
+    here, device = WeightSampler({"": model}), WeightSampler({"": there})
+    first = device.sample(0)  # gets pinned memory
+    assert first is not None
+    first.wait()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(here.steps):
+            a, b = here.sample(step), device.sample(step)
+            assert a is not None
+            assert b is not None
+            while not b.ready:
+                pass
+            assert (a.rotation, a.digests()) == (b.rotation, b.digests())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

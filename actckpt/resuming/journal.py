@@ -64,6 +64,7 @@ class Journal:
         self._sampler = WeightSampler(modules)
         self._random = RandomDigests(objects)
         self._pace = Pace()
+        self._warned = False
         self._on_difference = on_difference
         self._under_way: deque[_Made] = deque()
         self._comparison: Comparison | None = None
@@ -131,15 +132,19 @@ class Journal:
             self._under_way[0].sample = None  # its copies would be waited for
         if step % self._sampler.steps == 0:
             self._sampler.forget()
-        made = Step(
-            branch="",
-            step=step,
-            batches=batches,
-            random=self._random.digests(step),
-            metrics={name: repr(value) for name, value in metrics.items()},
-            weights=None,
-        )
-        self._under_way.append(_Made(made, self._sampler.sample(step)))
+        try:
+            random, sample = self._random.digests(step), self._sampler.sample(step)
+        except Exception as error:  # whose tensors and generators these are, nobody knows
+            random, sample = {}, None
+            if not self._warned:
+                self._warned = True
+                logger.warning(
+                    "actckpt: the journal cannot read this run's random states and weights: %r. "
+                    "Training goes on; only batches and metrics of such steps are compared",
+                    error,
+                )
+        texts = {name: repr(value) for name, value in metrics.items()}
+        self._under_way.append(_Made(Step("", step, batches, random, texts, None), sample))
 
     def saved(self) -> None:
         """The state is being saved: a run that goes on from here looks for everything anew."""
@@ -197,9 +202,14 @@ class Journal:
                 step + 1, lambda b: again_line(Again(b, first, last, text)), self._environment()
             )
         if difference is not None:
+            alone = all(what.startswith("metric ") for what in difference.differs)
             message = (
-                f"{difference}. It was made again after the checkpoint of step {first - 1}: the "
-                "run that was resumed goes on otherwise than the one that was saved"
+                f"{difference}. It was made again after the checkpoint of step {first - 1}: "
+                + (
+                    "all else came out as it was, and a metric that measures time says nothing"
+                    if alone
+                    else "the run that was resumed goes on otherwise than the one that was saved"
+                )
             )
             if self._on_difference == "raise":
                 raise CheckpointDifferenceError(

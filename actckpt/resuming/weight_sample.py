@@ -181,7 +181,7 @@ class WeightSampler:
     @property
     def steps(self) -> int:
         """How many steps it takes until every weight was in a sample."""
-        return max(r.steps for r in self._found())
+        return max(1, *(r.steps for r in self._found()))
 
     def _found(self) -> tuple[Rotation, ...]:
         if self._rotations is not None:

@@ -95,6 +95,8 @@ def _goes_on(directory: Path, acted: Acted) -> Iterator[str]:
         if not same(state(made), states()[run.step_count]):
             yield f"step {run.step_count} comes out in another state"
         left = run.list()
+    if run.verified.difference is not None:
+        yield f"the journal is wrong: {run.verified.difference}"
     if left[0].step != run.step_count or sum(not c.pinned for c in left) > KEPT:
         yield f"then there are {[c.path.name for c in left]}"
     for step, word in acted.pins.items():
