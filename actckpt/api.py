@@ -59,7 +59,8 @@ def optimize(
     Args:
         budget_gb: bound in GB (10^9 bytes), positive; None applies a named policy without a bound.
         batch: a tensor (one positional argument), a tuple (positional), a dict (keyword) or a
-            `Call`. None plans on the first forward with gradients, from its arguments.
+            `Call`. None plans on the first forward with gradients, from its arguments. Of a
+            LightningModule ``training_step`` is planned: what its loader gives, in any nesting.
         loss_fn: ``loss_fn(output)``, or ``loss_fn(output, target)`` when ``target`` is given,
             returning a scalar. By default the output's ``.loss``, ``["loss"]``, or itself if it is
             a scalar; else backward is taken to start from the outputs.
