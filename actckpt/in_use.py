@@ -9,6 +9,7 @@ import functools
 import logging
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -35,6 +36,9 @@ class Watched(Protocol):
     def begin_again(self) -> None: ...
 
 
+Anew = Callable[[nn.Module], None]
+
+
 class Use:
     """What is known of the use of one model's plan.
 
@@ -42,8 +46,11 @@ class Use:
         forwards: how many of them the plan was asked for, with gradients.
     """
 
-    def __init__(self, session: Watched, *, copied: bool) -> None:
-        self.session = session
+    def __init__(self, session: Watched, anew: Anew, *, copied: bool) -> None:
+        # weakly: its loss may hold the model, which would then never go
+        self._session = weakref.ref(session)
+        self._anew = anew
+        self._names = session.entries_waited_for
         self.copied = copied
         self.forwards = 0
         # optimizers of this model, with the count at their last step; of others
@@ -63,7 +70,10 @@ class Use:
             self._note_copy(model, optimizer)
             return
         self._own[optimizer] = self.forwards
-        names = self.session.entries_waited_for
+        session = self._session()
+        if session is not None:
+            self._names = session.entries_waited_for
+        names = self._names
         stood = tuple(id(model.__dict__.get(name)) for name in names)
         if self.forwards > (before or 0):
             self._stood = stood
@@ -82,10 +92,14 @@ class Use:
                 " or ".join(names),
                 type(model).__name__,
             )
-            self.session.begin_again()
+            if session is not None:
+                session.begin_again()
+            else:
+                self._anew(model)
         elif not self.forwards:
             self._told = True
-            planned = "the plan was not used" if self.session.has_plan else "nothing is planned"
+            waits = session is not None and not session.has_plan
+            planned = "nothing is planned" if waits else "the plan was not used"
             logger.warning(
                 "actckpt: an optimizer has stepped, but the %s of the %s was never called with "
                 "gradients: %s. Optimize the module that the loop calls: this one's other methods, "
@@ -114,10 +128,15 @@ class Use:
 _USES: weakref.WeakKeyDictionary[nn.Module, Use] = weakref.WeakKeyDictionary()
 
 
-def watch(model: nn.Module, session: Watched, *, copied: bool = False) -> Use:
-    """Begins to look whether the plans of this model are used, in place of any earlier ones."""
+def watch(model: nn.Module, session: Watched, anew: Anew, *, copied: bool = False) -> Use:
+    """Begins to look whether the plans of this model are used, in place of any earlier ones.
+
+    Args:
+        anew: optimizes the model as before, where nobody has the session any more; without what
+            holds the model.
+    """
     _listen()
-    use = _USES[model] = Use(session, copied=copied)
+    use = _USES[model] = Use(session, anew, copied=copied)
     return use
 
 

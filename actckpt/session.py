@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -472,9 +473,20 @@ class Session:
         self.current = None
         self.wait(on_top=True)
 
+    def _successor(self) -> Callable[[nn.Module], None]:
+        """Waits as this session did, for whoever does not hold it."""
+        request, accumulate = self.request, self.accumulate
+        loss_fn = None if self.loss_fn is None else _weakly(self.loss_fn)
+
+        def again(model: nn.Module) -> None:
+            loss = loss_fn() if loss_fn is not None else None
+            Session(model, request, loss_fn=loss, accumulate=accumulate).wait(on_top=True)
+
+        return again
+
     def _watched(self) -> Use:
         if self.use is None:
-            self.use = watch(self.model, self)
+            self.use = watch(self.model, self, self._successor())
         return self.use
 
     # ---- across processes
@@ -594,7 +606,7 @@ class Session:
         clone = Session(model, self.request, loss_fn=self.loss_fn, target=self.target,
                         accumulate=self.accumulate)  # fmt: skip
         clone.entry, clone.either = self.entry, self.either
-        clone.use = watch(model, clone, copied=True)
+        clone.use = watch(model, clone, clone._successor(), copied=True)
         clone.backwards = self.backwards
         clone.entries = [
             dataclasses.replace(e, optimizers=Accounted(None, 0)) for e in self.entries
@@ -603,6 +615,14 @@ class Session:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Session:
         raise TypeError("a session is copied by the rewrite that holds it")
+
+
+def _weakly(loss_fn: LossFn) -> Callable[[], LossFn | None]:
+    """A weak reference; to nothing where there can be none."""
+    try:
+        return weakref.ref(loss_fn)
+    except TypeError:
+        return lambda: None
 
 
 def session_of(model: nn.Module) -> Session | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import re
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -262,3 +264,19 @@ def test_a_model_that_was_sharded_is_refused_at_its_first_forward(
     scalar_loss(model(rows(64))).backward()
     with pytest.raises(PlanError, match="DTensor"):
         actckpt.optimize(model, 1.0)
+
+
+def test_a_model_goes_though_its_loss_holds_it() -> None:
+    def step() -> weakref.ref[nn.Module]:
+        model = make()
+
+        def loss(out: torch.Tensor) -> torch.Tensor:
+            return scalar_loss(out) + sum(p.square().sum() for p in model.parameters())
+
+        actckpt.optimize(model, None, policy="full", loss_fn=loss, batch=rows(64))
+        train(model, steps=1)
+        return weakref.ref(model)
+
+    gone = step()
+    gc.collect()
+    assert gone() is None
