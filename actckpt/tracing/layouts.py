@@ -219,6 +219,8 @@ _RULES: dict[Any, _Rule] = {
     aten.native_layer_norm.default: _rows,
     aten.native_layer_norm_backward.default: _rows,
     aten._log_softmax.default: _rows,
+    aten.masked_fill.Scalar: _rows,
+    aten.masked_fill.Tensor: _rows,
     aten._log_softmax_backward_data.default: _rows,
     aten.view.default: _viewed,
     aten._unsafe_view.default: _viewed,
