@@ -53,7 +53,8 @@ def _callables(model: nn.Module) -> Iterator[Any]:
     """Everything whose code a step runs, and what modules keep that is none of their own."""
     seen: set[type] = set()
     for module in model.modules():
-        if type(module) not in seen:
+        # a ScriptModule's is C++'s, and its class has none to be read
+        if type(module) not in seen and not isinstance(module, torch.jit.ScriptModule):
             seen.add(type(module))
             yield type(module).forward
         for name in _HOOKS:
