@@ -16,6 +16,7 @@ from actckpt.backward_watch import watch_backwards
 from actckpt.batch_key import BatchKey, Contents, batch_key, contents
 from actckpt.company import Company, Member, Place, follow, join
 from actckpt.errors import BudgetError, PlanError
+from actckpt.graph import Phase
 from actckpt.in_use import Use, watch
 from actckpt.needs import Bounds, Needs, note_of, resident_bytes_beside, together, warning_of
 from actckpt.optimizer_listeners import LISTENERS, listen
@@ -66,6 +67,8 @@ class _Entry:
     smallest: bool = False
     bounded: bool = False
     kept: Recalled | None = None
+    # whether the loss that was given runs backwards itself: the plan is made with those
+    states_backwards: bool = False
 
     def to_keep(self) -> Recalled:
         """The plan for another process; made once, for saving often."""
@@ -185,7 +188,8 @@ class Session:
 
         As long as that is alive, it counts.
         """
-        watch_backwards(self.model, args, kwargs, output, self.learn_backwards)
+        if self.current is None or not self.current.states_backwards:
+            watch_backwards(self.model, args, kwargs, output, self.learn_backwards)
         if self._member is not None:
             follow(self._member, output)
             self._member = None
@@ -422,6 +426,9 @@ class Session:
         smallest = too_small is not None
         entry = _Entry(
             key, step.accumulate, accounted, step.backwards, planned, report, room, smallest
+        )
+        entry.states_backwards = any(
+            op.nested and op.phase is Phase.LOSS for op in planned.graph.ops
         )
         self.entries.append(entry)
         return entry

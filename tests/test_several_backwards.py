@@ -159,3 +159,21 @@ def test_a_budget_that_they_do_not_fit_is_refused_before_the_second_step() -> No
     model.zero_grad()
     with pytest.raises(actckpt.BudgetError, match="GB that the step needs"):
         model(batch())
+
+
+def test_a_loss_that_runs_them_itself_is_planned_for_before_the_first_step(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def states(losses: list[torch.Tensor]) -> torch.Tensor:
+        for loss in losses[:-1]:
+            loss.backward(retain_graph=True)
+        return losses[-1]
+
+    torch.manual_seed(0)
+    reference = Tasks()
+    model = copy.deepcopy(reference)
+    budget = int(0.8 * peak(several, reference, batch()))
+    actckpt.optimize(model, budget / 1e9, batch=batch(), loss_fn=states, policy="calls")
+    assert peak(several, model, batch()) <= budget
+    assert not differences(trained(several, reference), trained(several, model))
+    assert not kept(caplog)
