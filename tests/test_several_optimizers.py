@@ -18,7 +18,7 @@ from actckpt.plan import Plan, Region
 from tests.exact import plan, region, saving
 from tests.loop_peaks import loop_peak, other_bits, weights
 
-BATCH, WIDTH, DEPTH = 192, 48, 4
+BATCH, WIDTH, DEPTH = 160, 32, 3
 pytestmark = pytest.mark.usefixtures("flat_profile")
 
 Loop = Callable[[int], None]
@@ -189,7 +189,6 @@ class SharpnessAware(Steps):
 
 SETUPS: dict[str, Callable[[nn.Module], Steps]] = {
     "Muon beside AdamW": muon_beside_adamw,
-    "AdamW in two": adamw_in_two,
     "one per parameter": one_per_parameter,
     "inside backward": InBackward,
     "inside backward, gradients kept": KeepingGradients,
@@ -235,7 +234,7 @@ def by_blocks(graph: Graph, *_: Any) -> Plan:
 
 
 @pytest.mark.kind("a parameter that no recomputation reads may step inside backward", bits=True)
-@pytest.mark.parametrize("policy", [by_blocks, "log", "selective"])
+@pytest.mark.parametrize("policy", [by_blocks, "log"])
 def test_a_parameter_that_is_not_read_again_may_have_stepped(policy: Any) -> None:
     expected, _ = ends("inside backward", 2)
     m = model()
