@@ -50,6 +50,8 @@ _LOOKS = 3
 
 # times that a session plans again because a forward was larger
 _MOST_GROWN = 8
+# plans by operations that a forward may leave in their first step where by calls nothing fits
+_MOST_LEFT_AT_ONCE = 1
 
 
 @dataclass(slots=True)
@@ -105,6 +107,9 @@ class Session:
         self.current: _Entry | None = None
         # whether a forward was not the traced one
         self.changes = False
+        # the last rewrite that a forward left, and how many were left in their very first one
+        self._left: Rewrite | None = None
+        self._left_at_once = 0
         # those that steps were seen to run over one graph; () for one that keeps nothing
         self.backwards: tuple[Backward, ...] = ()
         self._told_around = self._told_compiled = self._told_inside = False
@@ -321,6 +326,10 @@ class Session:
         # a policy of the user's own would plan the same again
         if rewrite is not None and rewrite.diverged and self.request.by_calls != self.request:
             self.changes = True
+            if rewrite is not self._left:
+                # in its very first step: the trace was of another forward, and would be again
+                self._left_at_once = self._left_at_once + 1 if rewrite.runs == 1 else 0
+            self._left = rewrite
 
     def _note_growth(self) -> bool:
         """Whether the last forward was larger than the one that was planned for by calls."""
@@ -438,8 +447,15 @@ class Session:
         request = self._request_for(key)
         try:
             return make_plan(self.model, step, request, recalled=self.recalled, room=room)
-        except BudgetError:
+        except BudgetError as error:
             if request == self.request:
+                raise
+            if self._left_at_once > _MOST_LEFT_AT_ONCE:
+                assert self._left is not None
+                error.add_note(
+                    "actckpt: this is by calls. By operations it would fit, but the forward leaves "
+                    f"such a plan in its first step, again and again: {self._left.diverged}"
+                )
                 raise
         logger.warning(
             "actckpt: by calls nothing fits; planning by operations for the forward as it is now, "

@@ -79,6 +79,11 @@ class Rewrite:
         self.nodes = 0
 
     @property
+    def runs(self) -> int:
+        """How many forwards have begun under it."""
+        return self._runs
+
+    @property
     def device_type(self) -> str:
         """Device of the parameters, read when first needed: a copy may be in the making."""
         if self._device_type is None:
