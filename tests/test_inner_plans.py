@@ -45,8 +45,8 @@ def objects(seed: int, *, optimized: bool = True) -> dict[str, Any]:
 def train(run: actckpt.Checkpointer, made: dict[str, Any], until: int) -> None:
     for _ in run.steps(range(100), total_steps=until):
         x = torch.randn(4, 8)
-        loss = made["model"](x).square().mean() + made["extra"]["critic"](x).square().mean()
-        loss.backward()
+        made["model"](x).square().mean().backward()
+        made["extra"]["critic"](x).square().mean().backward()
         made["optimizer"].step()
         made["optimizer"].zero_grad()
         run.step()
