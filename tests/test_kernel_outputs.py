@@ -74,3 +74,26 @@ def test_a_mixture_of_experts_in_float32() -> None:
     assert report.plan.bursts or report.plan.regions
     for (name, p), q in zip(plain.named_parameters(), planned.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad), name
+
+
+LOSSES = {
+    "mse_loss": torch.nn.functional.mse_loss,
+    "smooth_l1_loss": torch.nn.functional.smooth_l1_loss,
+    "soft_margin_loss": torch.nn.functional.soft_margin_loss,
+    "binary_cross_entropy": torch.nn.functional.binary_cross_entropy,
+    "l1_loss": torch.nn.functional.l1_loss,
+}
+
+
+@pytest.mark.kind("a loss whose one number keeps the memory of its elements", peak="within")
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_take_what_they_are_counted_for(name: str) -> None:
+    model = torch.nn.Sequential(
+        torch.nn.Linear(64, 64), torch.nn.Tanh(), torch.nn.Linear(64, 1024), torch.nn.Sigmoid()
+    )
+    batch, target = torch.randn(32, 64), torch.rand(32, 1024).round()
+    given: Any = {"loss_fn": LOSSES[name], "target": target}
+    actckpt.optimize(model, 1.0, batch=batch, **given)
+    measured = actckpt.measure(model, batch, steps=1, **given)
+    predicted = actckpt.report(model).planned.predicted
+    assert measured.peak_bytes == predicted.peak_bytes

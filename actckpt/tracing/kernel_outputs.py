@@ -93,6 +93,21 @@ _INSTEAD: dict[Any, Callable[..., Any]] = {
 }
 
 
+# reduced in place of their elements: what holds the scalar is as large as these were
+_OF_ELEMENTS = {
+    aten.mse_loss.default,
+    aten.smooth_l1_loss.default,
+    aten.soft_margin_loss.default,
+    aten.binary_cross_entropy.default,
+}
+
+
+def _on_its_elements(scalar: torch.Tensor, args: tuple[Any, ...]) -> torch.Tensor:
+    """A reduced loss in the storage of its elements."""
+    elements = torch.broadcast_shapes(*(t.shape for t in args[:2]))
+    return torch.empty(elements, dtype=scalar.dtype, device=scalar.device).as_strided((), ())
+
+
 def corrected(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, *, accelerated: bool = False
 ) -> Any:
@@ -100,11 +115,14 @@ def corrected(
 
     oneDNN's LSTM hands its backward a workspace, several times as large as its output, whose size
     only oneDNN knows; normalisations of reduced precision with float32 weights keep float32
-    statistics; oneDNN's two bias gradients are tensors of their own.
+    statistics; oneDNN's two bias gradients are tensors of their own; some losses keep the memory
+    of their elements for the one number that is left of them.
 
     Args:
         accelerated: the fake CPU tensors stand for an accelerator's.
     """
+    if func in _OF_ELEMENTS and out.dim() == 0:
+        return _on_its_elements(out, args)
     if func is aten.mkldnn_rnn_layer.default:
         size = _workspace_bytes(encode(str(func), args, kwargs))
         workspace = torch.empty(size, dtype=torch.uint8, device=out[_WORKSPACE].device)
