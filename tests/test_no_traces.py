@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -45,13 +47,15 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(0.2)
         self.log = Extractor()
         self.seen: list[torch.Tensor] = []
+        self.rngs = (random.Random(0), np.random.default_rng(0), np.random.RandomState(0))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         global NUMBER
         NUMBER += 1
         COUNTED["global"] += 1
         self.log.count += 1
-        y = torch.tanh(self.norm(self.first(x)))
+        scale = 1 + sum(float(rng.random()) for rng in self.rngs)
+        y = torch.tanh(self.norm(self.first(x)) * scale)
         self.seen.append(y)
         out: torch.Tensor = self.dropout(y) + x
         return out

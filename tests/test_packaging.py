@@ -77,7 +77,8 @@ MAY_IMPORT["windows"] = {"graph"}
 MAY_IMPORT["stretches"] = {"bursts", "windows", *MAY_IMPORT["bursts"]}
 MAY_IMPORT["pricing"] = {"regions", "stretches", *MAY_IMPORT["regions"], *MAY_IMPORT["stretches"]}
 MAY_IMPORT["policies"] = {"pricing", *MAY_IMPORT["pricing"]}
-MAY_IMPORT["tracing"] = {"errors", "graph", "plan", "signature", "versions"}
+MAY_IMPORT["own_generators"] = set()
+MAY_IMPORT["tracing"] = {"errors", "graph", "own_generators", "plan", "signature", "versions"}
 MAY_IMPORT["profiler"] = {"errors", "graph", "plan", "profile", "signature", "tracing", "versions"}
 MAY_IMPORT["rewriting"] = {
     "bursts",
@@ -129,7 +130,14 @@ MAY_IMPORT["session"] = {
 }
 # what lies on disk knows nothing of a live run
 MAY_IMPORT["checkpoint"] = {"errors", "units"}
-MAY_IMPORT["resuming"] = {"checkpoint", "errors", "session", "units", "versions"}
+MAY_IMPORT["resuming"] = {
+    "checkpoint",
+    "errors",
+    "own_generators",
+    "session",
+    "units",
+    "versions",
+}
 LIBRARY = set(MAY_IMPORT)
 MAY_IMPORT["api"] = LIBRARY
 MAY_IMPORT["targets"] = {"errors"}

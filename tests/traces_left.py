@@ -150,6 +150,10 @@ def _open(x: Any) -> tuple[Any, list[tuple[str, Any]]]:
         return x.get_state().numpy().tobytes(), []
     if isinstance(x, random.Random):
         return x.getstate(), []
+    if isinstance(x, np.random.Generator):
+        return repr(x.bit_generator.state), []
+    if isinstance(x, np.random.RandomState):
+        return repr(x.get_state()), []
     inside = list(vars(x).items()) if hasattr(x, "__dict__") else []
     if isinstance(x, nn.Module):
         inside = [(name, value) for name, value in inside if name not in OURS]

@@ -13,6 +13,7 @@ import torch
 
 from actckpt.checkpoint.encoding import encode
 from actckpt.errors import CheckpointSaveError
+from actckpt.own_generators import kind_of, put_state, source_of, state_of
 from actckpt.resuming.loaders import seeds_itself
 from actckpt.resuming.reachable import MOST, is_of_a_library, reachable
 
@@ -31,18 +32,18 @@ class Generators:
 
     def states(self) -> dict[str, Any]:
         """Of each, by its path."""
-        return {path: _state(g) for path, g in self.by_path.items()}
+        return {path: state_of(g) for path, g in self.by_path.items()}
 
     def put(self, states: Mapping[str, Any]) -> None:
         """Puts back what `states` gave, where there still is such a generator."""
         for path, state in states.items():
             generator = self.by_path.get(path)
-            if generator is not None and _kind(generator) == state["kind"]:
-                _put(generator, state["state"])
+            if generator is not None and kind_of(generator) == state["kind"]:
+                put_state(generator, state["state"])
 
     def without_place(self, states: Mapping[str, Any]) -> list[str]:
         """The paths of states that `put` leaves out."""
-        kinds = {path: _kind(g) for path, g in self.by_path.items()}
+        kinds = {path: kind_of(g) for path, g in self.by_path.items()}
         return [path for path, state in states.items() if kinds.get(path) != state["kind"]]
 
 
@@ -62,9 +63,9 @@ def generators_of(roots: Mapping[str, Any], besides: Iterable[int] = ()) -> Gene
             if x.gi_frame is not None and not is_of_a_library(x.gi_code):
                 unsaved.append(f"{path} is a Python generator, whose place cannot be saved")
             continue
-        if not _kind(x):
+        if not kind_of(x):
             continue
-        source = _source(x)
+        source = source_of(x)
         if id(source) in known:
             continue
         known.add(id(source))
@@ -82,7 +83,7 @@ def generators_of(roots: Mapping[str, Any], besides: Iterable[int] = ()) -> Gene
 
 def is_generator(x: Any) -> bool:
     """Whether it is one whose state can be asked for."""
-    return bool(_kind(x))
+    return bool(kind_of(x))
 
 
 class RunGenerators:
@@ -170,47 +171,6 @@ def _global_ones() -> set[int]:
     return {id(x) for x in found if x is not None}
 
 
-def _source(x: Any) -> Any:
-    """What holds the state; several of NumPy's may draw from one."""
-    return x.bit_generator if isinstance(x, np.random.Generator) else x
-
-
-def _kind(x: Any) -> str:
-    if isinstance(x, torch.Generator):
-        return "torch"
-    if isinstance(x, random.Random):
-        return "python"
-    if isinstance(x, np.random.RandomState):
-        return "numpy-legacy"
-    if isinstance(x, np.random.Generator | np.random.BitGenerator):
-        return f"numpy-{type(_source(x)).__name__}"
-    return ""
-
-
-def _state(x: Any) -> dict[str, Any]:
-    state: Any
-    if isinstance(x, torch.Generator):
-        state = x.get_state()
-    elif isinstance(x, random.Random):
-        state = x.getstate()
-    elif isinstance(x, np.random.RandomState):
-        state = x.get_state(legacy=False)
-    else:
-        state = x.state
-    return {"kind": _kind(x), "state": state}
-
-
-def _put(x: Any, state: Any) -> None:
-    if isinstance(x, torch.Generator):
-        x.set_state(state)
-    elif isinstance(x, random.Random):
-        x.setstate(state)
-    elif isinstance(x, np.random.RandomState):
-        x.set_state(state)
-    else:
-        x.state = state
-
-
 def _why_not(path: str, x: Any) -> str:
     """Why the state of a generator cannot be saved; "" if it can."""
     if isinstance(x, random.SystemRandom):
@@ -218,7 +178,7 @@ def _why_not(path: str, x: Any) -> str:
     if "{}" in path:
         return f"{path} is in a set, which has no order to find it by again"
     try:
-        encode(_state(_source(x)), path)
+        encode(state_of(source_of(x)), path)
     except (CheckpointSaveError, NotImplementedError, TypeError, AttributeError) as error:
         return f"the state of {path} cannot be saved: {error!s:.200}"
     return ""

@@ -1,7 +1,7 @@
 """What a model's Python reaches outside of its modules, put back after it ran for us.
 
-Hooks collect features in lists, forwards count in closures and log to objects of the user's own. A
-step that is only traced or measured must leave none of it behind.
+Hooks collect features in lists, forwards count in closures, draw from generators and log to objects
+of the user's own. A step that is only traced or measured must leave none of it behind.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as module_hooks
 
+from actckpt.own_generators import kind_of, put_state, source_of, state_of
 from actckpt.tracing.containers import same_items
 
 # kinds of which a plain copy holds all that there is
@@ -74,6 +75,7 @@ class _Reached:
         self._contents: list[tuple[Any, Any]] = []
         self._cells: list[tuple[types.CellType, Any]] = []
         self._names: list[tuple[dict[str, Any], str, Any]] = []
+        self._generators: list[tuple[Any, dict[str, Any]]] = []
 
     def look(self, roots: Iterable[Any]) -> None:
         todo = list(roots)
@@ -87,6 +89,10 @@ class _Reached:
             todo.extend(self._parts(x))
 
     def _parts(self, x: Any) -> Iterable[Any]:
+        if kind_of(x):
+            source = source_of(x)
+            self._generators.append((source, state_of(source)))
+            return ()
         if isinstance(x, types.FunctionType):
             return self._of_function(x)
         if isinstance(x, types.MethodType):
@@ -124,6 +130,8 @@ class _Reached:
         return found
 
     def put_back(self) -> None:
+        for generator, before in self._generators:
+            put_state(generator, before["state"])
         for container, before in self._contents:
             if isinstance(container, deque):
                 if not same_items(list(container), before):
