@@ -60,6 +60,10 @@ CASES = [
         "native_batch_norm_backward.default",
         (2, 4, 3, 5), (2, 4, 3, 5), (4,), (4,), (4,), (4,), (4,), True, 1e-5, [True, True, True],
     ),
+    signature("roll.default", IMAGE, [-2, -2], [1, 2]),
+    signature("_weight_norm_interface.default", (4, 2, 6), (1, 1, 6), 2),
+    signature("mse_loss.default", IMAGE, IMAGE),
+    signature("smooth_l1_loss.default", TOKENS, TOKENS, 2),
 ]  # fmt: skip
 
 

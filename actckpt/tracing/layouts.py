@@ -224,6 +224,7 @@ _RULES: dict[Any, _Rule] = {
     aten._log_softmax_backward_data.default: _rows,
     aten.view.default: _viewed,
     aten._unsafe_view.default: _viewed,
+    aten._weight_norm_interface.default: _rows,
     aten.clone.default: _preserved,
     aten.empty_like.default: _preserved,
     aten.zeros_like.default: _preserved,
@@ -242,6 +243,7 @@ _CPU_RULES: dict[Any, _Rule] = {
     aten._native_batch_norm_legit_functional.default: _image,
     aten.native_batch_norm_backward.default: _image_behind,
     aten.native_group_norm.default: _group,
+    aten.roll.default: _group,  # made of two slices that are put together
     aten._scaled_dot_product_flash_attention_for_cpu.default: _preserved,
 }
 
@@ -262,6 +264,8 @@ def laid_out(
     if rule is None:
         return out
     first = _restrided(first, rule(Made(func, args, kwargs, first)))
+    if func is aten._weight_norm_interface.default:
+        return (first, _restrided(out[1], args[1].stride()))  # the norms lie as the given ones
     return (first, *out[1:]) if several else first
 
 
