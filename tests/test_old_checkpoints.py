@@ -45,7 +45,7 @@ def test_resumes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     trained_on = SAVED_AFTER * kind.accumulate + kind.accumulate // 2
     assert (resumed.step, resumed.epoch, resumed.batch) == (SAVED_AFTER, 0, trained_on)
     assert not resumed.skipped
-    assert resumed.plan == "the saved plan is used as it is"
+    assert resumed.plan == "the saved plan is used for the step that it was made for"
     for item, saved in (
         (run.model.state_dict(), "model"),
         (run.ema.state_dict(), "ema"),

@@ -91,4 +91,4 @@ def put_plans(
         why = str(error)
     if why:
         return f"planned anew: {why}"
-    return "the saved plan is used as it is"
+    return "the saved plan is used for the step that it was made for"
