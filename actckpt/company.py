@@ -18,7 +18,7 @@ import torch
 from actckpt.batch_key import BatchKey
 from actckpt.graph import Category
 from actckpt.planning import Planned
-from actckpt.profiler.census import storages
+from actckpt.profiler.census import sizes
 from actckpt.room import held_untouched_bytes
 from actckpt.tracing.call import tensors
 
@@ -29,7 +29,7 @@ _COMPANIES = 8
 
 
 class Owner(Protocol):
-    """A session, as another one's company knows it."""
+    """What a session is to companies."""
 
     led: list[Company]
 
@@ -58,7 +58,7 @@ class Member:
         planned: the plan that it last ran under; ``least``: one of those that hold the least.
     """
 
-    owner: weakref.ref[Any]
+    owner: weakref.ref[Owner]
     key: BatchKey
     batch: dict[int, int] = field(default_factory=dict)
     fresh_bytes: int = 0
@@ -174,8 +174,8 @@ class Place:
             if least:
                 m.least = planned
 
-    def others(self) -> list[Any]:
-        """The other sessions that take part."""
+    def others(self) -> list[Owner]:
+        """The others that take part."""
         mine = self.member.owner()
         found = {id(o): o for m in (*self.before, *self.later) if (o := m.owner()) is not None}
         return [o for o in found.values() if o is not mine]
@@ -187,8 +187,7 @@ class Place:
         # batches, without what is in its own
         held += sum(m.fresh_bytes for m in (*self.before, *self.later))
         held -= sum(self.member.batch.values()) - self.member.fresh_bytes
-        beside: int = sum(o.resident_bytes_beside(mine) for o in self.others())
-        return held + beside
+        return held + sum(o.resident_bytes_beside(mine) for o in self.others())
 
     def followed_by_own(self) -> bool:
         """Whether gradients of its model are there when its backward begins."""
@@ -228,11 +227,10 @@ class _Now(threading.local):
 _NOW = _Now()
 
 
-def join(owner: Any, key: BatchKey, arguments: Any) -> Place:
+def join(owner: Owner, key: BatchKey, arguments: Any) -> Place:
     """A forward begins: its place among those whose graphs are alive in this thread."""
     company = _NOW.company
-    batch = {s._cdata: s.nbytes() for t in tensors(arguments) for s in storages(t)}
-    member = Member(weakref.ref(owner), key, batch)
+    member = Member(weakref.ref(owner), key, sizes(tensors(arguments)))
     if company is not None:
         alive = [m for m in company.members if m.is_alive()]
         if not alive:

@@ -16,7 +16,6 @@ from actckpt.errors import BudgetError
 from actckpt.margin import aims
 from actckpt.planning import Planned, Request
 from actckpt.profiler import census
-from actckpt.profiler.census import storages
 from actckpt.room import Room
 from actckpt.units import format_gigabytes
 
@@ -116,17 +115,12 @@ def resident_bytes_beside(model: nn.Module, optimizers: Iterable[Any], other: nn
     """What a model and its optimizers keep on its device, without what another model has, too."""
     parameters = list(model.parameters())
     device = parameters[0].device if parameters else torch.device("cpu")
-    shared = {s._cdata for t in (*other.parameters(), *other.buffers()) for s in storages(t)}
+    shared = census.sizes((*other.parameters(), *other.buffers()))
     state = [o.state for o in optimizers]
-    found = {
-        s._cdata: s.nbytes()
-        for t in census.tensors([parameters, list(model.buffers()), state])
-        if t.device == device
-        for s in storages(t)
-        if s._cdata not in shared
-    }
+    there = census.tensors([parameters, list(model.buffers()), state])
+    held = census.sizes(t for t in there if t.device == device)
     gradients = sum(p.nbytes for p in parameters if p.requires_grad)
-    return sum(found.values()) + gradients
+    return sum(size for address, size in held.items() if address not in shared) + gradients
 
 
 def note_of(room: Room) -> str:

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from actckpt.graph import Category, Graph
 from actckpt.optimizer_listeners import listen_before
-from actckpt.profiler.census import storages
+from actckpt.profiler.census import sizes
 from actckpt.profiler.meter import AllocatorMeter
 from actckpt.tracing.fake_steps import THROUGH_GRAPH
 from actckpt.tracing.optimizers import is_optimizer
@@ -165,15 +165,10 @@ class OptimizerWatch:
         model = self._model()
         device = next((p.device for p in model.parameters()), None) if model else None
         modules = list(model.modules()) if model is not None else []
-        found = {
-            s._cdata: s.nbytes()
-            for one in self.current()
-            for t in held(one.optimizer, modules)
-            if t.device == device
-            for s in storages(t)
-        }
-        own = {s._cdata for p in model.parameters() for s in storages(p)} if model else set()
-        return sum(size for key, size in found.items() if key not in own)
+        there = (t for one in self.current() for t in held(one.optimizer, modules))
+        found = sizes(t for t in there if t.device == device)
+        own = sizes(model.parameters()) if model is not None else {}
+        return sum(size for address, size in found.items() if address not in own)
 
     # ---- what is seen
 

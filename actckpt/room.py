@@ -30,7 +30,7 @@ class Room:
             return graph
         phases = [op.phase for op in graph.ops]
         end = phases.index(Phase.OPTIMIZER) if Phase.OPTIMIZER in phases else len(phases)
-        turn = next((n for n, phase in enumerate(phases) if phase is not Phase.FORWARD), end)
+        turn = _turn(graph)
         beside = Storage(self.beside_bytes, Category.CONSTANT, -1, end)
         ahead = Storage(self.ahead_bytes, Category.ACTIVATION, turn, turn + 1)
         return dataclasses.replace(graph, storages=(*graph.storages, beside, ahead))
@@ -55,11 +55,15 @@ def _level(levels: dict[str, int], scope: str) -> int:
     return levels.get(str(Category.ACTIVATION), 0) + levels.get("workspace", 0)
 
 
+def _turn(graph: Graph) -> int:
+    """The first operation after the forward."""
+    phases = (op.phase for op in graph.ops)
+    return next((n for n, phase in enumerate(phases) if phase is not Phase.FORWARD), len(graph.ops))
+
+
 def held_untouched_bytes(graph: Graph) -> int:
     """Activations that are alive when the forward has ended, if nothing is recomputed."""
-    turn = next(
-        (n for n, op in enumerate(graph.ops) if op.phase is not Phase.FORWARD), len(graph.ops)
-    )
+    turn = _turn(graph)
     ends = [s.died for s in graph.storages]
     for save in graph.saves:
         sid = graph.values[save.value].storage

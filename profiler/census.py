@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -78,3 +78,8 @@ def storages(tensor: torch.Tensor) -> Iterator[torch.UntypedStorage]:
             yield part.untyped_storage()
         except (NotImplementedError, RuntimeError):
             continue  # functional tensors have no storage of their own
+
+
+def sizes(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
+    """Bytes of every storage under tensors, by address."""
+    return {s._cdata: s.nbytes() for t in tensors for s in storages(t)}
