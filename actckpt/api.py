@@ -21,7 +21,7 @@ from actckpt.planning import SCOPES, Request, make_plan
 from actckpt.policies import POLICIES, Policy
 from actckpt.reporting.measurement import Measurement
 from actckpt.reporting.report import Report
-from actckpt.rewriting.patch import install, installed, uninstall
+from actckpt.rewriting.installing import install, installed, uninstall
 from actckpt.rewriting.sharing import refuse_shared
 from actckpt.session import Session, session_of
 from actckpt.tracing.call import Call, LossFn
@@ -109,7 +109,7 @@ def optimize(
         if before is not None:
             install(before)
         raise
-    session.note_compiled()
+    session.surroundings.note_compiled(model)
     if earlier is not None:
         earlier.close()
     return model

@@ -11,8 +11,9 @@ from torch import nn
 from actckpt.graph import Category, Graph, Phase
 from actckpt.profile import Cost, Profile
 from actckpt.profiler.live import LiveMeter
-from actckpt.rewriting.patch import Rewrite, in_force
+from actckpt.rewriting.installing import in_force
 from actckpt.rewriting.program import Program
+from actckpt.rewriting.rewrite import Rewrite
 from actckpt.signature import encode
 from actckpt.tracing.call import tensors
 from actckpt.tracing.fake import FakeWorld, faked

@@ -16,11 +16,12 @@ from actckpt.graph import Graph
 from actckpt.plan import Plan, Region, SavedOp
 from actckpt.profile import Cost, Profile
 from actckpt.rewriting import replay as replaying
+from actckpt.rewriting.installing import install
 from actckpt.rewriting.modes import PruneMode
-from actckpt.rewriting.patch import Rewrite, install
 from actckpt.rewriting.program import Program
 from actckpt.rewriting.program import compile_plan as compile_plan  # test_mutants changes it
 from actckpt.rewriting.pruning import Skipped
+from actckpt.rewriting.rewrite import Rewrite
 from actckpt.tracing.call import Call, tensors
 from actckpt.tracing.step import Step
 from actckpt.tracing.tracer import trace_step

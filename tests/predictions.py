@@ -23,8 +23,9 @@ from actckpt.pricing.simulate import Pricer
 from actckpt.profile import Profile
 from actckpt.profiler.build import build_profile
 from actckpt.profiler.live import LiveMeter
-from actckpt.rewriting.patch import Rewrite, install, uninstall
+from actckpt.rewriting.installing import install, uninstall
 from actckpt.rewriting.program import Program, compile_plan
+from actckpt.rewriting.rewrite import Rewrite
 from actckpt.tracing.call import Call, tensors
 from actckpt.tracing.mode import SKIPPED, flat_outputs, flat_tensors
 from actckpt.tracing.optimizing import optimizers_of

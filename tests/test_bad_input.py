@@ -15,7 +15,7 @@ from torch import nn
 import actckpt
 from actckpt.errors import BudgetError, PlanError, ReplayError, TraceError
 from actckpt.plan import Plan, Region, SavedOp
-from actckpt.rewriting.patch import installed
+from actckpt.rewriting.installing import installed
 from tests.exact import differences, outcome, plan, region, scalar_loss
 from tests.models.blocks import WIDTH, Chain, Residual, chain, rows
 from tests.suite import seeded

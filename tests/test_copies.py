@@ -15,7 +15,8 @@ from torch import nn
 
 import actckpt
 from actckpt.plan import Plan
-from actckpt.rewriting.patch import PatchedForward, installed, uninstall
+from actckpt.rewriting.installing import installed, uninstall
+from actckpt.rewriting.patch import PatchedForward
 from tests.exact import differences, enforce, halves, outcome, plan, region, watched
 from tests.models.blocks import Chain, Residual, rows
 from tests.suite import seeded

@@ -17,7 +17,7 @@ import torch
 
 from actckpt import regions
 from actckpt.graph import Graph
-from actckpt.rewriting import holders, node, patch, record, replay, run
+from actckpt.rewriting import holders, node, patch, record, replay, rewrite, run
 from actckpt.rewriting.modes import PruneMode
 from actckpt.rewriting.program import Program
 from actckpt.tracing.call import map_tensors
@@ -104,11 +104,11 @@ def buffers_not_set_aside(mp: Patch) -> None:
 
 
 def buffers_not_snapshot(mp: Patch) -> None:
-    mp.setattr(patch.Rewrite, "snapshots", lambda self, program: {})
+    mp.setattr(rewrite.Rewrite, "snapshots", lambda self, program: {})
 
 
 def attributes_not_put_back(mp: Patch) -> None:
-    mp.setattr(patch.Rewrite, "put_attributes", nothing)
+    mp.setattr(rewrite.Rewrite, "put_attributes", nothing)
 
 
 def attributes_left_by_replays(mp: Patch) -> None:

@@ -116,16 +116,42 @@ MAY_IMPORT["optimizer_listeners"] = {"tracing"}
 MAY_IMPORT["optimizer_watch"] = {"graph", "optimizer_listeners", "profiler", "tracing"}
 MAY_IMPORT["company"] = {"batch_key", "graph", "planning", "profiler", "room", "tracing"}
 MAY_IMPORT["needs"] = {"company", "errors", "margin", "planning", "profiler", "room", "units"}
+MAY_IMPORT["planned_batch"] = {
+    "batch_key",
+    "optimizer_watch",
+    "plan_key",
+    "planning",
+    "reporting",
+    "room",
+    "tracing",
+}
+MAY_IMPORT["forward_changes"] = {"batch_key", "errors", "planned_batch", "planning", "rewriting"}
+MAY_IMPORT["participant"] = {
+    "batch_key",
+    "company",
+    "errors",
+    "needs",
+    "optimizer_watch",
+    "planned_batch",
+    "planning",
+    "room",
+}
+MAY_IMPORT["kept_plans"] = {"errors", "plan", "planning", "profile", "tracing"}
+MAY_IMPORT["surroundings"] = {"tracing"}
 MAY_IMPORT["session"] = {
     "backward_watch",
     "batch_key",
     "company",
+    "forward_changes",
     "in_use",
+    "kept_plans",
     "needs",
     "optimizer_listeners",
     "optimizer_watch",
-    "plan_key",
+    "participant",
+    "planned_batch",
     "reporting",
+    "surroundings",
     *MAY_IMPORT["reporting"],
 }
 # what lies on disk knows nothing of a live run

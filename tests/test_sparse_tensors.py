@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import actckpt
-from actckpt.rewriting.patch import installed
+from actckpt.rewriting.installing import installed
 from tests.budgets import Step, outcome_of
 from tests.exact import scalar_loss
 

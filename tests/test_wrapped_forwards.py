@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import actckpt
-from actckpt.rewriting.patch import installed
+from actckpt.rewriting.installing import installed
 from actckpt.tracing.forwards import TAKEN, replaced
 from tests.exact import Body, differences, outcome, scalar_loss, watched
 from tests.models.blocks import chain, rows

@@ -15,8 +15,8 @@ from actckpt.rewriting.holders import Dropped, Kept, is_resident
 from actckpt.rewriting.program import RegionProgram
 
 if TYPE_CHECKING:
-    from actckpt.rewriting.patch import Rewrite
     from actckpt.rewriting.record import CallRecord
+    from actckpt.rewriting.rewrite import Rewrite
 
 Link = tuple[int, int]
 

@@ -18,7 +18,8 @@ from actckpt.rewriting.record import CallRecord, same_states, torch_states
 from actckpt.tracing.call import tensors
 
 if TYPE_CHECKING:
-    from actckpt.rewriting.patch import PatchedForward, Rewrite
+    from actckpt.rewriting.patch import PatchedForward
+    from actckpt.rewriting.rewrite import Rewrite
 
 logger = logging.getLogger("actckpt")
 

@@ -23,7 +23,8 @@ from actckpt.tracing.call import tensors
 from actckpt.tracing.fake import is_tracing
 
 if TYPE_CHECKING:
-    from actckpt.rewriting.patch import PatchedForward, Rewrite
+    from actckpt.rewriting.patch import PatchedForward
+    from actckpt.rewriting.rewrite import Rewrite
 
 
 class ScheduledRun:

@@ -8,7 +8,7 @@ import weakref
 from torch import nn
 
 from actckpt.errors import PlanError
-from actckpt.rewriting.patch import installed
+from actckpt.rewriting.installing import installed
 
 _OPTIMIZED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
