@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -123,8 +124,10 @@ def main() -> int:
         return 0
     if options.before is not None and not (options.before / "actckpt" / "api.py").exists():
         parser.error(f"--before must be a tree of actckpt; found {options.before}")
-    here = rows_of(ROOT)
-    before = rows_of(options.before.resolve()) if options.before is not None else None
+    trees = [ROOT] if options.before is None else [ROOT, options.before.resolve()]
+    with ThreadPoolExecutor() as pool:
+        here, *others = pool.map(rows_of, trees)
+    before = others[0] if others else None
     about = circumstances(
         {name: version(name) for name in LIBRARIES},
         peak="within the budget, or said beforehand",

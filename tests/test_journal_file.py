@@ -151,7 +151,8 @@ def test_a_journal_that_fails_stops_nothing(
     found = process(tmp_path, 24)
     assert found.resumed is not None
     assert found.resumed.step == 20
-    assert found.verified in [(4, None), (0, None)]
+    assert found.verified.difference is None
+    assert found.verified.steps <= 4  # some or all lines may have come to nothing
 
 
 def test_after_a_failure_the_next_save_begins_again(tmp_path: Path) -> None:

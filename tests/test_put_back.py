@@ -94,6 +94,8 @@ def low_bit(kind: str) -> Callable[[Any], Any]:
 # torchao registers enums that newer versions of torch know already, and loads what is not there
 @pytest.mark.filterwarnings("ignore:.*is an Enum subclass")
 @pytest.mark.filterwarnings("ignore:.*register_constant")
+# of torch's own, as its compiler is imported
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.kind("optimizer states and weights of few bits (torchao)", resumed="exact")
 @pytest.mark.parametrize("kind", ["AdamW8bit", "AdamW4bit", "AdamWFp8"])
 def test_optimizer_states_of_few_bits_go_on(kind: str, tmp_path: Path) -> None:
