@@ -2,10 +2,11 @@
 
 Every row is a test that carries ``pytest.mark.kind(name, bits=, peak=, resumed=)``: what it
 asserts. With ``--before`` the same tests also run on another tree of the library, where they should
-fail.
+fail. Where this tree's tests import what is not there, those of a third tree can be named.
 
     git worktree add ../before 573e56b
-    python -m experiments.kinds --before ../before [--out FOLDER]
+    git worktree add ../then COMMIT
+    python -m experiments.kinds --before ../before --tests-before ../then [--out FOLDER]
 """
 
 from __future__ import annotations
@@ -62,17 +63,19 @@ def collect(out: Path) -> None:
 
     collector = Collector()
     arguments = ["-q", "-m", "kind", "-p", "no:cacheprovider", "--tb=line", "-r", "N"]
+    arguments.append("--continue-on-collection-errors")
     pytest.main(arguments, plugins=[collector])
     out.write_text(json.dumps(collector.rows), encoding="utf-8")
 
 
-def rows_of(library: Path) -> Rows:
-    """What became of this tree's marked tests on the library of a tree."""
+def rows_of(library: Path, tests: Path = ROOT) -> Rows:
+    """What became of a tree's marked tests on the library of another."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         (place / "actckpt").symlink_to(library / "actckpt")
-        for name in ("tests", "experiments", "pyproject.toml", "Makefile", "README.md"):
-            (place / name).symlink_to(ROOT / name)
+        (place / "experiments").symlink_to(ROOT / "experiments")
+        for name in ("tests", "pyproject.toml", "Makefile", "README.md"):
+            (place / name).symlink_to(tests / name)
         out = place / "rows.json"
         subprocess.run(
             [sys.executable, "-m", "experiments.kinds", "--collect", str(out)],
@@ -109,13 +112,17 @@ def _promised(name: str, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _passed(rows: Rows, tests: Sequence[str]) -> str:
-    passed = sum(rows.get(t, {}).get("outcome") == "passed" for t in tests)
-    return f"{passed} of {len(tests)}"
+    run = [t for t in tests if t in rows]
+    passed = sum(rows[t].get("outcome") == "passed" for t in run)
+    return f"{passed} of {len(run)}" if run else "cannot be imported"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.kinds", description=__doc__)
     parser.add_argument("--before", type=Path, help="another tree, for a column of its own")
+    parser.add_argument(
+        "--tests-before", type=Path, default=ROOT, help="a tree whose tests run on the other one"
+    )
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of kinds.md")
     parser.add_argument("--collect", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -124,10 +131,12 @@ def main() -> int:
         return 0
     if options.before is not None and not (options.before / "actckpt" / "api.py").exists():
         parser.error(f"--before must be a tree of actckpt; found {options.before}")
-    trees = [ROOT] if options.before is None else [ROOT, options.before.resolve()]
     with ThreadPoolExecutor() as pool:
-        here, *others = pool.map(rows_of, trees)
-    before = others[0] if others else None
+        mine = pool.submit(rows_of, ROOT)
+        before = None
+        if options.before is not None:
+            before = rows_of(options.before.resolve(), options.tests_before.resolve())
+        here = mine.result()
     about = circumstances(
         {name: version(name) for name in LIBRARIES},
         peak="within the budget, or said beforehand",

@@ -100,7 +100,6 @@ class Spectral(nn.Module):
         return nn.functional.gelu(torch.fft.irfft2(out, s=x.shape[-2:]) + self.skip(x))
 
 
-@pytest.mark.kind("complex weights and activations", bits=True, peak="within")
 def test_a_fourier_operator() -> None:
     batch = (torch.randn(4, 8, 32, 32, generator=torch.Generator().manual_seed(1)),)
 
