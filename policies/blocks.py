@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from actckpt.graph import Graph
-from actckpt.plan import Region
-from actckpt.regions import is_linked
+from actckpt.data.graph import Graph
+from actckpt.data.plan import Region
+from actckpt.interpreting.regions import is_linked
 
 OPENED_SHARE = 0.25
 REPEATED = 3

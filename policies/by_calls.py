@@ -7,51 +7,74 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from actckpt.errors import BudgetError, PlanError
-from actckpt.graph import Graph
-from actckpt.plan import Plan, Region
+from actckpt.data.budget_error import BudgetError
+from actckpt.data.graph import Graph
+from actckpt.data.plan import Plan, Region
+from actckpt.data.profile import Profile
+from actckpt.errors import PlanError
 from actckpt.policies.blocks import blocks, chains, opened, region
-from actckpt.policies.call_choices import call_choices
 from actckpt.policies.full import full
 from actckpt.policies.log import halves, log
-from actckpt.policies.packing import Packing
 from actckpt.policies.selective import Selective
+from actckpt.policies.solver.block_chain import BlockChain
+from actckpt.policies.solver.call_choices import call_choices
+from actckpt.policies.solver.chain_plans import ChainPlans, chain_plans, plan_of_parts
+from actckpt.policies.solver.packing import Choice, Packing
+from actckpt.policies.solver.prepared import Prepared, prepared
+from actckpt.policies.solver.work import DEFAULT_EFFORT, Work, checked_effort
 from actckpt.policies.sqrt import segments, sqrt
 from actckpt.pricing.simulate import Pricer
-from actckpt.profile import Profile
 
 logger = logging.getLogger("actckpt")
 
 # predictions are not better than that: of two such plans the one with fewer regions is faster
 _TIE = 0.01
+# counted seconds in which the lowest peak is looked for
+_LEAST_S = 2.0
 
 
-def by_calls(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
+@dataclass(frozen=True, slots=True)
+class ByCalls:
     """The fastest plan of regions, as priced, that stays within the budget.
 
     For batches of changing shapes, and for forwards that change from step to step: a region runs
     the module's Python again, whatever it does. Heuristic: the best of the named policies, of
-    chains cut into equal segments or halves with a tail left alone, and of a packing of regions of
-    every size.
+    chains cut into equal segments or halves with a tail left alone, of a packing of regions of
+    every size, and of Rotor's regions in regions.
 
-    Raises:
-        BudgetError: none of them fits; ``smallest_bytes`` is the lowest peak among them.
+    Attributes:
+        effort: how long to search, 0 to 20; as of `Optimal`.
     """
-    pricer = Pricer(graph, profile)
+
+    effort: float = DEFAULT_EFFORT
+
+    def __post_init__(self) -> None:
+        checked_effort(self.effort)
+
+    def __call__(self, graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:
+        """The plan.
+
+        Raises:
+            BudgetError: none of them fits; ``smallest_bytes`` is the lowest peak among them.
+        """
+        return by_calls(prepared(graph, profile), budget_bytes, Work.of(self.effort))
+
+
+def by_calls(tables: Prepared, budget_bytes: int | None, work: Work) -> Plan:
+    """As `ByCalls`, with the work that is left."""
+    pricer = tables.pricer
     untouched = Plan("none")
     if budget_bytes is None or pricer.estimate(untouched).peak_bytes <= budget_bytes:
         return dataclasses.replace(untouched, policy="calls")
-    packing = Packing(pricer, call_choices(graph, profile, pricer))
-    priced = _priced(pricer, _simple(graph, profile))
-    fastest = packing.least_time(budget_bytes)
-    fitting = [c for c in priced if c.peak_bytes <= budget_bytes]
-    if fastest is not None:
-        fitting.extend(_priced(pricer, (fastest,)))
+    fitting = [c for c in tables.once(_simple) if c.peak_bytes <= budget_bytes]
+    levels = tables.once(_rows)
+    if levels is not None and (parts := levels.fastest(budget_bytes)) is not None:
+        fitting.extend(_priced(pricer, (plan_of_parts(parts),)))
+    if work.is_left or not fitting:
+        packing = Packing(pricer, tables.once(_choices), work=work)
+        fitting.extend(_priced(pricer, (packing.least_time(budget_bytes),)))
     if not fitting:
-        # the smallest for one budget is the smallest for every other: the budget has no part in it
-        candidates = [*priced, *_priced(pricer, (untouched,))]
-        candidates += _priced(pricer, (packing.least_memory(),))
-        smallest = min(candidates, key=lambda c: (c.peak_bytes, c.time_s))
+        smallest = tables.once(_smallest)
         if smallest.peak_bytes > budget_bytes:
             raise BudgetError(
                 f"no plan within {budget_bytes} bytes: the smallest peak found is "
@@ -95,7 +118,30 @@ def _priced(pricer: Pricer, plans: Iterable[Plan | None]) -> list[_Candidate]:
     return found
 
 
-def _simple(graph: Graph, profile: Profile) -> Iterator[Plan]:
+def _choices(tables: Prepared) -> list[Choice]:
+    return call_choices(tables.graph, tables.profile, tables.pricer)
+
+
+def _rows(tables: Prepared) -> ChainPlans | None:
+    return chain_plans(BlockChain(tables.pricer))
+
+
+def _simple(tables: Prepared) -> list[_Candidate]:
+    return _priced(tables.pricer, _named(tables.graph, tables.profile))
+
+
+def _smallest(tables: Prepared) -> _Candidate:
+    """The lowest peak found: the budget has no part in it."""
+    packing = Packing(tables.pricer, tables.once(_choices), work=Work(_LEAST_S))
+    plans = [Plan("none"), packing.least_memory()]
+    levels = tables.once(_rows)
+    if levels is not None and levels.smallest is not None:
+        plans.append(plan_of_parts(levels.smallest))
+    candidates = [*tables.once(_simple), *_priced(tables.pricer, plans)]
+    return min(candidates, key=lambda c: (c.peak_bytes, c.time_s))
+
+
+def _named(graph: Graph, profile: Profile) -> Iterator[Plan]:
     """The named policies' plans, uniform ones, and every block nested all the way down."""
     coarse = blocks(graph)
     fine = _finer(graph, coarse)

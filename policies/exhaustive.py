@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 
-from actckpt.errors import BudgetError, PlanError
-from actckpt.graph import Graph
-from actckpt.plan import Burst, Plan
+from actckpt.data.budget_error import BudgetError
+from actckpt.data.graph import Graph
+from actckpt.data.plan import Burst, Plan
+from actckpt.data.profile import Profile
+from actckpt.errors import PlanError
+from actckpt.interpreting.recomputation import Recomputation
 from actckpt.pricing.simulate import Pricer
-from actckpt.profile import Profile
-from actckpt.recomputation import Recomputation
 
 MOST_RESULTS = 8
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from actckpt.graph import Graph
-from actckpt.plan import Plan
+from actckpt.data.graph import Graph
+from actckpt.data.plan import Plan
+from actckpt.data.profile import Profile
 from actckpt.policies.blocks import blocks, region
-from actckpt.profile import Profile
 
 
 def full(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:

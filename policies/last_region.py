@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from actckpt.graph import Graph
-from actckpt.plan import Plan
+from actckpt.data.graph import Graph
+from actckpt.data.plan import Plan
+from actckpt.data.profile import Profile
 from actckpt.pricing.simulate import Pricer
-from actckpt.profile import Profile
 
 
 def spare_last_region(graph: Graph, profile: Profile, plan: Plan) -> Plan:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from actckpt.graph import Graph
-from actckpt.plan import Plan, Region
+from actckpt.data.graph import Graph
+from actckpt.data.plan import Plan, Region
+from actckpt.data.profile import Profile
 from actckpt.policies.blocks import blocks, chains, region
 from actckpt.policies.last_region import spare_last_region
-from actckpt.profile import Profile
 
 
 def log(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from actckpt.graph import Graph
-from actckpt.plan import Plan
-from actckpt.profile import Profile
+from actckpt.data.graph import Graph
+from actckpt.data.plan import Plan
+from actckpt.data.profile import Profile
 
 
 def none(graph: Graph, profile: Profile, budget_bytes: int | None) -> Plan:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from actckpt.graph import Graph
-from actckpt.plan import Plan, Region, SavedOp
+from actckpt.data.graph import Graph
+from actckpt.data.plan import Plan, Region, SavedOp
+from actckpt.data.profile import Profile
+from actckpt.interpreting.regions import place
 from actckpt.policies.blocks import blocks
-from actckpt.profile import Profile
-from actckpt.regions import place
 
 EXPENSIVE = (
     "aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten._scaled_mm", "aten._grouped_mm",

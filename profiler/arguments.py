@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map_only
 
-from actckpt.signature import decode
+from actckpt.tracing.signature import decode
 
 _BLOCK = 1 << 16
 

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import torch
 
+from actckpt.data.graph import Graph
+from actckpt.data.profile import Cost, Profile
 from actckpt.errors import PlanError
-from actckpt.graph import Graph
-from actckpt.profile import Cost, Profile
 from actckpt.profiler.arguments import input_bytes
 from actckpt.profiler.devices import DEVICES, find_device
 from actckpt.profiler.roofline import Machine, calibrate, estimate, machine_of, output_bytes
 from actckpt.profiler.store import CostStore, cache_folder
 from actckpt.profiler.timing import Place, alone, time_ops, workspaces
+from actckpt.progress import is_shown, stage
 from actckpt.versions import processor_name
 
 _LARGEST_BYTES = 2 * 10**9
@@ -46,7 +47,7 @@ def build_profile(
         device: a torch device, or a name in `DEVICES` to estimate for one that is not here; None:
             the one that the graph was traced for.
         measure: run operations that the cache does not know; False estimates them.
-        cache_dir: folder of the cache; None: ``$ACTCKPT_CACHE`` or ``~/.cache/actckpt``.
+        cache_dir: folder of the cache; None: ``$ACTCKPT_CACHE``, or where this system keeps caches.
         progress: show a bar on standard error; None: if that is a terminal.
 
     Raises:
@@ -211,6 +212,17 @@ def _table_machine(target: str) -> Machine | None:
 
 @contextmanager
 def _bar(total: int, progress: bool | None) -> Iterator[Callable[[int], None]]:
+    if total and is_shown():
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            stage(f"measuring operations, {done} of {total}")
+
+        advance(0)
+        yield advance
+        return
     if progress is None:
         progress = sys.stderr.isatty()
     if not progress or not total:

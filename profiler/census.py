@@ -8,8 +8,9 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
-from actckpt.graph import Category
+from actckpt.data.graph import Category
 from actckpt.tracing.parts import parts
 
 
@@ -74,6 +75,8 @@ def tensors(tree: Any) -> Iterator[torch.Tensor]:
 def storages(tensor: torch.Tensor) -> Iterator[torch.UntypedStorage]:
     """The storages under a tensor: those of its parts if it is sparse or a wrapper subclass."""
     for part in parts(tensor):
+        if is_lazy(part):
+            continue  # of a module that takes its shape from its first batch: nothing is there yet
         try:
             yield part.untyped_storage()
         except (NotImplementedError, RuntimeError):

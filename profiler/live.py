@@ -9,8 +9,9 @@ from typing import Self
 
 import torch
 
-from actckpt.graph import Category
+from actckpt.data.graph import Category
 from actckpt.profiler.census import storages
+from actckpt.profiler.lives import Lives
 from actckpt.tracing.parts import is_shell
 from actckpt.tracing.stand_in import StandIn, allocated_bytes
 
@@ -46,21 +47,25 @@ class LiveMeter:
         device_type: str = "cpu",
         on_death: Callable[[int], None] | None = None,
         stand_in: StandIn | None = None,
+        lives: Lives | None = None,
     ) -> None:
         """
         Args:
             device_type: only tensors on such a device count; fake tensors by the device they claim.
             stand_in: the accelerator that they stand for, whose allocator rounds sizes up.
+            lives: takes down when each storage lived.
         """
         self.device_type = device_type
         self.on_death = on_death
         self.stand_in = stand_in
+        self.lives = lives
         self.level_bytes = 0
         self.levels = dict.fromkeys(Category, 0)
         self.peak_bytes = 0
         self.peak_levels = dict(self.levels)
         self.peak_workspace_bytes = 0
         self._live: dict[int, _Live] = {}
+        self._occupied: dict[int, tuple[int, Category]] = {}
         self._next = 0
 
     def register(
@@ -109,6 +114,8 @@ class LiveMeter:
                 self.levels[live.category] -= live.bytes
                 self.levels[category] += live.bytes
                 live.category = category
+                if self.lives is not None:
+                    self.lives.moved(live.id, category)
 
     def note(self, workspace_bytes: int = 0) -> None:
         """Records the level with ``workspace_bytes`` of scratch on top, as of an operation."""
@@ -117,6 +124,26 @@ class LiveMeter:
             self.peak_bytes = level
             self.peak_levels = self.levels.copy()
             self.peak_workspace_bytes = workspace_bytes
+
+    def occupy(self, size_bytes: int, category: Category = Category.ACTIVATION) -> int:
+        """Counts memory that no tensor holds, as allocated, until `vacate`; returns its id."""
+        found = self._next
+        self._next += 1
+        self._occupied[found] = (size_bytes, category)
+        self.level_bytes += size_bytes
+        self.levels[category] += size_bytes
+        if self.lives is not None:
+            self.lives.born(found, category)
+            self.lives.resized(found, size_bytes)
+        return found
+
+    def vacate(self, occupied: int) -> None:
+        """Ends what `occupy` began, by its id."""
+        size_bytes, category = self._occupied.pop(occupied)
+        self.level_bytes -= size_bytes
+        self.levels[category] -= size_bytes
+        if self.lives is not None:
+            self.lives.died(occupied)
 
     def refresh(self) -> None:
         """Reads every living storage's size again, for resizes that no operation's output shows."""
@@ -153,6 +180,8 @@ class LiveMeter:
         live.category = category
         self._next += 1
         self._live[live.key] = live
+        if self.lives is not None:
+            self.lives.born(live.id, category)
         self._resize(live, self._size(storage))
         return live.id
 
@@ -172,6 +201,8 @@ class LiveMeter:
         self.level_bytes += size - live.bytes
         self.levels[live.category] += size - live.bytes
         live.bytes = size
+        if self.lives is not None:
+            self.lives.resized(live.id, size)
         self.note()
 
     def _died(self, live: weakref.ref[torch.UntypedStorage]) -> None:
@@ -180,5 +211,7 @@ class LiveMeter:
             return
         self.level_bytes -= live.bytes
         self.levels[live.category] -= live.bytes
+        if self.lives is not None:
+            self.lives.died(live.id)
         if self.on_death is not None:
             self.on_death(live.id)

@@ -15,7 +15,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from actckpt.profile import Cost
+from actckpt.data.profile import Cost
 from actckpt.profiler.arguments import input_bytes, rebuild, span
 from actckpt.profiler.devices import BANDWIDTH_SHARE, FLOPS_SHARE, Device
 from actckpt.profiler.timing import dispatch_seconds, is_view

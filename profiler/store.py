@@ -11,8 +11,10 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+from platformdirs import user_cache_path
+
+from actckpt.data.profile import Cost
 from actckpt.errors import PlanError
-from actckpt.profile import Cost
 from actckpt.profiler.roofline import Machine
 
 _LOG = logging.getLogger(__name__)
@@ -26,9 +28,9 @@ CREATE TABLE IF NOT EXISTS machines (environment TEXT PRIMARY KEY, data TEXT) WI
 
 
 def cache_folder() -> Path:
-    """``$ACTCKPT_CACHE``, or ``~/.cache/actckpt``."""
+    """``$ACTCKPT_CACHE``, or where this system keeps caches: on Linux ``~/.cache/actckpt``."""
     set_by_user = os.environ.get("ACTCKPT_CACHE")
-    return Path(set_by_user) if set_by_user else Path.home() / ".cache" / "actckpt"
+    return Path(set_by_user) if set_by_user else user_cache_path("actckpt", appauthor=False)
 
 
 class CostStore:

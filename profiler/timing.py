@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from actckpt.profiler.arguments import input_bytes, rebuild
 from actckpt.profiler.meter import AllocatorMeter
-from actckpt.signature import overload
+from actckpt.tracing.signature import overload
 
 _LOG = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ import numpy as np
 from scipy.optimize import linprog
 from scipy.sparse import csr_array, hstack, vstack
 
-from actckpt.policies.levels import Levels
+from actckpt.policies.solver.run_lengths import Levels
+from actckpt.policies.solver.work import Work
 
 # an instant of each enters at a time
 _WINDOWS = 64
@@ -43,6 +44,7 @@ class Relaxation:
         deltas: bytes that each column adds at each instant.
         instants: to begin with; those that bind are added.
         least: what each column is at least.
+        work: of which each program takes a part.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Relaxation:
         deltas: Sequence[Levels],
         instants: list[int],
         least: np.ndarray,
+        work: Work,
     ) -> None:
         self.limits = limits
         self.most = most
@@ -62,6 +65,7 @@ class Relaxation:
         self.deltas = deltas
         self.instants = instants
         self.least = least
+        self.work = work
         self.unit = max(1.0, float(base.max(initial=0)))
         if not instants and len(base):
             instants.append(int(np.argmax(base)))
@@ -82,6 +86,7 @@ class Relaxation:
                 bounds=np.column_stack((self.least, np.full(len(self.least), np.inf))),
                 method="highs",
             )
+            self.work.spend_linear(self.limits.shape[0], self.limits.shape[1], result.nit)
             if result.x is None:
                 return None
             if not self._extended(result.x, budget_bytes):
@@ -111,6 +116,7 @@ class Relaxation:
                 bounds=bounds,
                 method="highs",
             )
+            self.work.spend_linear(self.limits.shape[0], self.limits.shape[1], result.nit)
             if result.x is None:
                 return None
             peak = float(result.x[-1]) * self.unit

@@ -8,29 +8,31 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import Bounds, LinearConstraint
 from scipy.sparse import csr_array, hstack, vstack
 
-from actckpt.plan import Burst, Plan, Region
-from actckpt.policies.levels import Levels
-from actckpt.policies.relaxation import Relaxation, binding
-from actckpt.policies.shared_holds import Hold, joined
+from actckpt.data.plan import Burst, Plan, Region
+from actckpt.policies.solver.relaxation import Relaxation, binding
+from actckpt.policies.solver.run_lengths import Levels
+from actckpt.policies.solver.shared_holds import Hold, joined
+from actckpt.policies.solver.solver_output import milp
+from actckpt.policies.solver.work import Work
 from actckpt.pricing.simulate import Estimate, Pricer
 
 _ROUNDS = 20
 # nodes times columns, not seconds: the same question must have the same answer on a busy machine
 _NODES = 100_000
 _GAP = 4e-3
-# a guard for huge programs: those of ordinary models end by nodes, long before
-_LIMIT_S = 20.0
 # how near the smallest peak is good enough, and what a step's time counts beside it
 _CLOSE = 5e-3
 _FASTER = 1e-3
 _TRIES = 4
 # less than this share of the budget is not worth another try
 _CREDIT = 3e-3
-# columns of the integer program: those that the linear one likes best
+# columns of the integer program, those that the linear one likes best; fewer if it has many rows
 _COLUMNS = 500
+_FEWEST = 100
+_CELLS = 500_000
 # of smaller parts of the peak it does not matter that one drops what another reads
 _SMALL = 4000
 
@@ -76,6 +78,7 @@ class Packing:
         instants: those to begin with.
         settled: so many of the first choices are chosen; none of them excludes another.
         made: levels that an earlier packing has made.
+        work: of which each program takes a part; once it is spent, no more than one is solved.
     """
 
     def __init__(
@@ -85,8 +88,10 @@ class Packing:
         instants: Sequence[int] = (),
         settled: int = 0,
         made: dict[Hashable, Levels] | None = None,
+        work: Work | None = None,
     ) -> None:
         self.pricer = pricer
+        self.work = Work() if work is None else work
         self._made: dict[Hashable, Levels] = {} if made is None else made
         self.settled = settled
         self.instants = list(instants)
@@ -175,17 +180,20 @@ class Packing:
     def joined_by(self, choices: Sequence[Choice]) -> Packing:
         """A packing of these choices, too."""
         both = [*self.choices, *choices]
-        return Packing(self.pricer, both, self.instants, self.settled, self._made)
-
-    def anew(self) -> Packing:
-        """A packing of the same choices, of which no question has been asked."""
-        return Packing(self.pricer, self.choices, settled=self.settled, made=self._made)
+        return Packing(self.pricer, both, self.instants, self.settled, self._made, self.work)
 
     def relaxation(self) -> Relaxation:
         """The linear program over the same columns; its instants are this one's, too."""
         limits, most = self._limits
         return Relaxation(
-            limits, most, self._time_s, self.base, self._columns, self.instants, self._least
+            limits,
+            most,
+            self._time_s,
+            self.base,
+            self._columns,
+            self.instants,
+            self._least,
+            self.work,
         )
 
     def estimate(self, picked: Sequence[Choice]) -> Estimate:
@@ -207,6 +215,8 @@ class Packing:
         best_s = math.inf
         credit = np.zeros(len(self.base), dtype=np.int64)
         for _ in range(_TRIES):
+            if best is not None and not self.work.is_left:
+                break
             found = self._solve(budget_bytes, credit)
             if found is None:
                 break
@@ -242,6 +252,8 @@ class Packing:
         best_bytes = 0
         short = np.zeros(len(self.base), dtype=np.int64)
         for _ in range(_ROUNDS):
+            if best is not None and not self.work.is_left:
+                break
             picked = self._program(relaxed.reduced, None, -short, _CLOSE)
             if picked is None:
                 break
@@ -277,7 +289,7 @@ class Packing:
             over = price.timeline > budget_bytes
             missing = np.minimum(credit, self.levels(picked) - price.timeline)
             tighter = np.where(over, missing, credit)
-            if not fresh and (tighter == credit).all():
+            if not self.work.is_left or (not fresh and (tighter == credit).all()):
                 return None
             self.instants.extend(fresh)
             credit = tighter
@@ -298,7 +310,9 @@ class Packing:
         # whole numbers of small units: the solver's tolerances then decide nothing
         unit = max(1, int(self.base.max()) >> 20)
         at = np.array(self.instants, dtype=np.int64)
-        open_to = np.lexsort((np.arange(n - self.settled), reduced[self.settled : n]))[:_COLUMNS]
+        most_columns = min(_COLUMNS, max(_FEWEST, _CELLS // (limits.shape[0] + len(at))))
+        order = np.lexsort((np.arange(n - self.settled), reduced[self.settled : n]))
+        open_to = order[:most_columns]
         likely = np.append(np.arange(self.settled), self.settled + np.sort(open_to))
         columns = np.append(likely, np.arange(n, width))
         deltas = np.ceil(np.array([self._columns[j].at(at) for j in columns], dtype=float).T / unit)
@@ -315,21 +329,21 @@ class Packing:
             room = np.floor(budget_bytes / unit - levels)
         upper = np.ones(len(cost))
         upper[len(columns) :] = np.inf
+        conditions = vstack([limits, rows])
+        left = self.work.nodes_left(conditions)
         result = milp(
             cost,
-            constraints=LinearConstraint(
-                vstack([limits, rows]), -np.inf, np.concatenate([most, room])
-            ),
+            constraints=LinearConstraint(conditions, -np.inf, np.concatenate([most, room])),
             integrality=np.append(columns < n, np.zeros(len(cost) - len(columns))),
             bounds=Bounds(
                 np.append(self._least[columns], np.zeros(len(cost) - len(columns))), upper
             ),
             options={
-                "node_limit": max(30, _NODES // len(columns)),
+                "node_limit": min(max(30, _NODES // len(columns)), left),
                 "mip_rel_gap": gap,
-                "time_limit": _LIMIT_S,
             },
         )
+        self.work.spend_integer(conditions, result.mip_node_count or 0)
         if result.x is None:
             return None
         picked = zip(columns, result.x[: len(columns)], strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from itertools import takewhile
 
-from actckpt.graph import Graph
+from actckpt.data.graph import Graph
 
 
 def numbering(graph: Graph) -> Callable[[int], tuple[int, bool]]:

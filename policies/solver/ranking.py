@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from actckpt.graph import Graph
-from actckpt.plan import Plan, Region
-from actckpt.profile import Profile
-from actckpt.regions import place, replay_of
+from actckpt.data.graph import Graph
+from actckpt.data.plan import Plan, Region
+from actckpt.data.profile import Profile
+from actckpt.interpreting.regions import place, replay_of
 
 SHARES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
 

@@ -6,17 +6,17 @@ import itertools
 import logging
 from collections.abc import Hashable, Iterator
 
+from actckpt.data.plan import Burst, Plan
+from actckpt.data.profile import Profile
 from actckpt.errors import PlanError
-from actckpt.plan import Burst, Plan
-from actckpt.policies.cuts import Cut, cuts
-from actckpt.policies.levels import Levels
-from actckpt.policies.packing import Choice
-from actckpt.policies.pruning import spread, undominated
-from actckpt.policies.segments import Segment, born_in, segment_structure, segments
-from actckpt.policies.shared_holds import holds_of
+from actckpt.interpreting.recomputation import Recomputation
+from actckpt.policies.solver.cuts import Cut, cuts
+from actckpt.policies.solver.packing import Choice
+from actckpt.policies.solver.pruning import spread, undominated
+from actckpt.policies.solver.run_lengths import Levels
+from actckpt.policies.solver.segments import Segment, born_in, segment_structure, segments
+from actckpt.policies.solver.shared_holds import holds_of
 from actckpt.pricing.simulate import Estimate, Pricer
-from actckpt.profile import Profile
-from actckpt.recomputation import Recomputation
 
 logger = logging.getLogger("actckpt")
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from actckpt.interpreting.stretches import Stretches
 from actckpt.pricing.simulate import Pricer
-from actckpt.stretches import Stretches
 
 
 @dataclass(frozen=True, slots=True)

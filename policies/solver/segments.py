@@ -6,10 +6,10 @@ from bisect import bisect_left
 from collections.abc import Hashable
 from itertools import accumulate, pairwise
 
-from actckpt.graph import Graph
+from actckpt.data.graph import Graph
+from actckpt.interpreting.recomputation import Recomputation
 from actckpt.policies.blocks import blocks, opened, saved_bytes
-from actckpt.policies.structure import numbering
-from actckpt.recomputation import Recomputation
+from actckpt.policies.solver.structure import numbering
 
 # a block of more than this share of all saved bytes is cut at the calls inside it
 _LARGE = 1 / 8

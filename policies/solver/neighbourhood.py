@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from actckpt.policies.columns import Columns
-from actckpt.policies.packing import Choice, Packing
-from actckpt.policies.segments import Segment
+from actckpt.policies.solver.columns import Columns
+from actckpt.policies.solver.packing import Choice, Packing
+from actckpt.policies.solver.segments import Segment
 
 # segments that are chosen anew together, and how far apart such windows begin
 _WINDOW = 6
@@ -37,6 +37,8 @@ def improved(
     for _ in range(_SWEEPS):
         before_s = time_s
         for window in _windows(columns.segments):
+            if not columns.work.is_left:
+                return found
             packing, better = _anew(packing, columns, found, window, budget_bytes, worth_s)
             better_s = packing.estimate(better).time_s
             if better_s < time_s:
@@ -68,7 +70,9 @@ def _anew(
     rest = [c for c in picked if not any(first <= storages[s].born < last for s in c.takes)]
     taken = frozenset(s for c in rest for s in c.takes)
     free = [c for c in packing.choices if not c.takes & taken]
-    spare = Packing(packing.pricer, [*rest, *free], packing.instants, settled=len(rest))
+    spare = Packing(
+        packing.pricer, [*rest, *free], packing.instants, settled=len(rest), work=packing.work
+    )
     relaxed = spare.relaxation().least_time(budget_bytes)
     for _ in range(_ROUNDS):
         if relaxed is None:

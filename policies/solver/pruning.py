@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from actckpt.policies.packing import Choice
+from actckpt.policies.solver.packing import Choice
 
 # of the choices for one thing, those that are best at some of these prices of a byte
 _FEW = 12

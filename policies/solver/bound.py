@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from actckpt.graph import Graph
-from actckpt.policies.engines import Engine, by_calls, by_operations
-from actckpt.policies.residency import COLUMNS, Infeasible, Residency, Solution
-from actckpt.profile import Profile
+from actckpt.data.graph import Graph
+from actckpt.data.profile import Profile
+from actckpt.policies.solver.engines import Engine, by_calls, by_operations
+from actckpt.policies.solver.residency import COLUMNS, Infeasible, Residency, Solution
+from actckpt.units import format_bytes
 
 # programs in a row, each with one instant more
 _PROGRAMS = 6
@@ -132,6 +133,6 @@ def _needs(graph: Graph, least_bytes: int, at: int) -> str:
         return "nothing runs"
     op = graph.ops[at]
     return (
-        f"{op.name} (operation {at}, {op.phase} pass) needs {least_bytes / 1e9:.3f} GB with what "
+        f"{op.name} (operation {at}, {op.phase} pass) needs {format_bytes(least_bytes)} with what "
         "exists beside it whatever is recomputed"
     )

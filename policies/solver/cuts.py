@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from actckpt.policies.cut_program import CutProgram, Row
-from actckpt.policies.hull import lower_hull
-from actckpt.profile import Profile
-from actckpt.recomputation import Recomputation
+from actckpt.data.profile import Profile
+from actckpt.interpreting.recomputation import Recomputation
+from actckpt.policies.solver.cut_program import CutProgram, Row
+from actckpt.policies.solver.hull import lower_hull
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +25,10 @@ class Cut:
 def cuts(possible: Recomputation, profile: Profile, first: int, last: int) -> list[Cut]:
     """The lower convex hull of (bytes kept, seconds of recomputation), fewest bytes first.
 
-    As `actckpt.policies.mincut.trades`, for operations that run again one by one: a result may stay
-    wherever a run can get hold of it, whether autograd saves it or not, and only random operations
-    of the same function call depend on each other. A linear program with a totally unimodular
-    matrix per point of the hull.
+    As `actckpt.policies.solver.mincut.trades`, for operations that run again one by one: a result
+    may stay wherever a run can get hold of it, whether autograd saves it or not, and only random
+    operations of the same function call depend on each other. A linear program with a totally
+    unimodular matrix per point of the hull.
 
     Args:
         first, last: operations ``[first, last)`` of the forward pass.

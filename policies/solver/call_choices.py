@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 
+from actckpt.data.graph import Graph
+from actckpt.data.plan import Plan, Region
+from actckpt.data.profile import Profile
 from actckpt.errors import PlanError
-from actckpt.graph import Graph
-from actckpt.plan import Plan, Region
 from actckpt.policies.blocks import blocks, chains, opened, region
-from actckpt.policies.levels import Levels
-from actckpt.policies.mincut import trades
-from actckpt.policies.packing import Choice
-from actckpt.policies.pruning import undominated
-from actckpt.policies.ranking import ranked
 from actckpt.policies.selective import saved_ops
-from actckpt.policies.structure import structure
+from actckpt.policies.solver.mincut import trades
+from actckpt.policies.solver.packing import Choice
+from actckpt.policies.solver.pruning import undominated
+from actckpt.policies.solver.ranking import ranked
+from actckpt.policies.solver.run_lengths import Levels
+from actckpt.policies.solver.structure import structure
 from actckpt.pricing.simulate import Pricer
-from actckpt.profile import Profile
 
 LENGTHS = (2, 3, 4, 6, 8, 12, 16)
 SHORT = 8

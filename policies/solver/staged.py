@@ -5,13 +5,15 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import Bounds, LinearConstraint
 from scipy.sparse import csr_array
 
-from actckpt.plan import Burst
-from actckpt.policies.segments import Segment, born_in
+from actckpt.data.plan import Burst
+from actckpt.policies.solver.segments import Segment, born_in
+from actckpt.policies.solver.solver_output import milp
 from actckpt.pricing.simulate import Pricer
 
 Row = tuple[list[tuple[int, float]], float]
@@ -21,6 +23,15 @@ _GAP = 2e-2
 # of choices that cost the same, the one that makes results late: part of all prices, per stage
 _LATE = 1e-3
 _LESS = 1e-15
+# nearer to a whole number than that is one
+_INTEGRAL = 1e-6
+
+
+class Solved(NamedTuple):
+    """Columns that are 1, None where none were found; and whether no rounding made them."""
+
+    chosen: np.ndarray | None
+    whole: bool
 
 
 class StagedSegment:
@@ -118,6 +129,11 @@ class StagedSegment:
 
     # ---- rows
 
+    @property
+    def rows(self) -> int:
+        """How many conditions the program has."""
+        return int(self._limits.A.shape[0])
+
     @cached_property
     def _limits(self) -> LinearConstraint:
         rows = list(self._rows())
@@ -179,19 +195,26 @@ class StagedSegment:
 
     # ---- solving
 
-    def solver(self, cost: np.ndarray) -> Callable[[], np.ndarray | None]:
-        """What finds the columns of least cost that are 1, or None; it may run in any thread."""
+    def solver(self, cost: np.ndarray, *, whole: bool = True) -> Callable[[], Solved]:
+        """What finds the columns of least cost that are 1; it may run in any thread.
+
+        Args:
+            whole: else the linear program is solved and rounded, which takes a sixth of the time.
+        """
         limits, bounds = self._limits, self._bounds
 
-        def solve() -> np.ndarray | None:
+        def solve() -> Solved:
             result = milp(
                 cost / (float(cost.max()) or 1.0),
                 constraints=[limits],
-                integrality=np.ones(len(cost)),
+                integrality=np.full(len(cost), int(whole)),
                 bounds=bounds,
-                options={"node_limit": _NODES, "mip_rel_gap": _GAP},
+                options={"node_limit": _NODES, "mip_rel_gap": _GAP} if whole else {},
             )
-            return None if result.x is None else result.x > 0.5
+            if result.x is None:
+                return Solved(None, whole)
+            chosen = result.x > 0.5
+            return Solved(chosen, whole or bool(np.abs(result.x - chosen).max() < _INTEGRAL))
 
         return solve
 

@@ -8,11 +8,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from actckpt.graph import Graph
-from actckpt.policies.cut_program import CutProgram, Row
-from actckpt.policies.hull import lower_hull
-from actckpt.policies.makers import Makers
-from actckpt.profile import Profile
+from actckpt.data.graph import Graph
+from actckpt.data.profile import Profile
+from actckpt.policies.solver.cut_program import CutProgram, Row
+from actckpt.policies.solver.hull import lower_hull
+from actckpt.policies.solver.makers import Makers
 
 
 @dataclass(frozen=True, slots=True)

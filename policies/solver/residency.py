@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.optimize import Bounds, LinearConstraint
 from scipy.sparse import csr_array
 
-from actckpt.graph import Graph
-from actckpt.policies.engines import Engine
-from actckpt.policies.makers import Makers
+from actckpt.data.graph import Graph
+from actckpt.data.profile import Profile
+from actckpt.policies.solver.engines import Engine
+from actckpt.policies.solver.makers import Makers
+from actckpt.policies.solver.solver_output import milp
 from actckpt.pricing.simulate import Pricer
-from actckpt.profile import Profile
 
 # columns of one program
 COLUMNS = 2_400

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from actckpt.graph import Graph
+from actckpt.data.graph import Graph
 
 
 class Makers:

@@ -1,0 +1,1 @@
+"""What `auto`, `optimal`, `calls` and `rotor` solve with: choices, programs, bounds."""
