@@ -17,7 +17,7 @@ from actckpt.checkpoint.names import MANIFEST, SAVING, step_name, unique
 from actckpt.checkpoint.snapshot import Snapshot, contents, size_bytes, tensor_file
 from actckpt.checkpoint.verification import checked, verify_files
 from actckpt.errors import CheckpointError, CheckpointFormatError, CheckpointSaveError
-from actckpt.units import format_gigabytes
+from actckpt.units import GIGABYTES
 
 logger = logging.getLogger("actckpt")
 
@@ -41,10 +41,10 @@ def commit(
         CheckpointSaveError: nothing was saved.
     """
     try:
-        name = _free_name(files, directory, snapshot.step)
+        name = free_name(files, directory, snapshot.step)
         temporary = f"{directory}/{unique(SAVING, name)}"
         final = f"{directory}/{name}"
-        _check_space(files, directory, snapshot)
+        check_space(files, directory, snapshot)
         files.make_directory(temporary)
         try:
             manifest, entry = _write(files, temporary, snapshot, serial)
@@ -52,7 +52,7 @@ def commit(
             verify_files(files, temporary, verify)
             files.rename(temporary, final)
         except BaseException:
-            _abandon(files, temporary)
+            abandon(files, temporary)
             raise
         files.sync_directory(directory)
         with checked(files, f"{final}/{MANIFEST}", entry):
@@ -113,20 +113,25 @@ def _tensor_entry(tensor: torch.Tensor, file: str, key: str) -> TensorEntry:
     return TensorEntry(name_of(tensor.dtype), shape, (chunk,))
 
 
-def _check_space(files: Files, directory: str, snapshot: Snapshot) -> None:
+def check_space(files: Files, directory: str, snapshot: Snapshot) -> None:
+    """Raises where a snapshot is larger than what is free.
+
+    Raises:
+        CheckpointSaveError: it is.
+    """
     needed = size_bytes(snapshot)
     free = files.free_bytes(directory)
     if free < needed:
         raise CheckpointSaveError(
-            f"step {snapshot.step} needs {format_gigabytes(needed)} GB in {directory}; "
-            f"{format_gigabytes(free)} GB are free. Free some, or keep fewer checkpoints "
+            f"step {snapshot.step} needs {GIGABYTES.text(needed)} in {directory}; "
+            f"{GIGABYTES.text(free)} are free. Free some, or keep fewer checkpoints "
             "(keep_last): an old one goes only once a new one is there",
             needed_bytes=needed,
             free_bytes=free,
         )
 
 
-def _free_name(files: Files, directory: str, step: int) -> str:
+def free_name(files: Files, directory: str, step: int) -> str:
     """The step's name, or a further one where a checkpoint of that step, sound or not, exists."""
     attempt = 0
     while files.status(f"{directory}/{step_name(step, attempt)}") is not None:
@@ -134,7 +139,8 @@ def _free_name(files: Files, directory: str, step: int) -> str:
     return step_name(step, attempt)
 
 
-def _abandon(files: Files, temporary: str) -> None:
+def abandon(files: Files, temporary: str) -> None:
+    """Deletes what was written of a save that failed; says so where it cannot."""
     try:
         files.remove_tree(temporary)
     except OSError as error:

@@ -110,6 +110,7 @@ def _float(bits: str) -> float:
 
 _TAGS: dict[str, Callable[[_Decoder, dict[str, Any]], Any]] = {
     "$tensor": _Decoder.tensor,
+    "$shard": lambda d, x: d._tensors[x["$shard"]],
     "$wrapper": _Decoder.wrapper,
     "$ndarray": _Decoder.array,
     "$scalar": _Decoder.scalar,

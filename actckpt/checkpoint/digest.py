@@ -16,6 +16,7 @@ CHECKSUM = "xxh3-128"
 # of a file: xxh3-128 of the xxh3-128 digests, 16 bytes each, of every 4 MiB
 FILE_CHECKSUM = "xxh3-128-of-4MiB"
 BLOCK_BYTES = 1 << 22
+BLOCK_DIGEST_BYTES = 16
 
 
 def checksum_of(data: bytes | memoryview) -> str:
@@ -27,7 +28,7 @@ class Digest:
     """The checksum of a file, of its bytes in order or of whole blocks hashed elsewhere."""
 
     def __init__(self) -> None:
-        self._blocks = xxhash.xxh3_128()
+        self._blocks = bytearray()
         self._begin_block()
 
     def _begin_block(self) -> None:
@@ -41,18 +42,31 @@ class Digest:
             self._block.update(part)
             self.missing_bytes -= len(part)
             if not self.missing_bytes:
-                self._blocks.update(self._block.digest())
+                self._blocks += self._block.digest()
                 self._begin_block()
             data = data[len(part) :]
 
     def append(self, block: bytes) -> None:
         """The digest of the next whole block; none may be begun."""
-        self._blocks.update(block)
+        self._blocks += block
+
+    @property
+    def blocks(self) -> bytes:
+        """The digests of every block so far, `BLOCK_DIGEST_BYTES` each."""
+        begun = self._block.digest() if self.missing_bytes < BLOCK_BYTES else b""
+        return bytes(self._blocks + begun)
 
     @property
     def checksum(self) -> str:
         """Of everything so far."""
-        whole = self._blocks.copy()
-        if self.missing_bytes < BLOCK_BYTES:
-            whole.update(self._block.digest())
-        return f"{FILE_CHECKSUM}:{whole.hexdigest()}"
+        return checksum_of_blocks(self.blocks)
+
+
+def checksum_of_blocks(blocks: bytes) -> str:
+    """Of a file, by the digests of its blocks."""
+    return f"{FILE_CHECKSUM}:{xxhash.xxh3_128_hexdigest(blocks)}"
+
+
+def digest_of_block(data: bytes | memoryview) -> bytes:
+    """Of one block."""
+    return bytes(xxhash.xxh3_128_digest(data))

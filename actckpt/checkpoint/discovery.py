@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from actckpt.checkpoint.files import Files
+from actckpt.checkpoint.local_path import local_path
 from actckpt.checkpoint.manifest import Manifest
 from actckpt.checkpoint.names import MANIFEST, PINNED, parse_step_name
 from actckpt.checkpoint.verification import read_manifest, verify_files
@@ -87,12 +90,39 @@ def discover(files: Files, directory: str) -> Found:
         raise CheckpointError(f"{directory} cannot be listed: {error}") from error
 
 
+class _OfStep(Protocol):
+    @property
+    def step(self) -> int: ...
+
+
+S = TypeVar("S", bound=_OfStep)
+
+
+def newest_of(found: Sequence[S], step: int | None, directory: str) -> S:
+    """The newest of a step, of what is newest first; None is the newest of all.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for each in found:
+        if step is None or each.step == step:
+            return each
+    if step is None:
+        raise CheckpointError(f"{directory} has no usable checkpoint")
+    steps = ", ".join(dict.fromkeys(str(each.step) for each in found)) or "none"
+    raise CheckpointError(
+        f"{directory} has no usable checkpoint of step {step}; there are: {steps}"
+    )
+
+
 def existing(files: Files, directory: str) -> Found:
     """As `discover`, where there must be something.
 
     Raises:
+        ArgumentError: the directory is a URL.
         CheckpointError: there is not.
     """
+    local_path(directory)
     found = discover(files, directory)
     if not found.checkpoints and not found.skipped:
         raise CheckpointError(
@@ -106,8 +136,10 @@ def checkpoint_at(files: Files, path: str) -> Checkpoint:
     """The checkpoint in a directory, or the newest of a run in it.
 
     Raises:
+        ArgumentError: the path is a URL.
         CheckpointError: there is none whose manifest is sound.
     """
+    local_path(path)
     try:
         alone = files.status(f"{path}/{MANIFEST}") is not None
     except OSError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from actckpt.checkpoint.digest import CHECKSUM, checksum_of
@@ -38,10 +38,13 @@ def _table(x: Any) -> str:
 _line = json.JSONEncoder(allow_nan=False).encode
 
 
-def unsealed(raw: bytes | bytearray, kind: str, version: int, where: str) -> dict[str, Any]:
-    """The fields of a document that `sealed` wrote.
+def unsealed(
+    raw: bytes | bytearray, kind: str, versions: Sequence[int], where: str
+) -> dict[str, Any]:
+    """The fields of a document that `sealed` wrote, and its ``format_version``.
 
     Args:
+        versions: those that are known here.
         where: the file, for messages.
 
     Raises:
@@ -51,7 +54,7 @@ def unsealed(raw: bytes | bytearray, kind: str, version: int, where: str) -> dic
     body = memoryview(raw)[: len(raw) - _SEAL_BYTES]
     if seal is None or checksum_of(body) != seal[1].decode():
         # another version may be sealed in another way, and is no damage
-        _check_version(_version_of(raw), version, kind, where)
+        _check_version(_version_of(raw), versions, kind, where)
         raise CheckpointFormatError(
             f"{where} is damaged: it does not end in the checksum of its content; "
             "use another checkpoint"
@@ -64,8 +67,8 @@ def unsealed(raw: bytes | bytearray, kind: str, version: int, where: str) -> dic
         raise CheckpointFormatError(
             f"{where} is no actckpt.{kind} document; use another checkpoint"
         )
-    _check_version(data.get("format_version"), version, kind, where)
-    return {k: v for k, v in data.items() if k not in ("format", "format_version", "checksum")}
+    _check_version(data.get("format_version"), versions, kind, where)
+    return {k: v for k, v in data.items() if k not in ("format", "checksum")}
 
 
 def parsed(raw: bytes | bytearray, where: str) -> Any:
@@ -85,11 +88,11 @@ def _version_of(raw: bytes | bytearray) -> Any:
     return int(found[1]) if found else None
 
 
-def _check_version(found: Any, known: int, kind: str, where: str) -> None:
-    if found is not None and found != known:
+def _check_version(found: Any, known: Sequence[int], kind: str, where: str) -> None:
+    if found is not None and found not in known:
         raise CheckpointFormatError(
-            f"{where} has {kind} format version {found}; this actckpt reads version {known}: "
-            "use the actckpt that wrote it"
+            f"{where} has {kind} format version {found}; this actckpt reads version "
+            f"{' and '.join(map(str, known))}: use the actckpt that wrote it"
         )
 
 

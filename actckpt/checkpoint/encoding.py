@@ -11,7 +11,7 @@ import math
 import struct
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,14 +29,30 @@ _JSON_INT = 2**63
 
 
 @dataclass(frozen=True, slots=True)
+class Shard:
+    """Which part of a tensor is here.
+
+    Args:
+        shape: of the whole tensor.
+        offset: where the part begins in it.
+        whole: the distributed tensor, of torch's class.
+    """
+
+    shape: tuple[int, ...]
+    offset: tuple[int, ...]
+    whole: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Encoded:
     """One item of a state: ``tree`` is JSON data that refers to ``tensors`` by name.
 
-    The tensors are the state's own, not copies.
+    The tensors are the state's own, not copies; those with an entry in ``shards`` are parts.
     """
 
     tree: Any
     tensors: dict[str, torch.Tensor]
+    shards: Mapping[str, Shard] = field(default_factory=dict)
 
     @property
     def size_bytes(self) -> int:
@@ -44,7 +60,7 @@ class Encoded:
         return sum(t.numel() * t.itemsize for t in self.tensors.values())
 
 
-def encode(state: Any, where: str) -> Encoded:
+def encode(state: Any, where: str, *, sharded: bool = False) -> Encoded:
     """``state`` as JSON and tensors.
 
     Dicts keep their order and the types of their keys. Tensors that are the same window on the
@@ -52,18 +68,21 @@ def encode(state: Any, where: str) -> Encoded:
 
     Args:
         where: name of the state, for messages.
+        sharded: of distributed tensors this process's part is taken; otherwise they are refused.
 
     Raises:
         CheckpointSaveError: something in it can be saved in neither way; the message has its key.
     """
-    encoder = _Encoder()
+    encoder = _Encoder(sharded)
     tree = encoder.encode(state, (where,))
-    return Encoded(tree, encoder.tensors)
+    return Encoded(tree, encoder.tensors, encoder.shards)
 
 
 class _Encoder:
-    def __init__(self) -> None:
+    def __init__(self, sharded: bool) -> None:
+        self._sharded = sharded
         self.tensors: dict[str, torch.Tensor] = {}
+        self.shards: dict[str, Shard] = {}
         self._seen: dict[tuple[Any, ...], str] = {}
 
     def encode(self, x: Any, path: tuple[Any, ...]) -> Any:
@@ -143,7 +162,29 @@ class _Encoder:
             "stride": list(x.stride()),
         }
 
+    def _shard(self, x: Any, path: tuple[Any, ...]) -> Any:
+        """A distributed tensor, which says itself which part of it is here."""
+        try:
+            (box,) = x.__create_chunk_list__()
+        except (RuntimeError, ValueError) as error:
+            raise CheckpointSaveError(
+                f"{_shown(path)} is a {type(x).__name__} whose part here is no box of the whole: "
+                f"{error}. Redistribute it, or leave it out of the state"
+            ) from error
+        local = x.detach().to_local()
+        if reason := _unstorable(local):
+            raise CheckpointSaveError(f"{_shown(path)} is made of {reason}")
+        # empty parts have no address, and tied weights must have one name on every rank
+        window = ("shard", local.untyped_storage()._cdata, local.storage_offset(), x.dtype, x.shape)
+        name = self._seen.get(window)
+        if name is None:
+            name = self._seen[window] = self._named(local, path)
+            self.shards[name] = Shard(tuple(x.shape), tuple(box.offsets), x)
+        return {"$shard": name, "placements": [str(p) for p in x.placements]}
+
     def _tensor(self, x: torch.Tensor, path: tuple[Any, ...]) -> Any:
+        if self._sharded and hasattr(x, "__create_chunk_list__"):
+            return self._shard(x, path)
         if is_wrapper(type(x)):
             return self._wrapper(x, path)
         if reason := _unstorable(x):

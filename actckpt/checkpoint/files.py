@@ -40,6 +40,11 @@ class Sink:
         """Of everything written so far."""
         return self._digest.checksum
 
+    @property
+    def blocks(self) -> bytes:
+        """The digests of its blocks, as `Digest.blocks`."""
+        return self._digest.blocks
+
     def write(self, data: bytes | memoryview) -> None:
         """Writes all of ``data``."""
         view = memoryview(data).cast("B")
@@ -78,11 +83,16 @@ class Source:
         view = buffer.cast("B")
         for start in range(0, len(view), PIECE_BYTES):
             piece = view[start : start + PIECE_BYTES]
-            self._read_at(self.read_bytes, piece)
+            self.read_at(self.read_bytes, piece)
             self._digest.update(piece)
             self.read_bytes += len(piece)
 
-    def _read_at(self, offset: int, left: memoryview) -> None:
+    def read_at(self, offset: int, left: memoryview) -> None:
+        """Fills ``left`` from a place of the file; neither counts nor hashes.
+
+        Raises:
+            EOFError: the file ends before.
+        """
         while left:
             count = _again(self._calls.readinto, self._fd, left, offset)
             if count <= 0:
@@ -128,7 +138,7 @@ class Source:
         for offset in offsets:
             digest = xxhash.xxh3_128()
             for at in range(offset, offset + BLOCK_BYTES, PIECE_BYTES):
-                self._read_at(at, buffer)
+                self.read_at(at, buffer)
                 digest.update(buffer)
             found.append(bytes(digest.digest()))
         return found
@@ -184,6 +194,28 @@ class Files:
     def lock(self, fd: int) -> None:
         """Locks a descriptor's file against everybody else who locks it, or raises at once."""
         _again(self.calls.flock, fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def lock_directory(self, path: str) -> int:
+        """A descriptor of a directory that nobody else has locked, and which is now; `close` it.
+
+        Raises:
+            OSError: somebody has, or its file system has no such locks.
+        """
+        fd = _again(self.calls.open, path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, 0)
+        try:
+            self.lock(fd)
+        except BaseException:
+            self.close_whatever(fd)
+            raise
+        return fd
+
+    def sync_file(self, path: str) -> None:
+        """Makes durable what somebody else has written into a file."""
+        fd = _again(self.calls.open, path, os.O_RDONLY | os.O_NOFOLLOW, 0)
+        try:
+            _again(self.calls.fsync, fd)
+        finally:
+            self.close_whatever(fd)
 
     def sync_directory(self, path: str) -> None:
         """Makes the names in a directory durable."""

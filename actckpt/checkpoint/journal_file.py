@@ -16,7 +16,7 @@ from actckpt.checkpoint.journal_lines import (
     Step,
     parsed_line,
 )
-from actckpt.checkpoint.names import JOURNAL, SAVING, unique
+from actckpt.checkpoint.names import SAVING, journal_file, unique
 
 _PIECE_BYTES = 1 << 20
 _STEP = re.compile(rb'\{"branch":"[0-9a-f]+","step":(\d+),')
@@ -77,12 +77,12 @@ class Lines:
         self.damaged += self.torn
 
 
-def path_of(directory: str) -> str:
+def path_of(directory: str, rank: int = 0) -> str:
     """Of the journal of the run in a directory."""
-    return f"{directory}/{JOURNAL}"
+    return f"{directory}/{journal_file(rank)}"
 
 
-def read_expected(files: Files, directory: str, serial: int, step: int) -> Expected:
+def read_expected(files: Files, directory: str, serial: int, step: int, rank: int = 0) -> Expected:
     """What a journal holds of the steps after a checkpoint; nothing where there is no journal.
 
     Only the branch that the checkpoint is of counts, as far as it is without a gap in its history.
@@ -90,9 +90,10 @@ def read_expected(files: Files, directory: str, serial: int, step: int) -> Expec
     Raises:
         OSError: it cannot be read.
     """
-    if files.status(path_of(directory)) is None:
+    path = path_of(directory, rank)
+    if files.status(path) is None:
         return Expected()
-    with files.reading(path_of(directory)) as source:
+    with files.reading(path) as source:
         lines = Lines(source)
         found = _expected(lines, serial, step)
         found.torn, found.damaged = lines.torn, lines.damaged
@@ -125,7 +126,9 @@ def _expected(lines: Lines, serial: int, after: int) -> Expected:
     return answer
 
 
-def cut_back(files: Files, directory: str, oldest: int, serials: frozenset[int]) -> None:
+def cut_back(
+    files: Files, directory: str, oldest: int, serials: frozenset[int], rank: int = 0
+) -> None:
     """Drops what no checkpoint needs any more: steps up to the oldest one's, and other saves.
 
     Args:
@@ -135,10 +138,10 @@ def cut_back(files: Files, directory: str, oldest: int, serials: frozenset[int])
     Raises:
         OSError, EOFError: it could not; the journal is as it was.
     """
-    path = path_of(directory)
+    path = path_of(directory, rank)
     if files.status(path) is None:
         return
-    new = f"{directory}/{unique(SAVING, JOURNAL)}"
+    new = f"{directory}/{unique(SAVING, journal_file(rank))}"
     with files.reading(path) as source:
         kept = _kept(Lines(source), oldest, serials)
         if sum(len(line) + 1 for line in kept) == source.size_bytes:

@@ -1,9 +1,13 @@
-"""What a checkpoint consists of: every file with size and checksum, every tensor with its place."""
+"""What a checkpoint consists of: every file with size and checksum, every tensor with its place.
+
+A run of many ranks writes version 2, whose files are the ranks' own manifests; see
+`actckpt.checkpoint.rank_manifest`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -15,7 +19,8 @@ from actckpt.checkpoint.tensor_file import MAX_DIMENSIONS, MAX_SIZE
 from actckpt.errors import CheckpointFormatError
 
 KIND = "manifest"
-VERSION = 1
+# of one process, and of many ranks
+VERSION, RANKS_VERSION = 1, 2
 # some 300 bytes a tensor
 MAX_BYTES = 256_000_000
 
@@ -61,8 +66,11 @@ class Manifest:
         metrics: what was reported with the step; may hold NaN and infinities.
         fingerprint: of the model's tensors: names, dtypes, shapes.
         versions: libraries and machine.
-        files: by name, this manifest apart.
-        tensors: by item and name, such as ``model/h.0.weight``.
+        files: by name, this manifest apart; of many ranks, the manifest of each.
+        tensors: by item and name, such as ``model/h.0.weight``; of many ranks, none.
+        world_size: how many ranks wrote it together; 0 is a process on its own.
+        data_bytes: size of all files that the ranks' manifests name.
+        save: what tells this save from every other, where there are many ranks.
     """
 
     step: int
@@ -74,18 +82,25 @@ class Manifest:
     versions: dict[str, str]
     files: dict[str, FileEntry]
     tensors: dict[str, TensorEntry]
+    world_size: int = 0
+    data_bytes: int = 0
+    save: str = ""
 
     @property
     def size_bytes(self) -> int:
         """Size of the files, without this manifest."""
-        return sum(f.size_bytes for f in self.files.values())
+        return self.data_bytes + sum(f.size_bytes for f in self.files.values())
 
     def to_bytes(self) -> bytes:
         """The text of the file; `Manifest.from_bytes` reads it back equal."""
-        data = _members(self)
+        data = members(self)
         data["metrics"] = {k: v if math.isfinite(v) else repr(v) for k, v in self.metrics.items()}
-        data["files"] = {k: _members(v) for k, v in self.files.items()}
-        data["tensors"] = {k: _tensor_members(v) for k, v in self.tensors.items()}
+        data["files"] = {k: members(v) for k, v in self.files.items()}
+        data["tensors"] = {k: tensor_members(v) for k, v in self.tensors.items()}
+        if self.world_size:
+            return sealed(KIND, RANKS_VERSION, data)
+        for name in ("world_size", "data_bytes", "save"):
+            del data[name]
         return sealed(KIND, VERSION, data)
 
     @classmethod
@@ -98,77 +113,114 @@ class Manifest:
         Raises:
             CheckpointFormatError: damaged, another version, or a file outside of the checkpoint.
         """
-        data = unsealed(raw, KIND, VERSION, where)
+        data = unsealed(raw, KIND, (VERSION, RANKS_VERSION), where)
+        many = data["format_version"] == RANKS_VERSION
         try:
             found = cls(
-                step=_count(data["step"]),
-                serial=_count(data["serial"]),
+                step=count_of(data["step"]),
+                serial=count_of(data["serial"]),
                 saved_at_s=float(data["saved_at_s"]),
-                tag=_text(data["tag"]),
-                metrics=_table(data["metrics"], float),
-                fingerprint=_text(data["fingerprint"]),
-                versions=_table(data["versions"], _text),
-                files=_table(data["files"], _file),
-                tensors=_table(data["tensors"], _tensor),
+                tag=text_of(data["tag"]),
+                metrics=table_of(data["metrics"], float),
+                fingerprint=text_of(data["fingerprint"]),
+                versions=table_of(data["versions"], text_of),
+                files=table_of(data["files"], file_of),
+                tensors=table_of(data["tensors"], tensor_of),
+                world_size=count_of(data["world_size"]) if many else 0,
+                data_bytes=count_of(data["data_bytes"]) if many else 0,
+                save=text_of(data["save"]) if many else "",
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointFormatError(
                 f"{where} describes no checkpoint: {error!r}. Use another checkpoint"
             ) from error
-        _check(found, where)
+        check_files(found.files, where)
+        for name, tensor in found.tensors.items():
+            check_chunks(name, tensor, found.files, where)
+            check_whole(name, tensor, where)
+        if many and len(found.files) != found.world_size:
+            raise CheckpointFormatError(
+                f"{where} names {len(found.files)} manifests of {found.world_size} ranks. "
+                "Use another checkpoint"
+            )
         return found
 
 
-def _check(manifest: Manifest, where: str) -> None:
-    for name in manifest.files:
+def check_files(files: Iterable[str], where: str) -> None:
+    """Raises unless all are plain names, in the checkpoint's own directory.
+
+    Raises:
+        CheckpointFormatError: one is not.
+    """
+    for name in files:
         if not is_file_name(name):
             raise CheckpointFormatError(
                 f"{where} names a file {name!r}, which is no plain name in its own directory; "
                 "do not trust this checkpoint"
             )
-    for name, tensor in manifest.tensors.items():
-        # tiling is checked where the tensor is put together
-        for chunk in tensor.chunks:
-            inside = len(chunk.offset) == len(chunk.shape) == len(tensor.shape) and all(
-                o + n <= size
-                for o, n, size in zip(chunk.offset, chunk.shape, tensor.shape, strict=True)
-            )
-            if chunk.file not in manifest.files or not inside:
-                raise CheckpointFormatError(
-                    f"{where}: a chunk of {name} lies outside of its shape {list(tensor.shape)} or "
-                    f"in a file that is not listed, {chunk.file!r}. Use another checkpoint"
-                )
-        if tensor.dtype not in BY_NAME or math.prod(tensor.shape) != sum(
-            math.prod(c.shape) for c in tensor.chunks
-        ):
+
+
+def check_chunks(name: str, tensor: TensorEntry, files: Container[str], where: str) -> None:
+    """Raises unless every chunk lies in its tensor, and in a file that is listed.
+
+    Raises:
+        CheckpointFormatError: one does not.
+    """
+    for chunk in tensor.chunks:
+        inside = len(chunk.offset) == len(chunk.shape) == len(tensor.shape) and all(
+            o + n <= size
+            for o, n, size in zip(chunk.offset, chunk.shape, tensor.shape, strict=True)
+        )
+        if chunk.file not in files or not inside:
             raise CheckpointFormatError(
-                f"{where}: {name} is {tensor.dtype} of shape {list(tensor.shape)}, which its "
-                f"{len(tensor.chunks)} chunks do not make up. Use another checkpoint"
+                f"{where}: a chunk of {name} lies outside of its shape {list(tensor.shape)} or "
+                f"in a file that is not listed, {chunk.file!r}. Use another checkpoint"
             )
 
 
-def _members(entry: Any) -> dict[str, Any]:
+def check_whole(name: str, tensor: TensorEntry, where: str) -> None:
+    """Raises unless the chunks have as many elements as the tensor.
+
+    Whether each is there once is checked where the tensor is put together.
+
+    Raises:
+        CheckpointFormatError: they have not.
+    """
+    if tensor.dtype not in BY_NAME or math.prod(tensor.shape) != sum(
+        math.prod(c.shape) for c in tensor.chunks
+    ):
+        raise CheckpointFormatError(
+            f"{where}: {name} is {tensor.dtype} of shape {list(tensor.shape)}, which its "
+            f"{len(tensor.chunks)} chunks do not make up. Use another checkpoint"
+        )
+
+
+def members(entry: Any) -> dict[str, Any]:
     """Fields by name; `dataclasses.asdict` would copy every list and tuple deeply."""
     return {f.name: getattr(entry, f.name) for f in fields(entry)}
 
 
-def _tensor_members(tensor: TensorEntry) -> dict[str, Any]:
-    return {**_members(tensor), "chunks": [_members(c) for c in tensor.chunks]}
+def tensor_members(tensor: TensorEntry) -> dict[str, Any]:
+    """As JSON; `tensor_of` is the inverse."""
+    return {**members(tensor), "chunks": [members(c) for c in tensor.chunks]}
 
 
-def _count(x: Any) -> int:
+def count_of(x: Any) -> int:
+    """A size, a number of things, or ValueError."""
     if type(x) is not int or not 0 <= x <= MAX_SIZE:
         raise ValueError(f"no count: {x!r:.80}")
     return x
 
 
-def _text(x: Any) -> str:
+def text_of(x: Any) -> str:
+    """A text, or ValueError."""
     if type(x) is not str:
         raise ValueError(f"no text: {x!r:.80}")
     return x
 
 
-def _table(x: Any, read: Callable[[Any], V]) -> dict[str, V]:
+def table_of(x: Any, read: Callable[[Any], V]) -> dict[str, V]:
+    """An object whose values are all of one kind, or ValueError."""
     if not isinstance(x, Mapping):
         raise ValueError(f"no object: {x!r:.80}")
     return {k: read(v) for k, v in x.items()}
@@ -177,19 +229,21 @@ def _table(x: Any, read: Callable[[Any], V]) -> dict[str, V]:
 def _shape(x: Any) -> tuple[int, ...]:
     if len(x) > MAX_DIMENSIONS:
         raise ValueError(f"{len(x)} dimensions")
-    return tuple(_count(n) for n in x)
+    return tuple(count_of(n) for n in x)
 
 
-def _file(x: Any) -> FileEntry:
-    checksum = _text(x["checksum"])
+def file_of(x: Any) -> FileEntry:
+    """An entry of ``files``, or an error."""
+    checksum = text_of(x["checksum"])
     if not checksum.startswith(FILE_CHECKSUM + ":"):
         raise ValueError(f"checksum {checksum!r:.80}")
-    return FileEntry(_count(x["size_bytes"]), checksum)
+    return FileEntry(count_of(x["size_bytes"]), checksum)
 
 
-def _tensor(x: Any) -> TensorEntry:
+def tensor_of(x: Any) -> TensorEntry:
+    """An entry of ``tensors``, or an error."""
     chunks = tuple(
-        Chunk(_text(c["file"]), _text(c["name"]), _shape(c["offset"]), _shape(c["shape"]))
+        Chunk(text_of(c["file"]), text_of(c["name"]), _shape(c["offset"]), _shape(c["shape"]))
         for c in x["chunks"]
     )
-    return TensorEntry(_text(x["dtype"]), _shape(x["shape"]), chunks)
+    return TensorEntry(text_of(x["dtype"]), _shape(x["shape"]), chunks)

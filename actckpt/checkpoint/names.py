@@ -18,6 +18,7 @@ PINNED = ".pinned-"
 SET_ASIDE = "set-aside-"
 
 _STEP = re.compile(r"step-(\d{8,18})(?:\.(\d{1,6}))?")
+_JOURNAL = re.compile(r"journal(-\d{5,})?\.jsonl")
 _ITEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 
@@ -44,6 +45,31 @@ def is_file_name(name: str) -> bool:
 def is_item_name(name: str) -> bool:
     """Whether an item of a state may be called so: its file has that name."""
     return _ITEM.fullmatch(name) is not None
+
+
+def journal_file(rank: int) -> str:
+    """Each rank has its own; the first one's is called as that of a process on its own."""
+    return f"journal-{rank:05d}.jsonl" if rank else JOURNAL
+
+
+def is_journal(name: str) -> bool:
+    """Whether it is one of `journal_file`."""
+    return _JOURNAL.fullmatch(name) is not None
+
+
+def rank_file(rank: int) -> str:
+    """The manifest of a rank's share."""
+    return f"rank-{rank:05d}.json"
+
+
+def state_file(rank: int) -> str:
+    """What of a rank's state is no tensor."""
+    return f"state-{rank:05d}.json"
+
+
+def share_file(item: str, rank: int) -> str:
+    """A rank's part of an item's tensors."""
+    return f"{item}-{rank:05d}.safetensors"
 
 
 def unique(prefix: str, name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ from actckpt.checkpoint.decoding import decode
 from actckpt.checkpoint.discovery import Checkpoint, checkpoint_at
 from actckpt.checkpoint.dtypes import BY_NAME
 from actckpt.checkpoint.files import Files
-from actckpt.checkpoint.manifest import Manifest, TensorEntry
+from actckpt.checkpoint.manifest import FileEntry, Manifest, TensorEntry
 from actckpt.checkpoint.names import STATE
 from actckpt.checkpoint.tensor_file import read_tensors
+from actckpt.checkpoint.united import united_items
 from actckpt.checkpoint.verification import (
     as_written,
     checked,
     checked_slots,
     missing,
     read_manifest,
+    read_shares,
     state_trees,
 )
 from actckpt.errors import CheckpointFormatError
@@ -59,32 +62,61 @@ def read_state(files: Files, directory: str) -> tuple[Manifest, dict[str, Any]]:
         CheckpointFormatError: as `verify_files`.
     """
     manifest = read_manifest(files, directory)
-    trees: dict[str, Any] | None = None
-    pieces: dict[tuple[str, str], torch.Tensor] = {}
-    for name, entry in manifest.files.items():
-        where = f"{directory}/{name}"
-        with checked(files, where, entry) as source:
-            if name == STATE:
-                trees = state_trees(source, where)
-            else:
-                slots = checked_slots(source, name, manifest, where)
-                found = read_tensors(source, slots)
-                pieces.update({(name, key): tensor for key, tensor in found.items()})
-    if trees is None:
+    if manifest.world_size:
+        return manifest, _read_together(files, directory, manifest)
+    entries = [*manifest.tensors.values()]
+    trees, pieces = _read_files(files, directory, manifest.files, entries)
+    if STATE not in trees:
         raise missing(f"{directory}/{STATE}", None)
     with as_written():
-        return manifest, _decoded(manifest, trees, pieces, directory)
+        return manifest, _decoded(manifest.tensors, trees[STATE], pieces, directory)
+
+
+def _read_together(files: Files, directory: str, manifest: Manifest) -> dict[str, Any]:
+    """What many ranks wrote, as one state: the first one's, and what only others have."""
+    shares = read_shares(files, directory, manifest)
+    trees: list[dict[str, Any]] = []
+    pieces: Pieces = {}
+    for share in shares.ranks:
+        entries = [*share.tensors.values(), *share.own.values()]
+        found, parts = _read_files(files, directory, share.files, entries)
+        pieces |= parts
+        trees += found.values()
+    with as_written():
+        return _decoded(shares.tensors(None, directory), united_items(trees), pieces, directory)
+
+
+# of a checkpoint, by file and name in it
+Pieces = dict[tuple[str, str], torch.Tensor]
+
+
+def _read_files(
+    files: Files,
+    directory: str,
+    entries: Mapping[str, FileEntry],
+    tensors: Collection[TensorEntry],
+) -> tuple[dict[str, dict[str, Any]], Pieces]:
+    """What is in some files: the items of each that has them, and tensors."""
+    trees: dict[str, dict[str, Any]] = {}
+    pieces: Pieces = {}
+    for name, entry in entries.items():
+        where = f"{directory}/{name}"
+        with checked(files, where, entry) as source:
+            if name.endswith(".json"):
+                trees[name] = state_trees(source, where)
+            else:
+                slots = checked_slots(source, name, tensors, where)
+                found = read_tensors(source, slots)
+                pieces.update({(name, key): tensor for key, tensor in found.items()})
+    return trees, pieces
 
 
 def _decoded(
-    manifest: Manifest,
-    trees: dict[str, Any],
-    pieces: dict[tuple[str, str], torch.Tensor],
-    directory: str,
+    tensors: Mapping[str, TensorEntry], trees: dict[str, Any], pieces: Pieces, directory: str
 ) -> dict[str, Any]:
     """The items of which all files are sound."""
     by_item: dict[str, dict[str, torch.Tensor]] = {item: {} for item in trees}
-    for name, entry in manifest.tensors.items():
+    for name, entry in tensors.items():
         item, _, key = name.partition("/")
         if item not in by_item:
             raise CheckpointFormatError(f"{directory}/{STATE} has no item for tensor {name}")
@@ -93,9 +125,7 @@ def _decoded(
     return {item: decode(tree, by_item[item], where) for item, tree in trees.items()}
 
 
-def _assembled(
-    entry: TensorEntry, pieces: dict[tuple[str, str], torch.Tensor], where: str
-) -> torch.Tensor:
+def _assembled(entry: TensorEntry, pieces: Pieces, where: str) -> torch.Tensor:
     """A tensor from its chunks."""
     dtype = BY_NAME[entry.dtype]
     chunks = [(c, _as(pieces[c.file, c.name], dtype, c.shape)) for c in entry.chunks]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from actckpt.checkpoint.discovery import Checkpoint
 from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.names import DELETING, PINNED, SAVING, unique
+from actckpt.errors import ArgumentError
 
 logger = logging.getLogger("actckpt")
 
@@ -25,21 +26,30 @@ class Keep:
         best: (metric, "min" or "max", how many). A NaN is never best, nor is a checkpoint without
             the metric; of equal ones the newer.
         every: also every checkpoint whose step is a multiple of this.
+        hourly, daily: of the last so many hours (days) in which there is a checkpoint, the newest.
     """
 
     last: int | None = 3
     best: tuple[str, str, int] | None = None
     every: int | None = None
+    hourly: int | None = None
+    daily: int | None = None
 
     def __post_init__(self) -> None:
         if self.last is not None and not _positive(self.last):
-            raise ValueError(f"keep_last must be at least 1, or None for all; found {self.last!r}")
+            raise ArgumentError(
+                f"keep_last must be at least 1, or None for all; found {self.last!r}"
+            )
         if self.every is not None and not _positive(self.every):
-            raise ValueError(f"keep_every must be a number of steps; found {self.every!r}")
+            raise ArgumentError(f"keep_every must be a number of steps; found {self.every!r}")
+        for name, spans in (("keep_hourly", self.hourly), ("keep_daily", self.daily)):
+            if spans is not None and not _positive(spans):
+                raise ArgumentError(f"{name} must be at least 1; found {spans!r}")
         if self.best is not None:
-            valid = len(self.best) == 3 and isinstance(self.best[0], str)
+            valid = isinstance(self.best, tuple | list) and len(self.best) == 3
+            valid = valid and isinstance(self.best[0], str)
             if not valid or self.best[1] not in ("min", "max") or not _positive(self.best[2]):
-                raise ValueError(
+                raise ArgumentError(
                     'keep_best must be (metric, "min" or "max", how many), such as '
                     f'("val_loss", "min", 1); found {self.best!r}'
                 )
@@ -53,6 +63,9 @@ class Keep:
         if self.best is not None:
             metric, mode, count = self.best
             keep |= {c.path for c in ranked(checkpoints, metric, mode)[:count]}
+        for seconds, spans in ((3_600, self.hourly), (86_400, self.daily)):
+            newest = {int(c.manifest.saved_at_s // seconds): c.path for c in reversed(checkpoints)}
+            keep |= {newest[k] for k in sorted(newest, reverse=True)[: spans or 0]}
         return [c for c in checkpoints if c.path in keep]
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from actckpt.checkpoint.discovery import discover
 from actckpt.checkpoint.files import Files
-from actckpt.checkpoint.names import JOURNAL, PINNED, SET_ASIDE
+from actckpt.checkpoint.names import PINNED, SET_ASIDE, is_journal
 from actckpt.errors import CheckpointError, CheckpointSaveError
 
 logger = logging.getLogger("actckpt")
@@ -39,9 +39,9 @@ def set_aside(files: Files, directory: str) -> str:
             # new names first: a loss of power between the two leaves one, or both
             files.sync_directory(folder)
             files.sync_directory(directory)
-        if files.status(f"{directory}/{JOURNAL}") is not None:
+        for name in filter(is_journal, files.names(directory)):
             with suppress(OSError):  # no checkpoint needs it
-                files.rename(f"{directory}/{JOURNAL}", f"{folder}/{JOURNAL}")
+                files.rename(f"{directory}/{name}", f"{folder}/{name}")
     except (OSError, CheckpointError) as error:
         raise CheckpointSaveError(
             f"the checkpoints in {directory} could not be moved away: {error}. Each is whole, "

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from actckpt.checkpoint.digest import Digest
 from actckpt.checkpoint.encoding import Encoded
@@ -50,6 +51,12 @@ def contents(snapshot: Snapshot) -> Iterator[tuple[str, Callable[[Writable], Non
     yield STATE, lambda sink: sink.write(_state_bytes(snapshot))
 
 
+def state_bytes(trees: Mapping[str, Any]) -> bytes:
+    """The file of what items are but for their tensors; `state_trees` reads it."""
+    state = {"format": "actckpt.state", "format_version": STATE_VERSION, "items": dict(trees)}
+    return json.dumps(state, allow_nan=False).encode("ascii")
+
+
 def entries(snapshot: Snapshot) -> dict[str, FileEntry]:
     """Size and checksum of every file but the manifest; the bytes are hashed where they are."""
     found = {}
@@ -89,9 +96,4 @@ def size_bytes(snapshot: Snapshot) -> int:
 
 
 def _state_bytes(snapshot: Snapshot) -> bytes:
-    state = {
-        "format": "actckpt.state",
-        "format_version": STATE_VERSION,
-        "items": {item: encoded.tree for item, encoded in snapshot.items.items()},
-    }
-    return json.dumps(state, allow_nan=False).encode("ascii")
+    return state_bytes({item: encoded.tree for item, encoded in snapshot.items.items()})

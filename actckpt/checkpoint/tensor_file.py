@@ -72,8 +72,24 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     return memoryview(array)
 
 
-def read_slots(source: Source, where: str) -> list[Slot]:
-    """The header of a file, checked against its size before anything is allocated.
+class Readable(Protocol):
+    """A file being read from its beginning, such as a `Source`."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def read(self, count: int) -> bytearray: ...
+
+
+def read_slots(source: Readable, where: str) -> list[Slot]:
+    """The tensors of a file; as `read_header`."""
+    return read_header(source, where)[0]
+
+
+def read_header(source: Readable, where: str) -> tuple[list[Slot], dict[str, Any]]:
+    """The tensors of a file, and what else its header says, checked against the file's size.
+
+    Nothing is allocated for tensors.
 
     Raises:
         CheckpointFormatError: the file is no safetensors file, or its header does not describe it.
@@ -105,7 +121,8 @@ def read_slots(source: Source, where: str) -> list[Slot]:
         raise CheckpointFormatError(
             f"{where} holds {left - length} bytes of data; its header describes {at}"
         )
-    return slots
+    said = header.get("__metadata__", {})
+    return slots, said if isinstance(said, dict) else {}
 
 
 def read_tensors(source: Source, slots: list[Slot]) -> dict[str, torch.Tensor]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from actckpt.checkpoint.documents import parsed
 from actckpt.checkpoint.dtypes import BY_NAME, stored_as
 from actckpt.checkpoint.files import Files, Source
-from actckpt.checkpoint.manifest import MAX_BYTES, FileEntry, Manifest
-from actckpt.checkpoint.names import MANIFEST, STATE
+from actckpt.checkpoint.manifest import MAX_BYTES, FileEntry, Manifest, TensorEntry
+from actckpt.checkpoint.names import MANIFEST, rank_file
+from actckpt.checkpoint.rank_manifest import RankManifest, Shares, check_together
 from actckpt.checkpoint.tensor_file import Slot, read_slots
 from actckpt.errors import CheckpointError, CheckpointFormatError
 
@@ -32,7 +33,7 @@ def read_manifest(files: Files, directory: str) -> Manifest:
         CheckpointFormatError: there is none, or it is damaged or of another version.
     """
     where = f"{directory}/{MANIFEST}"
-    with _opened(files, where) as source:
+    with opened(files, where) as source:
         if source.size_bytes > MAX_BYTES:
             raise CheckpointFormatError(
                 f"{where} has {source.size_bytes} bytes; no manifest is above {MAX_BYTES}. "
@@ -51,25 +52,99 @@ def verify_files(files: Files, directory: str, level: str = "full") -> Manifest:
         CheckpointFormatError: a file is missing, damaged, or no regular file; it is named.
     """
     manifest = read_manifest(files, directory)
-    for name, entry in manifest.files.items():
-        where = f"{directory}/{name}"
-        if level == "full":
-            with checked(files, where, entry) as source:
-                if name == STATE:
-                    state_trees(source, where)
-                else:
-                    checked_slots(source, name, manifest, where)
-        else:
-            _check_size(where, _regular_size(files, where), entry.size_bytes)
+    if not manifest.world_size:
+        _verify(files, directory, manifest.files, [*manifest.tensors.values()], level)
+        return manifest
+    for share in read_shares(files, directory, manifest).ranks:
+        verify_share(files, directory, share, level)
     return manifest
 
 
-def checked_slots(source: Source, file: str, manifest: Manifest, where: str) -> list[Slot]:
-    """The header of a file, which must describe the tensors that the manifest has there."""
+def verify_share(files: Files, directory: str, share: RankManifest, level: str = "full") -> None:
+    """As `verify_files`, of what one rank of many wrote."""
+    tensors = [*share.tensors.values(), *share.own.values()]
+    _verify(files, directory, share.files, tensors, level)
+
+
+def read_shares(files: Files, directory: str, manifest: Manifest) -> Shares:
+    """The manifests of all ranks of a checkpoint, each checked.
+
+    Raises:
+        CheckpointFormatError: one is missing, damaged, or of another save.
+    """
+    return check_together(
+        [
+            read_share(files, directory, rank_file(rank), manifest.files)
+            for rank in range(manifest.world_size)
+        ],
+        manifest.save,
+        directory,
+    )
+
+
+def read_share(
+    files: Files, directory: str, name: str, entries: Mapping[str, FileEntry]
+) -> RankManifest:
+    """One of them.
+
+    Raises:
+        CheckpointFormatError: it is missing or damaged.
+    """
+    where = f"{directory}/{name}"
+    if name not in entries:
+        raise missing(where, None)
+    with checked(files, where, entries[name]) as source:
+        return RankManifest.from_bytes(source.read(source.size_bytes), where)
+
+
+def _verify(
+    files: Files,
+    directory: str,
+    entries: Mapping[str, FileEntry],
+    tensors: Collection[TensorEntry],
+    level: str,
+) -> None:
+    for name, entry in entries.items():
+        where = f"{directory}/{name}"
+        if level == "full":
+            with checked(files, where, entry) as source:
+                if name.endswith(".json"):
+                    state_trees(source, where)
+                else:
+                    checked_slots(source, name, tensors, where)
+        else:
+            check_present(files, where, entry)
+
+
+def check_present(files: Files, where: str, entry: FileEntry) -> None:
+    """Raises unless a file is there with its size; reads nothing of it.
+
+    Raises:
+        CheckpointFormatError: it is not.
+    """
+    _check_size(where, _regular_size(files, where), entry.size_bytes)
+
+
+def checked_slots(
+    source: Source, file: str, tensors: Iterable[TensorEntry], where: str
+) -> list[Slot]:
+    """The header of a file, which must describe the chunks that these tensors have there."""
     with as_written():
         slots = read_slots(source, where)
+    check_slots(slots, file, tensors, where)
+    return slots
+
+
+def check_slots(
+    slots: Iterable[Slot], file: str, tensors: Iterable[TensorEntry], where: str
+) -> None:
+    """Raises unless a file holds the chunks that these tensors have there.
+
+    Raises:
+        CheckpointFormatError: it holds others.
+    """
     expected = {}
-    for tensor in manifest.tensors.values():
+    for tensor in tensors:
         for chunk in tensor.chunks:
             if chunk.file == file:
                 expected[chunk.name] = stored_as(BY_NAME[tensor.dtype], chunk.shape)
@@ -80,7 +155,6 @@ def checked_slots(source: Source, file: str, manifest: Manifest, where: str) -> 
             f"{where} holds {name} as {found.get(name)}; the manifest has {expected.get(name)}. "
             "Files of different checkpoints may have been mixed; use another checkpoint"
         )
-    return slots
 
 
 def state_trees(source: Source, where: str) -> dict[str, Any]:
@@ -120,9 +194,9 @@ def checked(files: Files, where: str, entry: FileEntry) -> Iterator[Source]:
         CheckpointFormatError: it is missing, no regular file, or not what the entry says.
         CheckpointError: it cannot be read for a reason that is not its own.
     """
-    with _opened(files, where) as source:
+    with opened(files, where) as source:
         # before anything is allocated for it
-        _check_size(where, source.size_bytes, entry.size_bytes)
+        check_source(source, where, entry)
         error: CheckpointFormatError | None = None
         try:
             yield source
@@ -139,6 +213,15 @@ def checked(files: Files, where: str, entry: FileEntry) -> Iterator[Source]:
             raise error
 
 
+def check_source(source: Source, where: str, entry: FileEntry) -> None:
+    """Raises unless an open file has its size.
+
+    Raises:
+        CheckpointFormatError: it has not.
+    """
+    _check_size(where, source.size_bytes, entry.size_bytes)
+
+
 def _regular_size(files: Files, where: str) -> int:
     try:
         status = files.status(where)
@@ -150,7 +233,13 @@ def _regular_size(files: Files, where: str) -> int:
 
 
 @contextmanager
-def _opened(files: Files, where: str) -> Iterator[Source]:
+def opened(files: Files, where: str) -> Iterator[Source]:
+    """A file of a checkpoint, whose errors say what to do.
+
+    Raises:
+        CheckpointFormatError: it is missing, no regular file, or shorter than what was asked for.
+        CheckpointError: it cannot be read for a reason that is not its own.
+    """
     try:
         with files.reading(where) as source:
             yield source

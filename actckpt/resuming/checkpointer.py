@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import EllipsisType, TracebackType
 from typing import Any, Literal, Self, overload
 
@@ -13,46 +13,64 @@ from torch import nn
 
 from actckpt.checkpoint.discovery import Checkpoint
 from actckpt.checkpoint.files import Files
-from actckpt.checkpoint.retention import Keep, ranked
+from actckpt.checkpoint.local_path import local_path, refuse_file
+from actckpt.checkpoint.retention import Keep
+from actckpt.checkpoint.snapshot import size_bytes
 from actckpt.checkpoint.verification import LEVELS
-from actckpt.errors import CheckpointError
-from actckpt.resuming import choosing
+from actckpt.errors import ArgumentError, CheckpointError
 from actckpt.resuming.batch_chain import BatchChain
-from actckpt.resuming.cadence import Cadence
-from actckpt.resuming.choosing import Chosen
-from actckpt.resuming.directory import RunDirectory
+from actckpt.resuming.cadence import Every
+from actckpt.resuming.company import company_of
 from actckpt.resuming.journal import ON_DIFFERENCE, Journal
-from actckpt.resuming.journal_compare import Verified
+from actckpt.resuming.last_save import SaveOutcome
 from actckpt.resuming.live_objects import Stateful
 from actckpt.resuming.loaders import Loader
+from actckpt.resuming.metrics import numbers
 from actckpt.resuming.optimizer_items import optimizer_items
+from actckpt.resuming.places import Place, Places
 from actckpt.resuming.progress import Progress
-from actckpt.resuming.resumed import Resumed
+from actckpt.resuming.resumable import Resumable
 from actckpt.resuming.run_state import RunState
 from actckpt.resuming.saves import Saves
 from actckpt.resuming.saving import Saver
 from actckpt.resuming.termination import Termination
+from actckpt.resuming.tier import Tier, as_tiers
 
 
-class Checkpointer:
+class Checkpointer(Resumable):
     """A training run that can be killed at any instant and resumed bit for bit.
 
     Args:
-        directory: of this run alone; made if it does not exist.
-        model, optimizer, scheduler, scaler, ema: what is saved and put back. Each may be anything
-            with ``state_dict`` and ``load_state_dict``; the model is a module. Several optimizers
-            are a list, always in the same order.
+        directory: of this run alone, on this machine; made if it does not exist.
+        model: the module that is saved and put back.
+        optimizer: anything with ``state_dict`` and ``load_state_dict``, or several as a list,
+            always in the same order; saved and put back, like the next three.
+        scheduler: anything with these two methods.
+        scaler: anything with these two methods.
+        ema: anything with these two methods.
         loader: whose position is saved, by `steps`.
         extra: further such objects, by name.
-        config: plain data that is saved, and compared when the run is resumed.
+        config: a dict of plain data that is saved, and compared when the run is resumed.
         every: "auto": the interval that loses the least time (see `Cadence`), by what a save is
             measured to cost and by ``mtbf``, the first step of a process saving to measure it; or a
-            number of steps, or a duration such as "10min", or None: only `save` saves.
+            number of steps, or a duration such as "10 minutes" or "1d", or None: only `save` saves.
         mtbf: mean time between failures, a duration.
         keep_last: how many of the newest checkpoints stay; None keeps all.
         keep_best: (metric, "min" or "max", how many) that stay besides. A NaN is never best; where
             no checkpoint has the metric, a warning says so once before one is deleted.
         keep_every: checkpoints whose step is a multiple of this stay besides.
+        keep_hourly: of the last so many hours in which there is a checkpoint, the newest stays
+            besides.
+        keep_daily: the same of days, by UTC.
+        only_better: (metric, "min" or "max"): a save that is due in the directory is made only
+            after a step that reported the best value of this metric so far; of many ranks, what the
+            first reported counts. `save` saves always.
+        on_saved: called with each checkpoint that was made, in the thread that trains, by the next
+            `step`, `save` or `close`; what it raises, they raise.
+        tiers: places beside the directory that checkpoints go to, each a `Tier` or (path, every,
+            keep): faster folders more often, object stores behind. `resume` takes the newest that
+            verifies, wherever it lies; what fails there is a warning, but for the newest one's copy
+            at `close`. For runs of one process.
         background: saves that are due stop training only while the state is copied in memory; a
             thread writes. What one failed with is raised once, by the next `step`, `save` or
             `close`, with what others failed with as notes. False writes at once, and copies
@@ -72,9 +90,16 @@ class Checkpointer:
         on_difference: of steps that a resumed run makes again, because it was killed after them
             (see `verified`): "warn" logs the first difference, "raise" raises it. None keeps no
             journal, so that nothing is compared.
+        on_failed: of saves that nobody waits for: "raise" raises in the next `step`, `save` or
+            `close` what one failed with; "warn" logs it, and the run goes on without that
+            checkpoint. None is "raise" in a process on its own, and "warn" where many ranks train
+            together: `last_save` has the same on each.
+        rank_silence: where many ranks train together, a rank whose process has not been heard of
+            for so long, a duration, is taken for dead: the save under way has failed then.
+        rank_timeout: likewise, of one that is heard of and does not come.
 
     Raises:
-        TypeError, ValueError: an argument is none of these.
+        ArgumentError: an argument is none of these.
     """
 
     def __init__(
@@ -89,11 +114,16 @@ class Checkpointer:
         loader: Loader | None = None,
         extra: Mapping[str, Stateful] | None = None,
         config: Mapping[str, Any] | None = None,
-        every: int | str | None = "auto",
+        every: Every = "auto",
         mtbf: str = "24h",
         keep_last: int | None = 3,
         keep_best: tuple[str, str, int] | None = None,
         keep_every: int | None = None,
+        keep_hourly: int | None = None,
+        keep_daily: int | None = None,
+        only_better: tuple[str, str] | None = None,
+        on_saved: Callable[[Checkpoint], object] | None = None,
+        tiers: Iterable[Tier | tuple[str | os.PathLike[str], int | str, int]] = (),
         background: bool = True,
         staging_sets: int = 1,
         staging_gb: float | None = None,
@@ -101,32 +131,46 @@ class Checkpointer:
         fresh: bool = False,
         on_sigterm: str | None = "save",
         on_difference: str | None = "warn",
+        on_failed: str | None = None,
+        rank_silence: str = "10s",
+        rank_timeout: str = "30 minutes",
         files: Files | None = None,
     ) -> None:
         if verify not in LEVELS:
-            raise ValueError(f"verify must be one of {', '.join(LEVELS)}; found {verify!r}")
+            raise ArgumentError(f"verify must be one of {', '.join(LEVELS)}; found {verify!r}")
         if on_sigterm not in ("save", None):
-            raise ValueError(f'on_sigterm must be "save" or None; found {on_sigterm!r}')
+            raise ArgumentError(f'on_sigterm must be "save" or None; found {on_sigterm!r}')
         if on_difference not in ON_DIFFERENCE:
-            raise ValueError(
+            raise ArgumentError(
                 f'on_difference must be "warn", "raise" or None; found {on_difference!r}'
             )
+        if on_failed not in ("raise", "warn", None):
+            raise ArgumentError(f'on_failed must be "raise", "warn" or None; found {on_failed!r}')
         if type(staging_sets) is not int or staging_sets < 1:
-            raise ValueError(f"staging_sets must be at least 1; found {staging_sets!r}")
+            raise ArgumentError(f"staging_sets must be at least 1; found {staging_sets!r}")
         if staging_gb is not None and not staging_gb > 0:
-            raise ValueError(f"staging_gb must be above 0, or None; found {staging_gb!r}")
+            raise ArgumentError(f"staging_gb must be above 0, or None; found {staging_gb!r}")
         # the process may change its working directory
-        self.directory = Path(directory).absolute()
-        self._directory = RunDirectory(
+        self.directory = local_path(directory).absolute()
+        refuse_file(self.directory)
+        company = self._company = company_of(model, rank_silence, rank_timeout)
+        durable = company.directory(
             str(self.directory),
             Files() if files is None else files,
-            Keep(keep_last, keep_best, keep_every),
+            Keep(keep_last, keep_best, keep_every, keep_hourly, keep_daily),
+            verify,
+            fresh=fresh,
+        )
+        self._places = Places(
+            durable,
+            company.cadence(every, mtbf),
+            as_tiers(tiers, many_ranks=company.ranked),
             verify,
             fresh=fresh,
         )
         limit_bytes = None if staging_gb is None else int(staging_gb * 1e9)
         self._fresh = fresh
-        self._saver = Saver(self._directory, staging_sets, limit_bytes)
+        self._saver = Saver(self._places, staging_sets, limit_bytes)
         self._background = background
         self._termination = Termination(self) if on_sigterm == "save" else None
         self._state = RunState(
@@ -139,17 +183,28 @@ class Checkpointer:
                 **{f"extra-{name}": item for name, item in (extra or {}).items()},
             },
             config,
+            ranked=company.ranked,
         )
+        self._choice = company.choice(self._places, self._state)
         self._progress = Progress(loader, self._state.objects)
         objects = self._state.objects
-        self._journal = Journal(self._directory, self._state.modules, objects, on_difference)
+        self._journal = Journal(self._places, self._state.modules, objects, on_difference)
+        raises = on_failed == "raise" if on_failed is not None else not company.ranked
         self._saves = Saves(
-            self._saver, self._state, self._progress, Cadence(every, mtbf), background
+            self._saver,
+            self._state,
+            self._progress,
+            self._places,
+            background,
+            raises=raises,
+            skips=not company.ranked,
         )
         self._progress.tell(
             weakref.WeakMethod(self._handed_out), weakref.WeakMethod(self._saves.asked_on)
         )
         self._steps_begun = False
+        self._only_better = None if only_better is None else _goal(only_better)
+        self._on_saved = on_saved
 
     # ---- the loop
 
@@ -186,15 +241,15 @@ class Checkpointer:
             total_steps: ends once `step` was called so often in the whole run.
 
         Raises:
-            ValueError: there were `steps` before, and neither says up to where these go.
+            ArgumentError: there were `steps` before, and neither says up to where these go.
             CheckpointMismatchError: the loader cannot be brought to the saved position.
             CheckpointError: the directory holds checkpoints that the run did not go on from.
         """
-        self._directory.take_up()
+        self._places.take_up()
         progress, position = self._progress, self._progress.position
         if epochs is ...:
             if total_steps is None and self._steps_begun and not position.is_pending:
-                raise ValueError(
+                raise ArgumentError(
                     "steps() was called before, and reads one epoch of the whole run: a second "
                     "call would read nothing. Write one loop, `for step, batch in "
                     "run.steps(loader, epochs=3)`, or run.steps(loader, total_steps=1000); "
@@ -206,7 +261,7 @@ class Checkpointer:
             position.check(None, loader, str(self.directory))
             progress.read_from(loader)
         if progress.loader is None:
-            raise TypeError("steps() needs a loader, here or in the constructor")
+            raise ArgumentError("steps() needs a loader, here or in the constructor")
         self._watch()
 
         def left() -> bool:
@@ -220,6 +275,13 @@ class Checkpointer:
                 self._end_if_asked()
                 if not left():
                     return  # before a batch is read that nobody trains on
+            self._save_at_end_of_epoch()
+
+    def _save_at_end_of_epoch(self) -> None:
+        if due := tuple(p for p in self._places.all if p.cadence.by_epoch):
+            self._journal.saved()
+            self._saves.make_due(due)
+            self._tell()
 
     def _handed_out(self, batches: BatchChain, batch: object) -> None:
         """A batch was, which belongs to the next step with those before it."""
@@ -243,41 +305,46 @@ class Checkpointer:
             metrics: numbers, or tensors of one, that belong to the state after this step.
 
         Raises:
+            ArgumentError: the metrics are none. The step was not counted.
             CheckpointSaveError: a checkpoint could not be made, now or in the background before.
                 The step was counted.
             CheckpointError: the directory holds checkpoints that the run did not go on from.
             CheckpointDifferenceError: as ``on_difference`` asks. The step was counted.
             SystemExit: SIGTERM came, and the state is saved.
         """
-        self._directory.take_up()
+        found = numbers(metrics)
+        self._places.take_up()
         self._watch()
-        batches = self._progress.stepped(metrics)
+        batches = self._progress.stepped(found)
         self._saves.counted()
         self._journal.stepped(self.step_count, batches.seen, self._progress.metrics)
-        due = self._saves.due()
-        if due and self._background:
-            self.save(wait=False)
-        elif due:
-            self.save()
+        due = self._due(found)
+        if due:
+            self._journal.saved()
+            self._saves.make_due(due)
         self._saves.raise_failures()
+        self._tell()
         self._end_if_asked()
+        return bool(due)
+
+    def _due(self, metrics: Mapping[str, float]) -> tuple[Place, ...]:
+        due, main = self._saves.due(), self._places.main
+        if main.cadence.by_epoch and not self._steps_begun:
+            raise ArgumentError(
+                'every="epoch" is for loops over run.steps(...), which know where an epoch ends. '
+                "In a loop of your own pass every=None, and call run.save() there"
+            )
+        if self._only_better is not None and main in due:
+            metric, mode = self._only_better
+            best = metric in metrics and not self._progress.history.since_best(metric, mode)
+            if not self._company.same(self.step_count, best):
+                return tuple(p for p in due if p is not main)
         return due
 
-    def stop_early(self, patience: int, metric: str | None = None, mode: str = "min") -> bool:
-        """Whether so many reports of a metric came without one better than all before.
-
-        Counted over the whole run, resumed or not. A NaN counts as a report that is no better.
-
-        Args:
-            patience: reports, at least 1: as many `step` or `save` calls with the metric.
-            metric, mode: by default those of ``keep_best``.
-
-        Raises:
-            ValueError: there is no metric to go by.
-        """
-        if type(patience) is not int or patience < 1:
-            raise ValueError(f"patience must be at least 1; found {patience!r}")
-        return self._progress.history.since_best(*self._goal(metric, mode)) >= patience
+    def _tell(self) -> None:
+        for checkpoint in self._saver.made():
+            if self._on_saved is not None:
+                self._on_saved(checkpoint)
 
     # ---- saving
 
@@ -309,19 +376,39 @@ class Checkpointer:
             wait: False returns None as soon as the state is copied; a thread writes.
 
         Raises:
+            ArgumentError: the metrics, or the tag, are none.
             CheckpointSaveError: none was made, and the earlier ones are as before; or one before
                 was not made in the background.
             CheckpointError: somebody else writes into this directory, or it holds checkpoints that
                 the run did not go on from.
         """
+        added = numbers(metrics)
         if not isinstance(tag, str):
-            raise TypeError(f"tag must be a text; found {tag!r:.60}")
-        self._directory.take_up()
+            raise ArgumentError(f"tag must be a text; found {tag!r:.60}")
+        self._places.take_up()
         self._journal.saved()
         if wait:
-            return self._saves.make(tag, metrics)
-        self._saves.begin(tag, metrics)
+            made = self._saves.make(tag, added)
+            self._tell()
+            return made
+        self._saves.begin(tag, added, (self._places.main,), wait=False)
         return None
+
+    @property
+    def last_save(self) -> SaveOutcome | None:
+        """What became of the save that ended last; None before one has.
+
+        A save in the background that is still under way is none yet: `close` waits for it.
+        """
+        return self._saver.last
+
+    @property
+    def size_bytes(self) -> int:
+        """What a checkpoint of the state as it is takes on disk; of many ranks, this one's share.
+
+        Before an optimizer's first step its state is not there yet, and not counted.
+        """
+        return size_bytes(self._saves.snapshot())
 
     @property
     def staging_bytes(self) -> int:
@@ -334,138 +421,10 @@ class Checkpointer:
             self._termination.watch()
 
     def _end_if_asked(self) -> None:
-        if self._termination is not None and self._termination.asked:
+        termination = self._termination
+        if termination is not None and self._company.ends(self.step_count, asked=termination.asked):
             self.save()
-            self._termination.end()
-
-    # ---- finding
-
-    def list(self) -> list[Checkpoint]:
-        """The checkpoints in the directory, newest first, without those of damaged manifests.
-
-        Waits for a save in the background, as everything does that reads the directory.
-        """
-        self._saver.wait()
-        return list(self._directory.find().checkpoints)
-
-    def best(self, metric: str | None = None, mode: str = "min") -> Checkpoint | None:
-        """The best checkpoint, the newer of equal ones; None if none has the metric.
-
-        Args:
-            metric, mode: by default those of ``keep_best``.
-
-        Raises:
-            ValueError: there is no metric to go by.
-        """
-        return next(iter(ranked(self.list(), *self._goal(metric, mode))), None)
-
-    def _goal(self, metric: str | None, mode: str) -> tuple[str, str]:
-        if mode not in ("min", "max"):
-            raise ValueError(f'mode must be "min" or "max"; found {mode!r}')
-        if metric is not None:
-            return metric, mode
-        if self._directory.keep.best is None:
-            raise ValueError("there is no metric to go by: give one here or in keep_best")
-        return self._directory.keep.best[:2]
-
-    def pin(self, step: int, pinned: bool = True) -> None:
-        """Keeps the newest checkpoint of a step whatever the retention says, or no longer.
-
-        Raises:
-            CheckpointError: there is no checkpoint of that step, or somebody else writes here.
-        """
-        self._saver.wait()
-        self._directory.pin(step, pinned)
-
-    # ---- coming back
-
-    def resume(self) -> Resumed | None:
-        """The run put back to its newest checkpoint that verifies, and what was found on the way.
-
-        None in an empty directory, or with ``fresh``, and nothing is changed then. A directory that
-        cannot be written is read, and a note says so; saving raises then.
-
-        Raises:
-            CheckpointError: there are checkpoints and none verifies, or somebody else writes here.
-            CheckpointMismatchError: the checkpoint is of other objects; they are as before.
-        """
-        self._saver.wait()
-        if self._fresh:
-            self._directory.take_up()
-        read_only = self._directory.acquire_unless_read_only()
-        chosen = choosing.newest(self._directory)
-        if chosen is not None:
-            note = "" if read_only is None else str(read_only)
-            return self._put(chosen, note=note, again=True)
-        if read_only is not None:
-            raise read_only
-        self._directory.go_on()
-        self._saves.under_way.watch()
-        return None
-
-    def restore(self, step: int | None = None, *, only: Iterable[str] | None = None) -> Resumed:
-        """The run put back to the newest checkpoint of a step, or the newest of all.
-
-        What is saved from then on is newer than every existing checkpoint, whatever its step.
-
-        Args:
-            only: items to put back, such as ``["model"]``; the run's position and random states
-                are then left as they are. None puts everything back.
-
-        Raises:
-            CheckpointFormatError: that checkpoint is damaged.
-            CheckpointError: there is no such checkpoint.
-            CheckpointMismatchError: it is of other objects; they are as before.
-        """
-        self._saver.wait()
-        chosen = choosing.of_step(self._directory, step)
-        return self._put(chosen, None if only is None else frozenset(only))
-
-    def _put(
-        self,
-        chosen: Chosen,
-        only: frozenset[str] | None = None,
-        note: str = "",
-        *,
-        again: bool = False,
-    ) -> Resumed:
-        checkpoint, items = chosen.checkpoint, chosen.items
-        where = str(checkpoint.path)
-        if only is None:
-            self._progress.check(items, where)
-        put = self._state.put(items, where, checkpoint.manifest.versions, only)
-        self._directory.go_on(whole=only is None)
-        inexact = list(put.inexact)
-        if only is None:
-            inexact += self._progress.inexact(items)
-            inexact += self._saves.under_way.put(items.get("under-way"))
-            self._saves.under_way.watch()
-            self._progress.put(items)
-            self._saves.put_back(checkpoint)
-        if again:
-            unseen = self._journal.resumed(checkpoint)
-        else:
-            unseen = self._journal.restored(checkpoint if only is None else None)
-        return Resumed(
-            checkpoint=checkpoint,
-            epoch=items["position"]["epoch"],
-            batch=items["position"]["batch"],
-            skipped=chosen.skipped,
-            inexact=tuple(inexact),
-            plan=put.plan,
-            notes=(*put.notes, *filter(None, (unseen, note))),
-        )
-
-    @property
-    def verified(self) -> Verified:
-        """How many steps were made again since `resume`, and the first that came out otherwise.
-
-        A run is nearly always killed some steps after its last checkpoint. What was seen of them is
-        in a journal beside the checkpoints: digests of the batches, the random states and a sample
-        of the weights, and the metrics. So `Resumed.bit_exact` is what is expected, and this is
-        what was seen. After `restore` nothing is compared.
-        """
-        return self._journal.verified
+            termination.end()
 
     # ---- the end
 
@@ -476,25 +435,31 @@ class Checkpointer:
         the save to end on its own; until it has, nobody else may write there.
 
         Raises:
-            CheckpointSaveError: a save in the background has failed, and that was not raised yet.
+            CheckpointSaveError: a save in the background has failed, and that was not raised yet;
+                or the newest checkpoint could not be copied to a store.
             SystemExit: SIGTERM came after the last step, and the state is saved.
         """
         termination = self._termination
         asked = termination is not None and termination.asked
         try:
-            if asked:
-                self.save()
+            if asked and not self._company.ranked:
+                self.save()  # many ranks have no step in common any more
             self._saver.wait()
+            self._places.end_uploads()
             self._journal.close()
         finally:
             if termination is not None:
                 termination.unwatch()
             self._saves.under_way.unwatch()
             self._progress.unwatch()
-            self._saver.at_rest(self._directory.release)
+            self._saver.at_rest(self._places.release)
         self._saves.raise_failures()
+        self._tell()
         if termination is not None and asked:
             termination.end()
+
+    # looked up at an instant when this module's names may be gone
+    _is_finalizing = staticmethod(sys.is_finalizing)
 
     def __enter__(self) -> Self:
         return self
@@ -505,6 +470,8 @@ class Checkpointer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._is_finalizing():
+            return  # of a generator that nobody ended: modules are gone, the process lets go
         if error is not None and self._termination is not None:
             self._termination.asked = False  # the loop's own error ends it
         try:
@@ -515,3 +482,13 @@ class Checkpointer:
             error.add_note(f"Besides, a checkpoint was not saved: {failure}")
             for note in getattr(failure, "__notes__", ()):
                 error.add_note(note)
+
+
+def _goal(goal: tuple[str, str]) -> tuple[str, str]:
+    valid = isinstance(goal, tuple | list) and len(goal) == 2 and isinstance(goal[0], str)
+    if not valid or goal[1] not in ("min", "max"):
+        raise ArgumentError(
+            f'only_better must be (metric, "min" or "max"), such as ("val_loss", "min"); found '
+            f"{goal!r:.80}"
+        )
+    return goal

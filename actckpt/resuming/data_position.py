@@ -31,11 +31,17 @@ from actckpt.resuming.loaders import (
     own_state_of,
     source_of,
     workers_of,
+    workers_persist,
 )
 from actckpt.resuming.passes import (
+    AheadOfHandingOut,
     Pass,
     begun,
+    begun_later,
+    forget_workers,
+    random_states_here,
     reopened,
+    same_random_states,
     state_between,
 )
 from actckpt.resuming.position_checks import check_fits
@@ -57,6 +63,9 @@ class Owner(Protocol):
 
     def asked_on(self) -> None:
         """It has done with the last one what it does."""
+
+    def pass_begins(self) -> None:
+        """One does that was restored."""
 
     def put_random(self) -> None:
         """Puts back the random states that were restored, as long as no step was made since."""
@@ -87,6 +96,14 @@ class DataPosition:
         self._open: Callable[[Begin], Iterator[Any]] | None = None
         self._told = 0  # what a sampler was last told; they all begin at 0
         self._by_steps = False
+        # whether an integration says where the passes of a trainer's loop begin and end
+        self.is_driven = False
+        # whether that loop reads a batch before it trains on the one before
+        self.reads_ahead = False
+        # whether its next iteration is one that it does not read
+        self.is_waiting = False
+        # the last whole pass that was opened, and the random states of then
+        self._opened: tuple[Pass, dict[str, Any]] | None = None
         # whether the loader keeps it, and was put back by its own means
         self.is_loaders_own = False
 
@@ -144,9 +161,12 @@ class DataPosition:
             "batch": batch,
             "batches": length_of(loader),
             "workers": workers_of(loader),
+            "persist": workers_persist(loader),
             "order": facts_of(loader),
             "loop": "steps" if self._by_steps else "own",
-            "unkept": self._seen.unkept(loader, by_steps=self._by_steps, trained=trained),
+            "unkept": self._seen.unkept(
+                loader, by_steps=self._by_steps, driven=self.is_driven, trained=trained
+            ),
         }
         if is_begun_before(source_of(loader)) and not (batch or epoch):
             state["between"] = state_between(loader, source_of(loader), self._samplers)
@@ -161,6 +181,9 @@ class DataPosition:
             state["last"] = source_of(loader) is not loader and loader.end_of_dataloader
         else:
             state["between"] = state_between(loader, source_of(loader), self._samplers)
+            if self.is_driven:
+                # of a pass that may have been left; the next one is told its epoch by the trainer
+                state["between"]["iteration"] = None
         return state
 
     def check(self, state: dict[str, Any] | None, loader: Loader | None, where: str) -> None:
@@ -185,6 +208,10 @@ class DataPosition:
         reasons = inexact(state, loader, step, self._samplers)
         self._doubted = state if reasons else None
         return reasons
+
+    def doubt(self, state: dict[str, Any]) -> None:
+        """What is read after a saved position is known to be another: it goes on all the same."""
+        self._doubted = state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes a saved position; the loader is moved there when it is next read."""
@@ -230,19 +257,38 @@ class DataPosition:
         """The batches of a pass that a loop of the user's own makes over the loader."""
         if self._by_steps:
             return start()  # its passes are those that count
+        if self.is_waiting:
+            return iter(())
 
         def begin() -> tuple[Pass, Iterator[Any]]:
             pending = self._pending or self._taken
             if pending is None or pending.get("loop") != "own":
                 made = self._made(loader, None, watched=True)
-                return made, self._begun(loader, start, made, None, _nothing)
+                iterator = self._begun(loader, start, made, None, _nothing)
+                iterator = self._ahead(loader, made, iterator)
+                self._opened = made, random_states_here()
+                return made, iterator
             self._pending, self._taken, self._moving = None, pending, None
+            if (owner := self._owner()) is not None:
+                owner.pass_begins()
             made = self._made(loader, pending, watched=True)
             made.goes_on = True
             logger.info("actckpt: the loop goes on at batch %d of epoch %d", made.batch, made.epoch)
-            return made, self._begun(loader, start, made, pending, self._put_last)
+            iterator = self._begun(loader, start, made, pending, self._put_last)
+            return made, self._ahead(loader, made, iterator)
 
         return Reading(self, begin)
+
+    def reads(self, loader: Loader) -> None:
+        """What was opened is read from now on; hooks may have drawn in the meantime."""
+        opened, self._opened = self._opened, None
+        if opened is not None and not same_random_states(opened[1], random_states_here()):
+            begun_later(source_of(loader), opened[0])
+
+    def _ahead(self, loader: Loader, made: Pass, iterator: Iterator[Any]) -> Iterator[Any]:
+        """The same batches; kept is what they are read from, where that is done ahead and here."""
+        here = self.reads_ahead and not workers_of(source_of(loader))
+        return AheadOfHandingOut(iterator, made) if here else iterator
 
     def source_opened(self, source: Loader, start: Begin) -> Iterator[Any]:
         """An iterator over the loader that another reads from."""
@@ -299,6 +345,8 @@ class DataPosition:
         put_last: Callable[[], None],
         start: Begin,
     ) -> Iterator[Any]:
+        if pending is not None:
+            forget_workers(source)
         if pending is None or not made.batch:
             between = None if pending is None else pending.get("between")
             return begun(source, start, made, between, put_last)
@@ -347,7 +395,14 @@ class DataPosition:
 
     def ended(self, reading: Reading) -> None:
         """A pass has no more."""
-        made = reading.made
+        self._end(reading.made)
+
+    def leave(self) -> None:
+        """No more is read of the pass that gave the last batch."""
+        if self._seen.latest is not None:
+            self._end(self._seen.latest)
+
+    def _end(self, made: Pass) -> None:
         if not made.ended:
             made.ended = True
             if made.goes_on and made.watched and self._taken is not None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections import Counter
 
 from actckpt.checkpoint.commit import commit
-from actckpt.checkpoint.discovery import Checkpoint, Found, discover
+from actckpt.checkpoint.discovery import Checkpoint, Found, discover, newest_of
 from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.lock import DirectoryLock
 from actckpt.checkpoint.names import PINNED
@@ -31,30 +32,43 @@ class RunDirectory:
         verify: what is read back before a save counts, as for `verify_files`.
         fresh: what is there goes into a folder of its own before anything is written.
 
+        beside: another directory of the run is the durable one, and has the journal.
+
     Attributes:
         journal: of the steps between the checkpoints; see `actckpt.resuming.journal`.
+        serial: the largest of any checkpoint that was seen.
         damaged: names of checkpoints that were seen to be; they keep no sound one from staying.
+        in_use: how many read a checkpoint, by its name; it stays meanwhile.
     """
 
     def __init__(
-        self, path: str, files: Files, keep: Keep, verify: str, *, fresh: bool = False
+        self,
+        path: str,
+        files: Files,
+        keep: Keep,
+        verify: str,
+        *,
+        fresh: bool = False,
+        beside: bool = False,
     ) -> None:
         self.path = path
         self.files = files
         self.keep = keep
         self._verify = verify
         self._fresh = fresh
+        self._beside = beside
         # whether this run has said what the checkpoints that it found are to it
         self._taken_up = False
         # names of those that it made or went on from; only they are ever retired
         self._own: set[str] = set()
         self._seen: set[str] = set()
         # the largest seen: one that cannot be read for a moment must not be taken for older
-        self._serial = 0
+        self.serial = 0
         self._lock: DirectoryLock | None = None
         self._warned = False
         self.journal = JournalWriter(files, path)
         self.damaged: set[str] = set()
+        self.in_use: Counter[str] = Counter()
         # whether something of a save or a deletion that failed may lie about
         self._untidy = False
 
@@ -62,8 +76,13 @@ class RunDirectory:
         """The checkpoints newest first, and what is named as one and cannot be used."""
         found = discover(self.files, self.path)
         self._seen = {c.path.name for c in found.checkpoints}
-        self._serial = max([self._serial, *(c.manifest.serial for c in found.checkpoints)])
+        self.serial = max([self.serial, *(c.manifest.serial for c in found.checkpoints)])
         return found
+
+    def saw(self, checkpoint: Checkpoint) -> None:
+        """One has come here since `find`."""
+        self._seen.add(checkpoint.path.name)
+        self.serial = max(self.serial, checkpoint.manifest.serial)
 
     def take_up(self) -> None:
         """Makes sure, once, that what this run will write is not mixed with another's.
@@ -75,7 +94,7 @@ class RunDirectory:
         if self._taken_up:
             return
         if self._fresh:
-            self.acquire()
+            self._acquire()
             set_aside(self.files, self.path)
             self._taken_up = True
             return
@@ -110,25 +129,23 @@ class RunDirectory:
         Raises:
             CheckpointError: there is none.
         """
-        found = self.find().checkpoints
-        for checkpoint in found:
-            if step is None or checkpoint.step == step:
-                return checkpoint
-        if step is None:
-            raise CheckpointError(f"{self.path} has no usable checkpoint")
-        steps = ", ".join(str(c.step) for c in found) or "none"
-        raise CheckpointError(
-            f"{self.path} has no usable checkpoint of step {step}; there are: {steps}"
-        )
+        return newest_of(self.find().checkpoints, step, self.path)
 
-    def write(self, snapshot: Snapshot) -> Checkpoint:
+    def ticket(self, step: int) -> int:
+        """What tells the save that is begun now from others, to whom there is to be told."""
+        return 0
+
+    def decline(self, ticket: int, error: BaseException) -> None:
+        """Nothing comes of a save that was begun."""
+
+    def write(self, snapshot: Snapshot, ticket: int = 0) -> Checkpoint:
         """A durable, verified checkpoint; those that nothing keeps any more are gone then.
 
         Raises:
             CheckpointSaveError: none was made, and the earlier ones are as before.
             CheckpointError: somebody else writes into this directory.
         """
-        self.acquire()
+        self._acquire()
         if self._untidy:
             self._clean()
         try:
@@ -139,10 +156,11 @@ class RunDirectory:
                 "before; remove the cause and save again"
             ) from error
         self._untidy = True
-        self.journal.saving(self._serial + 1, snapshot.step)
-        made = commit(self.files, self.path, snapshot, serial=self._serial + 1, verify=self._verify)
+        if not self._beside:
+            self.journal.saving(self.serial + 1, snapshot.step)
+        made = commit(self.files, self.path, snapshot, serial=self.serial + 1, verify=self._verify)
         self._untidy = False
-        self._serial += 1
+        self.serial += 1
         self._own.add(made.path.name)
         self._retire((made, *found.checkpoints))
         return made
@@ -162,22 +180,25 @@ class RunDirectory:
         """Deletes what nothing keeps; the first is new and verified, so failing is no loss."""
         sound = [c for c in checkpoints if c.path.name in self._own - self.damaged]
         kept = {c.path for c in self.keep(sound)}
-        doomed = [c for c in sound if c.path not in kept]
+        doomed = [c for c in sound if c.path not in kept and not self.in_use[c.path.name]]
         if doomed:
             self._warn_of_unreported(checkpoints)
         try:
-            retire(self.files, self.path, doomed)
+            self._delete(doomed)
         except OSError as error:
             self._untidy = True
             logger.warning("actckpt: an old checkpoint could not be deleted: %s", error)
             return
-        if doomed:
+        if doomed and not self._beside:
             left = [c for c in checkpoints if c not in doomed]
             self.journal.retired(
                 min(c.step for c in left),
                 checkpoints[0].step,
                 frozenset(c.manifest.serial for c in left),
             )
+
+    def _delete(self, doomed: list[Checkpoint]) -> None:
+        retire(self.files, self.path, doomed)
 
     def _warn_of_unreported(self, checkpoints: tuple[Checkpoint, ...]) -> None:
         """Says once that nothing is kept for being best: no checkpoint says how good it is."""
@@ -203,7 +224,7 @@ class RunDirectory:
             CheckpointError: there is no checkpoint of that step, or somebody else writes here.
         """
         name = self.of_step(step).path.name
-        self.acquire()
+        self._acquire()
         marker = f"{self.path}/{PINNED}{name}"
         try:
             if pinned and self.files.status(marker) is None:
@@ -227,7 +248,10 @@ class RunDirectory:
             CheckpointError: somebody else has it.
             CheckpointSaveError: it cannot be made or written.
         """
-        if self.held:
+        self._acquire()
+
+    def _acquire(self) -> None:
+        if self._lock is not None and self._lock.held:
             return
         try:
             self.files.make_directories(self.path)
@@ -261,8 +285,11 @@ class RunDirectory:
             CheckpointError: somebody else has it.
             CheckpointSaveError: something else is wrong.
         """
+        return self._acquire_unless_read_only()
+
+    def _acquire_unless_read_only(self) -> CheckpointSaveError | None:
         try:
-            self.acquire()
+            self._acquire()
         except CheckpointSaveError as error:
             cause = error.__cause__
             if not isinstance(cause, OSError) or cause.errno not in _READ_ONLY:

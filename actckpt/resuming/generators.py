@@ -17,6 +17,9 @@ from actckpt.own_generators import kind_of, put_state, source_of, state_of
 from actckpt.resuming.loaders import seeds_itself
 from actckpt.resuming.reachable import MOST, is_of_a_library, reachable
 
+# what is looked at in a millisecond or two
+_NEAREST, _FIRST = 2_000, 16
+
 
 @dataclass(frozen=True, slots=True)
 class Generators:
@@ -47,17 +50,21 @@ class Generators:
         return [path for path, state in states.items() if kinds.get(path) != state["kind"]]
 
 
-def generators_of(roots: Mapping[str, Any], besides: Iterable[int] = ()) -> Generators:
+def generators_of(
+    roots: Mapping[str, Any], besides: Iterable[int] = (), *, nearest: bool = False
+) -> Generators:
     """The generators that these objects lead to; not the global ones, which are saved anyway.
 
     Args:
         besides: ids of some to leave out.
+        nearest: only those near the roots, and among the first entries of lists and dicts.
     """
+    near = reachable(roots, _NEAREST, _FIRST) if nearest else reachable(roots)
     found: dict[str, Any] = {}
     unsaved: list[str] = []
     known = {*_global_ones(), *besides}
     count = 0
-    for path, x in reachable(roots):
+    for path, x in near:
         count += 1
         if isinstance(x, types.GeneratorType):
             if x.gi_frame is not None and not is_of_a_library(x.gi_code):

@@ -21,9 +21,9 @@ from actckpt.checkpoint.journal_file import Expected, read_expected
 from actckpt.checkpoint.journal_lines import Again, Step, again_line, step_line
 from actckpt.errors import CheckpointDifferenceError
 from actckpt.resuming.batch_chain import BatchChain
-from actckpt.resuming.directory import RunDirectory
 from actckpt.resuming.journal_compare import Comparison, Difference, Verified
 from actckpt.resuming.journal_pace import Pace
+from actckpt.resuming.places import Places
 from actckpt.resuming.progress import processes
 from actckpt.resuming.random_digests import RandomDigests
 from actckpt.resuming.resumed import DECISIVE, version_differences
@@ -54,13 +54,13 @@ class Journal:
 
     def __init__(
         self,
-        directory: RunDirectory,
+        places: Places,
         modules: Mapping[str, nn.Module],
         objects: Mapping[str, Any],
         on_difference: str | None,
     ) -> None:
-        self._directory = directory
-        self._writer = directory.journal
+        self._places = places
+        self._writer = places.journal
         self._sampler = WeightSampler(modules)
         self._random = RandomDigests(objects)
         self._pace = Pace()
@@ -82,7 +82,7 @@ class Journal:
 
     @property
     def _may_write(self) -> bool:
-        return self._directory.held and self._writer.writes
+        return self._places.held and self._writer.writes
 
     # ---- a step
 
@@ -264,12 +264,14 @@ class Journal:
 
     def _read(self, serial: int, after: int) -> Expected:
         try:
-            return read_expected(self._directory.files, self._directory.path, serial, after)
+            return read_expected(
+                self._places.files, self._places.path, serial, after, self._writer.rank
+            )
         except (OSError, EOFError) as error:
             logger.warning(
                 "actckpt: the journal in %s cannot be read: %s. The steps after step %d are not "
                 "compared when they are made again",
-                self._directory.path,
+                self._places.path,
                 error,
                 after,
             )

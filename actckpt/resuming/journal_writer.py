@@ -39,12 +39,14 @@ class JournalWriter:
     """Writes into the journal of a directory. Its user holds the directory's lock.
 
     Attributes:
+        rank: whose journal it is, of many.
         behind: whether a thread writes; False writes at once.
         spent_s: processor seconds of that thread.
     """
 
-    def __init__(self, files: Files, directory: str) -> None:
+    def __init__(self, files: Files, directory: str, rank: int = 0) -> None:
         self._files = files
+        self.rank = rank
         self._directory = directory
         self.behind = True
         self.spent_s = 0.0
@@ -226,7 +228,7 @@ class JournalWriter:
             return
         try:
             if self._fd < 0:
-                self._fd = self._files.open_to_append(path_of(self._directory))
+                self._fd = self._files.open_to_append(path_of(self._directory, self.rank))
             self._files.append(self._fd, (b"\n" if self._torn else b"") + b"".join(lines))
             self._torn = False
         except OSError as error:
@@ -235,14 +237,14 @@ class JournalWriter:
     def _remove(self) -> None:
         self._close_file()
         try:
-            self._files.remove_tree(path_of(self._directory))
+            self._files.remove_tree(path_of(self._directory, self.rank))
         except OSError as error:
             self._fail(error)
 
     def _cut(self, oldest: int, serials: frozenset[int]) -> None:
         self._close_file()
         try:
-            cut_back(self._files, self._directory, oldest, serials)
+            cut_back(self._files, self._directory, oldest, serials, self.rank)
         except (OSError, EOFError) as error:
             self._fail(error)
 

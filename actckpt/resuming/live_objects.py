@@ -12,6 +12,7 @@ import xxhash
 from torch import nn
 
 from actckpt.checkpoint.dtypes import name_of
+from actckpt.checkpoint.wrapped_names import explain
 from actckpt.errors import CheckpointMismatchError
 from actckpt.resuming.parameter_names import ParameterNames
 from actckpt.resuming.quantized import scale_keys, without_scales
@@ -50,19 +51,24 @@ def check_fits(name: str, item: Stateful, saved: Any, where: str) -> None:
     Raises:
         CheckpointMismatchError: with the first differing names and shapes.
     """
+    wrapped = ""
     if isinstance(item, nn.Module):
-        here = item.state_dict()
+        here: Mapping[str, Any] = item.state_dict()
         skipped = scale_keys(item, here) & scale_keys(item, saved)
-        found = list(_module_differences(_but(here, skipped), _but(saved, skipped)))
+        here, saved = _but(here, skipped), _but(saved, skipped)
+        found = list(_module_differences(here, saved))
+        wrapped = explain(here, saved) if found else ""
     elif isinstance(item, torch.optim.Optimizer):
         found = list(_optimizer_differences(item.state_dict(), saved))
     else:
         return
     if found:
         more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        listed = f"{'; '.join(found[:_SHOWN])}{more}"
+        works = f"Build the {name} that was saved, or start in another directory"
         raise CheckpointMismatchError(
-            f"{where} does not fit this {name}: {'; '.join(found[:_SHOWN])}{more}. Build the "
-            f"{name} that was saved, or start in another directory. Nothing was changed"
+            f"{where} does not fit this {name}: {wrapped or f'{listed}. {works}'}. "
+            "Nothing was changed"
         )
 
 
@@ -86,7 +92,7 @@ def _described(x: Any) -> str:
 
 
 def _optimizer_differences(live: Mapping[str, Any], saved: Mapping[str, Any]) -> Iterator[str]:
-    if not _has_groups(live) or not _has_groups(saved):
+    if not has_groups(live) or not has_groups(saved):
         return  # of a wrapper, which alone knows it
     here = [len(group["params"]) for group in live["param_groups"]]
     there = [len(group["params"]) for group in saved["param_groups"]]
@@ -94,7 +100,7 @@ def _optimizer_differences(live: Mapping[str, Any], saved: Mapping[str, Any]) ->
         yield f"it has groups of {here} parameters, saved were groups of {there}"
 
 
-def _has_groups(state: Any) -> bool:
+def has_groups(state: Any) -> bool:
     """Whether a state is of the form that torch's optimizers give it."""
     return isinstance(state, Mapping) and "param_groups" in state and "state" in state
 
@@ -251,7 +257,7 @@ def _put_exact(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> No
 
     A float32 moment of a bfloat16 parameter would come back rounded.
     """
-    if not _has_groups(saved):
+    if not has_groups(saved):
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = [n for group in saved["param_groups"] for n in group["params"]]

@@ -91,9 +91,14 @@ def seeds_itself(loader: Any) -> bool:
     )
 
 
+def samplers_by_epoch(loader: Any) -> list[Any]:
+    """The samplers whose order depends on an epoch that they are told (DistributedSampler)."""
+    return [s for s in samplers_of(loader) if _is_told(s)]
+
+
 def by_epoch(loader: Any) -> Any:
-    """The sampler whose order depends on an epoch that it is told (DistributedSampler), or None."""
-    return next((s for s in samplers_of(loader) if _is_told(s)), None)
+    """The outermost of those, or None."""
+    return next(iter(samplers_by_epoch(loader)), None)
 
 
 def datasets_by_epoch(loader: Any) -> list[Any]:
@@ -123,6 +128,11 @@ def length_of(loader: object) -> int | None:
 def workers_of(loader: Any) -> int | None:
     """Processes that read the data beside this one; None where no data is read."""
     return None if loader is None else getattr(loader, "num_workers", 0)
+
+
+def workers_persist(loader: Any) -> bool | None:
+    """Whether workers that read one epoch read the next one too, and no seed is drawn for them."""
+    return None if loader is None else bool(getattr(source_of(loader), "persistent_workers", False))
 
 
 def facts_of(loader: Any) -> dict[str, Any]:

@@ -9,13 +9,20 @@ from typing import Any
 
 import torch
 
+from actckpt.errors import ArgumentError
+
 
 def numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:
     """Metrics as plain floats.
 
     Raises:
-        TypeError: one is neither a number nor a tensor of one.
+        ArgumentError: they are no mapping, or one is neither a number nor a tensor of one.
     """
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise ArgumentError(
+            'metrics must be a dict of them by name, such as step({"loss": loss}); found '
+            f"{_described(metrics)}. Where there are none to report, step() takes nothing"
+        )
     found = {}
     for name, value in (metrics or {}).items():
         try:
@@ -23,10 +30,16 @@ def numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:
             plain = value.detach() if isinstance(value, torch.Tensor) else value
             found[str(name)] = float(plain)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(
+            raise ArgumentError(
                 f"metric {name} must be a number, or a tensor of one; found {value!r:.80}"
             ) from error
     return found
+
+
+def _described(given: object) -> str:
+    if isinstance(given, torch.Tensor):
+        return f"a tensor of shape {list(given.shape)}"
+    return f"{type(given).__name__} {given!r:.60}"
 
 
 @dataclass(slots=True)

@@ -131,6 +131,10 @@ class Recorder:
         """
         self._prepared, self.current = (order, replay, begin), None
 
+    def forget(self) -> None:
+        """What a pass began with leads to the loader, whose workers keep this if they persist."""
+        self._prepared = None
+
     def __len__(self) -> int:
         return len(self._sampler)  # type: ignore[arg-type]
 
@@ -246,4 +250,5 @@ def opened(
         loader.__dict__[name] = original
     if recorder.current is not None:
         recorder.current.read()
+    recorder.forget()
     return iterator

@@ -9,23 +9,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 from actckpt.resuming.batch_chain import BatchChain
 from actckpt.resuming.begun_before import drawn_before, forget_begun, is_begun_before
 from actckpt.resuming.generators import generators_of
 from actckpt.resuming.live_objects import Stateful
 from actckpt.resuming.loaders import (
-    by_epoch,
     datasets_by_epoch,
     generators_given,
     is_indexed,
     is_reused,
+    samplers_by_epoch,
     sources_per_batch,
     workers_of,
 )
 from actckpt.resuming.order import Order, Replay, opened
 from actckpt.resuming.random_states import gather_random_states, put_random_states
 from actckpt.resuming.sampler_states import NOTHING_KEPT, SamplerStates
+from actckpt.resuming.worker_draws import WorkerDraws, of, watched
 
 # a stream that draws is found out at its first batches, or at one of so many; what it draws for
 # the very first it draws from what the pass began with, and the same again
@@ -51,6 +53,7 @@ class Pass:
         chain: its batches since the last step, of a watched one.
         ahead: (number of a batch, random states before it was read), where batches are read in
             this process before they are handed out.
+        workers: that read it, where it is known whether they draw.
     """
 
     def __init__(
@@ -75,6 +78,11 @@ class Pass:
         self.ended = False
         self.goes_on = False
         self.chain: BatchChain | None = None
+        self.workers: WorkerDraws | None = None
+
+    def read_by(self, workers: WorkerDraws) -> None:
+        """These workers read it."""
+        self.workers = workers
 
     def handed_out(self) -> None:
         """One more batch was."""
@@ -93,6 +101,8 @@ class Pass:
             state["digest"] = self.order.state_dict()
         if self.samplers.samplers:
             state["samplers"] = self.samplers.state_dict()
+        if self.workers is not None:
+            state["seen"] = self.workers.state_dict()
         if self.ahead:
             state["ahead"] = self.ahead[0][1]
         return state
@@ -127,6 +137,8 @@ def begun(
 
     made.order = Order()
     if is_indexed(source):
+        seen = (between or {}).get("seen") if was_reused else None
+        begin_iteration = watched(source, begin_iteration, made.read_by, seen)
         if was_reused and not is_reused(source):
             # new workers draw the seed that the old ones would not have drawn
             return opened(source, begin_iteration, made.order, Replay(), begin)
@@ -139,12 +151,20 @@ def begun(
     return _Streamed(iterator, source, made)
 
 
+def begun_later(source: Any, made: Pass) -> None:
+    """Its first batch is drawn only now, from random states that have moved since it was opened."""
+    if made.start is None or made.order is None or made.order.drawn or not is_indexed(source):
+        return
+    # as of one that draws no seed of its own any more
+    made.start = _start_of(source, True, made.samplers)
+
+
 def _begun_again(
     source: Any, begin_iteration: Callable[[], Iterator[Any]], made: Pass
 ) -> Iterator[Any]:
     """An iterator in the place of one that was begun before anybody could look; of its order."""
     generators = generators_of({"loader": source})
-    random, drawn = _local(), generators.states()
+    random, drawn = random_states_here(), generators.states()
     iterator = begun(
         source,
         begin_iteration,
@@ -183,6 +203,9 @@ def reopened(
     if is_indexed(source):
         # workers that persist from an earlier epoch would go on with the sampler they know
         source._iterator = None
+        begin_iteration = watched(
+            source, begin_iteration, made.read_by, state.get("seen"), made.batch * made.per_batch
+        )
         if start["reused"]:
             iterator = opened(
                 source, begin_iteration, made.order, replay, lambda: _put_start(source, start)
@@ -202,10 +225,18 @@ def reopened(
     return _ReadAhead(iterator, made, last)
 
 
+def forget_workers(source: Any) -> None:
+    """New workers read the next pass: those that persist have gone on from what was restored."""
+    if is_reused(source) and isinstance(source, DataLoader) and not is_begun_before(source):
+        source._iterator = None
+
+
 def state_between(loader: Any, source: Any, samplers: SamplerStates) -> dict[str, Any]:
     """What the next epoch's order is drawn from, besides the process's random states."""
     before = is_begun_before(source)
+    workers = of(source._iterator) if is_reused(source) else None
     return {
+        "seen": None if workers is None else workers.state_dict(),
         "reused": is_reused(source) or before,
         "drawn": drawn_before(source) if before else generators_of({"loader": source}).states(),
         "iteration": getattr(loader, "iteration", None),
@@ -232,9 +263,9 @@ class _Streamed:
         self._read += 1
         often = 1 < self._read <= _LOOKED_AT or self._read % _LOOKED_EVERY == 0
         look = often and self._in_process
-        before = _local() if look else None
+        before = random_states_here() if look else None
         batch = next(self._iterator)
-        if before is not None and not _same(before, _local()):
+        if before is not None and not same_random_states(before, random_states_here()):
             made.draws = True
         assert made.order is not None
         made.order.draw(batch)
@@ -258,7 +289,7 @@ class AheadOfHandingOut:
     def __next__(self) -> Any:
         made = self._made
         if self._read % made.per_batch == 0:
-            made.ahead.append((self._read, _local()))
+            made.ahead.append((self._read, random_states_here()))
         batch = next(self._iterator)
         self._read += 1
         return batch
@@ -303,7 +334,7 @@ def _start_of(source: Any, reused: bool, samplers: SamplerStates) -> dict[str, A
         "reused": reused,
         "random": gather_random_states(),
         "drawn": generators_of({"loader": source}).states(),
-        "sampler_epoch": getattr(by_epoch(source), "epoch", None),
+        "sampler_epochs": [s.epoch for s in samplers_by_epoch(source)],
         "samplers": samplers.state_dict(),
         "dataset_epochs": [d.epoch for d in datasets_by_epoch(source)],
     }
@@ -312,12 +343,19 @@ def _start_of(source: Any, reused: bool, samplers: SamplerStates) -> dict[str, A
 def _put_start(source: Any, start: dict[str, Any]) -> None:
     put_random_states(start["random"])
     _put_generators(source, start)
-    sampler = by_epoch(source)
-    if start["sampler_epoch"] is not None and sampler is not None:
-        sampler.set_epoch(start["sampler_epoch"])
+    put_sampler_epochs(source, start)
     epochs = start.get("dataset_epochs", [])
     for dataset, epoch in zip(datasets_by_epoch(source), epochs, strict=False):
         dataset.set_epoch(epoch)
+
+
+def put_sampler_epochs(loader: Any, start: dict[str, Any]) -> None:
+    """Tells a loader's samplers, or copies of them, the epochs that a pass began with."""
+    epochs = start.get("sampler_epochs")
+    if epochs is None:  # of a version that knew but the outermost
+        epochs = [e for e in [start["sampler_epoch"]] if e is not None]
+    for sampler, epoch in zip(samplers_by_epoch(loader), epochs, strict=False):
+        sampler.set_epoch(epoch)
 
 
 def _put_generators(source: Any, state: dict[str, Any]) -> None:
@@ -327,7 +365,7 @@ def _put_generators(source: Any, state: dict[str, Any]) -> None:
         generator.set_state(old)
 
 
-def _local() -> dict[str, Any]:
+def random_states_here() -> dict[str, Any]:
     """The random states that reading data in this process may draw from."""
     return {
         "python": random.getstate(),
@@ -336,7 +374,7 @@ def _local() -> dict[str, Any]:
     }
 
 
-def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+def same_random_states(a: dict[str, Any], b: dict[str, Any]) -> bool:
     mine, theirs = a["numpy"]["state"], b["numpy"]["state"]
     return (
         a["python"] == b["python"]

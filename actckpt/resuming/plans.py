@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from actckpt.errors import PlanError
-from actckpt.session import session_of
+from actckpt.session.session import session_of
 from actckpt.versions import versions
 
 

@@ -13,7 +13,9 @@ from actckpt.resuming.loaders import (
     is_streamed,
     samplers_of,
     source_of,
+    sources_per_batch,
     workers_of,
+    workers_persist,
 )
 from actckpt.resuming.rehearsal import rehearsed
 from actckpt.resuming.sampler_states import SamplerStates
@@ -32,13 +34,20 @@ def inexact(
     """
     if reason := state.get("unkept", "") or _unwatched(state, step):
         return [reason]
-    if loader is None or not (state["batch"] or state["epoch"]):
+    if loader is None:
         return []
-    found = [_of_workers(state, loader), _of_own_state(state, loader), _of_stream(state, loader)]
-    source = source_of(loader)
-    if is_indexed(source) and "loader" not in state:
-        found.append(rehearsed(source, samplers, state))
+    found = [_of_persistence(state, loader)]
+    if state["batch"] or state["epoch"]:
+        found += [_of_workers(state, loader), _of_own_state(state, loader)]
+        found += [_of_stream(state, loader), _of_rehearsal(state, loader, samplers)]
     return [reason for reason in found if reason]
+
+
+def _of_rehearsal(state: dict[str, Any], loader: Any, samplers: SamplerStates) -> str:
+    source = source_of(loader)
+    if not is_indexed(source) or "loader" in state:
+        return ""
+    return rehearsed(source, samplers, state)
 
 
 def _unwatched(state: dict[str, Any], step: int) -> str:
@@ -51,12 +60,28 @@ def _unwatched(state: dict[str, Any], step: int) -> str:
     )
 
 
+def _of_persistence(state: dict[str, Any], loader: Any) -> str:
+    here, there = workers_persist(loader), state.get("persist")
+    if there in (None, here):
+        return ""
+    return (
+        f"the loader had persistent_workers={there}, has {here}: those that persist draw no seed "
+        f"for an epoch, and what is drawn after that differs; pass persistent_workers={there}"
+    )
+
+
 def _of_workers(state: dict[str, Any], loader: Any) -> str:
     here, there = workers_of(loader), state["workers"]
     if None in (here, there):
         return ""
     if here and not getattr(loader, "in_order", True):
         return "the loader's workers bring batches as they come (in_order=False)"
+    seen = state.get("seen") or state.get("between", {}).get("seen") or {}
+    if here and here == there and seen.get("changed"):
+        return (
+            f"what the dataset keeps in {here} loader workers, where it had changed, was not "
+            "saved: samples that depend on it differ; let them depend on their index alone"
+        )
     if draws_by_seed(loader):
         return ""
     # new workers at the beginning of an epoch are seeded from states that were saved
@@ -66,13 +91,28 @@ def _of_workers(state: dict[str, Any], loader: Any) -> str:
     elif is_streamed(source_of(loader)) and not state.get("start", {"reused": True})["reused"]:
         return ""  # the same workers read the same again, and are then where they were
     elif here and lasting:
-        what = f"the random states of {here} loader workers were not saved"
+        if seen and not seen["drew"] and _take_turns(state, loader, seen):
+            return ""
+        drew = ", which had drawn," if seen.get("drew") else ""
+        what = f"the random states of {here} loader workers{drew} were not saved"
     else:
         return ""
     return (
         f"{what}: what the dataset draws there, if anything, differs; wrap it in "
         "actckpt.SeededSamples"
     )
+
+
+def _take_turns(state: dict[str, Any], loader: Any, seen: dict[str, Any]) -> bool:
+    """Whether new workers will read what those before would have read, to the end of the run.
+
+    Those that persist begin the next epoch with the first of them again. So those that begin now
+    do in the middle of this one, where the first may have another number.
+    """
+    if not (workers_persist(loader) and state["batch"]):
+        return True
+    ours = seen.get("offset", 0) + state["batch"] * sources_per_batch(loader)
+    return bool((ours - seen.get("offset_after", 0)) % loader.num_workers == 0)
 
 
 def _of_own_state(state: dict[str, Any], loader: Any) -> str:

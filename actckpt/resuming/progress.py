@@ -9,12 +9,13 @@ from typing import Any
 import torch
 import torch.distributed
 
-from actckpt.errors import CheckpointMismatchError
+from actckpt.errors import ArgumentError, CheckpointMismatchError
 from actckpt.resuming.batch_chain import BatchChain
 from actckpt.resuming.data_position import DataPosition
 from actckpt.resuming.generators import RunGenerators
 from actckpt.resuming.loaders import Loader, source_of
-from actckpt.resuming.metrics import MetricHistory, numbers
+from actckpt.resuming.metrics import MetricHistory
+from actckpt.resuming.other_world import moved
 from actckpt.resuming.passes import Pass
 from actckpt.resuming.random_states import gather_random_states, put_random_states
 from actckpt.resuming.watching import watch
@@ -45,6 +46,9 @@ class Progress:
         self._drawn: dict[str, Any] | None = None
         # what was put, as long as it may have to be put again
         self._put: tuple[dict[str, Any], dict[str, Any] | None] | None = None
+        self._of_its_time = False
+        # what of the data is other where other processes saved it
+        self._moved = ""
         # who is told of batches that a loop of the user's own is given; not kept alive by this
         self._told: Callable[[], Callable[[BatchChain, Any], None] | None] = lambda: None
         self._asked: Callable[[], Callable[[], None] | None] = lambda: None
@@ -53,10 +57,10 @@ class Progress:
         """The data comes from there.
 
         Raises:
-            TypeError: nothing can.
+            ArgumentError: nothing can.
         """
         if loader is not None and not hasattr(loader, "__iter__"):
-            raise TypeError(
+            raise ArgumentError(
                 "loader must be a DataLoader, or another iterable of batches; "
                 f"found {type(loader).__name__}"
             )
@@ -103,14 +107,15 @@ class Progress:
         """
         self._told, self._asked = told, asked
 
-    def stepped(self, metrics: Mapping[str, Any] | None) -> BatchChain:
+    def stepped(self, metrics: Mapping[str, float]) -> BatchChain:
         """An optimizer step was made, of the batches that are returned."""
         self.step += 1
         self._random, self._drawn, self._put, self.accumulating = None, None, None, False
+        self._of_its_time = False
         batches, self.batches = self._batches_in_hand(), BatchChain()
         self.position.stepped()
         self.metrics = {}
-        self.report(numbers(metrics))
+        self.report(metrics)
         return batches
 
     def report(self, metrics: Mapping[str, float]) -> None:
@@ -146,14 +151,26 @@ class Progress:
         optimizers = (o for o in self._objects.values() if isinstance(o, torch.optim.Optimizer))
         return any(o.state for o in optimizers)
 
-    def check(self, items: Mapping[str, Any], where: str) -> None:
+    def moved(self, items: dict[str, Any]) -> dict[str, Any]:
+        """The items for this many processes, where others saved; `inexact` says what is other."""
+        saved, here = items["progress"]["processes"], processes()
+        self._moved = ""
+        if saved == here:
+            return items
+        position, self._moved = moved(items["position"], self.loader, saved, here)
+        return {**items, "position": position}
+
+    def check(self, items: Mapping[str, Any], where: str, *, of_all: bool) -> None:
         """Raises unless `put` can take these items.
+
+        Args:
+            of_all: every process that trained has saved its own.
 
         Raises:
             CheckpointMismatchError: the data is another, or there are fewer processes.
         """
         saved, here = items["progress"]["processes"], processes()
-        if saved > here:
+        if saved > here and not of_all:
             raise CheckpointMismatchError(
                 f"{where} was saved by a run of {saved} processes, this is one of {here}: the "
                 "others' data and random states have no place. Start as many, or restore with "
@@ -185,10 +202,23 @@ class Progress:
         found = []
         saved, here = items["progress"]["processes"], processes()
         if saved != here:
-            found.append(f"processes were {saved}, are {here}")
+            other = f": what they draw is other, and {self._moved}" if self._moved else ""
+            found.append(f"processes were {saved}, are {here}{other}")
         step = items["progress"]["step"]
         found += self.position.inexact(items["position"], self.loader, step)
+        if self._moved:
+            self.position.doubt(items["position"])
         return [*found, *self._generators.inexact(items.get("generators"), self.loader)]
+
+    def keep_random(self) -> None:
+        """Random states of a checkpoint are put no more: a pass begins with those of its time."""
+        self._random = self._drawn = self._put = None
+        self._of_its_time = True
+
+    def pass_begins(self) -> None:
+        """One does that was restored: what beginning it draws must not count."""
+        if self._of_its_time:
+            self._put, self._of_its_time = (gather_random_states(), None), False
 
     def put_random(self) -> None:
         """Puts back the random states of a checkpoint, as long as no step was made since."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 
 
 def gather_random_states() -> dict[str, Any]:
@@ -28,6 +29,24 @@ def put_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     for index, state in enumerate(states.get("cuda", ())[: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(state, index)
+
+
+def other_stream(states: dict[str, Any], number: int) -> dict[str, Any]:
+    """States to draw from that have nothing to do with these, the same for the same number."""
+    key = states["torch"].numpy().tobytes() + number.to_bytes(8, "little")
+    seed = xxhash.xxh3_64_intdigest(key)
+    found: dict[str, Any] = {
+        "python": random.Random(seed).getstate(),
+        "numpy": np.random.RandomState(seed % 2**32).get_state(legacy=False),
+        "torch": torch.Generator().manual_seed(seed % 2**63).get_state(),
+    }
+    if "cuda" in states:
+        # eight bytes of seed, eight of offset
+        found["cuda"] = [
+            torch.tensor(list((seed + n).to_bytes(16, "little")), dtype=torch.uint8)
+            for n in range(len(states["cuda"]))
+        ]
+    return found
 
 
 def lost_random_states(states: dict[str, Any]) -> str:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from actckpt.object_walk import cells, names_in, slots, walk
+
 # of a container; a list of a million file names is not looked through
 _ENTRIES = 1_000
 # in all; what is passed to a run reaches some thousand
@@ -38,7 +40,9 @@ _SKIPPED = {
 }
 
 
-def reachable(roots: Mapping[str, Any], most: int = MOST) -> Iterator[tuple[str, Any]]:
+def reachable(
+    roots: Mapping[str, Any], most: int = MOST, entries: int = _ENTRIES
+) -> Iterator[tuple[str, Any]]:
     """(path, object) of everything that the roots lead to, each once, nearest first.
 
     A path is the same in every process: what a function refers to as a global is named by its
@@ -46,21 +50,18 @@ def reachable(roots: Mapping[str, Any], most: int = MOST) -> Iterator[tuple[str,
 
     Args:
         most: objects to look at; it ends there.
+        entries: of a container; the first ones.
     """
-    waiting: deque[tuple[str, Any]] = deque(roots.items())
-    seen: dict[int, Any] = {}  # the objects too, so that no other gets the same id
     kinds: set[type] = set()
-    while waiting and len(seen) < most:
-        path, x = waiting.popleft()
-        if id(x) in seen:
-            continue
-        seen[id(x)] = x
-        yield path, x
-        waiting.extend((p, y) for p, y in _next(path, x) if _leads_on(y))
-        kind = type(x)
+
+    def parts(found: tuple[str, Any]) -> Iterator[tuple[str, Any]]:
+        yield from (each for each in _next(*found, entries) if _leads_on(each[1]))
+        kind = type(found[1])
         if kind not in kinds:
             kinds.add(kind)
-            waiting.extend((p, y) for p, y in _of_class(kind) if _leads_on(y))
+            yield from (each for each in _of_class(kind) if _leads_on(each[1]))
+
+    return walk(roots.items(), parts, of=lambda found: found[1], nearest_first=True, most=most)
 
 
 def _leads_on(x: Any) -> bool:
@@ -71,15 +72,15 @@ def _leads_on(x: Any) -> bool:
     return not isinstance(x, _ATOMIC)
 
 
-def _next(path: str, x: Any) -> Iterator[tuple[str, Any]]:
+def _next(path: str, x: Any, entries: int) -> Iterator[tuple[str, Any]]:
     if isinstance(x, _DICTS):
-        for key, value in islice(x.items(), _ENTRIES):
+        for key, value in islice(x.items(), entries):
             yield f"{path}[{key!r:.40}]", value
     elif isinstance(x, _LISTS):
-        for index, value in enumerate(islice(x, _ENTRIES)):
+        for index, value in enumerate(islice(x, entries)):
             yield f"{path}[{index}]", value
     elif isinstance(x, set | frozenset):
-        for value in islice(x, _ENTRIES):
+        for value in islice(x, entries):
             yield f"{path}{{}}", value
     elif isinstance(x, _FUNCTIONS):
         yield from _of_function(path, x)
@@ -96,17 +97,10 @@ def _attributes(path: str, x: Any) -> Iterator[tuple[str, Any]]:
                 yield from ((f"{path}.{n}", module) for n, module in value.items())
             elif name not in skipped:
                 yield f"{path}.{name}", value
-    for kind in type(x).__mro__:
-        for name in _slots(kind):
-            value = getattr(x, name, None)
-            if value is not None:
-                yield f"{path}.{name}", value
-
-
-def _slots(kind: type) -> tuple[str, ...]:
-    slots = kind.__dict__.get("__slots__", ())
-    names = (slots,) if isinstance(slots, str) else tuple(slots)
-    return tuple(n for n in names if isinstance(n, str) and not n.startswith("__"))
+    for name in slots(type(x)):
+        value = getattr(x, name, None)
+        if value is not None:
+            yield f"{path}.{name}", value
 
 
 def _of_function(path: str, x: Any) -> Iterator[tuple[str, Any]]:
@@ -119,11 +113,7 @@ def _of_function(path: str, x: Any) -> Iterator[tuple[str, Any]]:
         yield f"{path}.__self__", x.__self__
         yield path, x.__func__
         return
-    for name, cell in zip(x.__code__.co_freevars, x.__closure__ or (), strict=False):
-        try:
-            yield f"{path}.{name}", cell.cell_contents
-        except ValueError:  # not assigned yet
-            continue
+    yield from ((f"{path}.{name}", value) for name, _, value in cells(x))
     yield from ((f"{path}.default[{n}]", d) for n, d in enumerate(x.__defaults__ or ()))
     yield from ((f"{path}.{n}", d) for n, d in (x.__kwdefaults__ or {}).items())
     if not is_of_a_library(x.__code__):
@@ -131,7 +121,7 @@ def _of_function(path: str, x: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _globals(x: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    names = _names(x.__code__)
+    names = names_in(x.__code__)
     for name in names:
         value = x.__globals__.get(name)
         if isinstance(value, types.ModuleType):
@@ -148,15 +138,6 @@ def _globals(x: types.FunctionType) -> Iterator[tuple[str, Any]]:
 def is_of_a_library(code: types.CodeType) -> bool:
     """Whether it was installed, or is Python's own, and no file of the user's."""
     return code.co_filename.startswith(_LIBRARIES)
-
-
-def _names(code: types.CodeType) -> tuple[str, ...]:
-    """The global and attribute names that a function, and those defined in it, refer to."""
-    found = dict.fromkeys(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            found |= dict.fromkeys(_names(constant))
-    return tuple(found)
 
 
 def _of_class(kind: type) -> Iterator[tuple[str, Any]]:

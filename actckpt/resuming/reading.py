@@ -21,6 +21,14 @@ _DRIVERS = {
 class Listener(Protocol):
     """Whom a pass is told to."""
 
+    @property
+    def is_driven(self) -> bool:
+        """Whether an integration says where passes begin and end."""
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether whoever iterates reads a batch before it trains on the one before."""
+
     def asked(self, reading: Reading) -> None:
         """A batch is wanted."""
 
@@ -45,7 +53,9 @@ class Reading:
         self._listener = listener
         self._begin = begin
         self.made, self._iterator = begin()
-        self.driver = _driver() if self.made.watched else ""
+        self.driver = _driver() if self.made.watched and not listener.is_driven else ""
+        # a batch that was read, and is trained on once the next one was
+        self._held: list[Any] = []
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -53,14 +63,24 @@ class Reading:
     def __next__(self) -> Any:
         self._listener.asked(self)
         if self._listener.moved(self):
+            self._held.clear()
             self.made, self._iterator = self._begin()
         try:
             batch = next(self._iterator)
         except StopIteration:
+            self._hand_out_held()
             self._listener.ended(self)
             raise
-        self._listener.handed_out(self, batch)
+        if self._listener.reads_ahead:
+            self._hand_out_held()
+            self._held.append(batch)
+        else:
+            self._listener.handed_out(self, batch)
         return batch
+
+    def _hand_out_held(self) -> None:
+        while self._held:
+            self._listener.handed_out(self, self._held.pop())
 
     def __len__(self) -> int:
         return len(self._iterator)  # type: ignore[arg-type]

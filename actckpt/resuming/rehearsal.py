@@ -14,8 +14,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from actckpt.resuming.generators import generators_of
-from actckpt.resuming.loaders import by_epoch, index_sampler_name, samplers_of, workers_of
+from actckpt.resuming.loaders import index_sampler_name, samplers_of, workers_of
 from actckpt.resuming.order import Order
+from actckpt.resuming.passes import put_sampler_epochs
 from actckpt.resuming.random_states import gather_random_states, put_random_states
 from actckpt.resuming.sampler_states import SamplerStates
 
@@ -53,9 +54,7 @@ def _tried(source: Any, state: dict[str, Any], begin: dict[str, Any], names: str
     if not state["batch"]:
         return ""
     put_random_states({k: v for k, v in begin["random"].items() if k != "cuda"})
-    sampler = by_epoch(twin)
-    if sampler is not None and begin["sampler_epoch"] is not None:
-        sampler.set_epoch(begin["sampler_epoch"])
+    put_sampler_epochs(twin, begin)
     order = _drawn(source, twin, state["digest"]["drawn"], begin["reused"])
     order.take(state["digest"]["taken"])
     saved = state["digest"]

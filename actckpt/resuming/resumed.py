@@ -17,7 +17,8 @@ class Resumed:
 
     Args:
         checkpoint: the one that was chosen.
-        epoch, batch: the position in the data: ``batch`` batches of this epoch were trained on.
+        epoch: where the data goes on, with ``batch``.
+        batch: how many batches of this epoch were trained on.
         skipped: newer ones that could not be used, and why.
         inexact: why the run may go on with other bits than the one that was saved.
         plan: what became of the memory plan, "" where there is none.

@@ -12,20 +12,14 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from actckpt.checkpoint.encoding import encode
 from actckpt.errors import CheckpointSaveError
-from actckpt.resuming.batch_digest import batch_digest
+from actckpt.resuming.attributes import attribute_digest, kept_attribute, put_attribute
 from actckpt.resuming.generators import is_generator
 from actckpt.resuming.live_objects import Stateful
 from actckpt.resuming.loaders import is_known, samplers_of
-
-# longer lists are not written as JSON with every checkpoint
-_LONGEST = 100_000
-
 
 # what there is to put back of a loader whose samplers a library knows
 NOTHING_KEPT: dict[str, Any] = {"digests": {}, "values": {}, "own": {}}
@@ -39,13 +33,14 @@ class SamplerStates:
     """
 
     def __init__(self, loader: Any) -> None:
-        self.samplers = {n: s for n, s in enumerate(samplers_of(loader)) if not is_known(s)}
+        self._all = samplers_of(loader)
+        self.samplers = {n: s for n, s in enumerate(self._all) if not is_known(s)}
         self._before = self.digests()
         self._changed: set[str] = set()
 
     def digests(self) -> dict[str, str]:
         """Of every attribute, by its number and name; "" of what cannot be looked into."""
-        return {key: _digest(value) for key, value in self._attributes()}
+        return {key: attribute_digest(value) for key, value in self._attributes()}
 
     def state_dict(self) -> dict[str, Any]:
         """As they are now; no live object is part of it."""
@@ -56,7 +51,7 @@ class SamplerStates:
         for key, value in self._attributes():
             if key in self._changed:
                 try:
-                    values[key] = _kept(value, key)
+                    values[key] = kept_attribute(value, key)
                 except CheckpointSaveError:
                     lost.append(key)
         # what it says of itself, where its attributes do not say all
@@ -74,7 +69,7 @@ class SamplerStates:
             self._changed.add(key)
             number, name = _parts(key)
             if number in self.samplers and here.get(key) != state["digests"][key]:
-                _put_attribute(self.samplers[number], name, copy.deepcopy(value))
+                put_attribute(self.samplers[number], name, copy.deepcopy(value))
 
     def different(self, state: dict[str, Any]) -> list[str]:
         """The attributes that are others than in a state, or cannot be compared."""
@@ -92,36 +87,16 @@ class SamplerStates:
 
     def _attributes(self) -> Iterator[tuple[str, Any]]:
         """(key, value) of what is neither a generator nor an object of its own."""
-        others = list(self.samplers.values())
         for number, sampler in self.samplers.items():
             for name, value in getattr(sampler, "__dict__", {}).items():
                 apart = isinstance(value, types.ModuleType | Dataset | DataLoader)
-                if not apart and not is_generator(value) and all(value is not s for s in others):
+                if not apart and not is_generator(value) and all(value is not s for s in self._all):
                     yield f"{number} {name}", value
 
 
 def _parts(key: str) -> tuple[int, str]:
     number, _, name = key.partition(" ")
     return int(number), name
-
-
-def _digest(value: Any) -> str:
-    """Of an attribute; "" where it cannot be looked into."""
-    if isinstance(value, types.FunctionType):
-        cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        value = [value.__qualname__, cells, list(value.__defaults__ or ())]
-    elif isinstance(value, type | types.BuiltinFunctionType):
-        value = value.__qualname__
-    digest = batch_digest(value)
-    return "" if digest.omitted else digest.text
-
-
-def _kept(value: Any, key: str) -> Any:
-    """A copy of a value that a checkpoint can hold."""
-    if isinstance(value, list | dict | tuple | set) and len(value) > _LONGEST:
-        raise CheckpointSaveError(f"{key} has {len(value)} entries")
-    encode(value, key)
-    return copy.deepcopy(value)
 
 
 def _own_state(sampler: Any) -> Any:
@@ -134,22 +109,3 @@ def _own_state(sampler: Any) -> Any:
     except CheckpointSaveError:
         return None
     return copy.deepcopy(state)
-
-
-def _put_attribute(sampler: Any, name: str, value: Any) -> None:
-    """In place where that can be done: others may hold the same list."""
-    live: Any = getattr(sampler, "__dict__", {}).get(name)
-    if type(live) is type(value) is list:
-        live[:] = value
-    elif type(live) is type(value) and isinstance(live, dict):
-        live.clear()
-        live.update(value)
-    elif isinstance(live, torch.Tensor | np.ndarray) and _alike(live, value):
-        with torch.no_grad():
-            live[...] = value
-    else:
-        setattr(sampler, name, value)
-
-
-def _alike(a: Any, b: Any) -> bool:
-    return type(a) is type(b) and a.shape == b.shape and a.dtype == b.dtype

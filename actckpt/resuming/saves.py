@@ -12,8 +12,8 @@ from typing import Any
 from actckpt.checkpoint.discovery import Checkpoint
 from actckpt.checkpoint.manifest import FileEntry
 from actckpt.checkpoint.snapshot import Snapshot, entries
-from actckpt.resuming.cadence import Cadence
-from actckpt.resuming.metrics import numbers
+from actckpt.errors import CheckpointSaveError, CheckpointUnknownError
+from actckpt.resuming.places import Place, Places
 from actckpt.resuming.progress import Progress
 from actckpt.resuming.run_state import RunState
 from actckpt.resuming.saving import Saver, Saving
@@ -27,6 +27,9 @@ class Saves:
 
     Args:
         background: whether those that are due are begun, and not made at once.
+        skips: whether a state that is saved already is not saved again; ranks would each decide.
+        raises: whether what a save that nobody waits for fails with is raised; otherwise it is
+            logged, and the run goes on.
     """
 
     def __init__(
@@ -34,19 +37,24 @@ class Saves:
         saver: Saver,
         state: RunState,
         progress: Progress,
-        cadence: Cadence,
+        places: Places,
         background: bool,
+        raises: bool = True,
+        skips: bool = True,
     ) -> None:
+        self._skips = skips
+        self._raises = raises
         self.under_way = UnderWay(state.objects)
         self._saver = saver
         self._state = state
         self._progress = progress
-        self._cadence = cadence
+        self._places = places
         self._background = background
         # their steps wait, from when there is something to wait for
         self._guarded = False
         # the last save, unless the state is known to be another since
         self._saved: Checkpoint | Saving | None = None
+        self._saved_to: tuple[Place, ...] = ()
 
     def changed(self) -> None:
         """The state is no longer one that is saved."""
@@ -68,59 +76,86 @@ class Saves:
 
     def put_back(self, checkpoint: Checkpoint) -> None:
         """The state is that of a checkpoint, and the next is due an interval from now."""
-        self._saved = checkpoint
-        self._cadence.restart()
+        self._saved, self._saved_to = checkpoint, (self._places.of(checkpoint),)
+        for place in self._places.all:
+            place.cadence.restart()
 
-    def due(self) -> bool:
-        """Whether the state after this step is to be saved."""
-        return self._cadence.due(self._progress.step)
+    def due(self) -> tuple[Place, ...]:
+        """Where the state after this step is to be saved."""
+        return self._places.due(self._progress.step)
 
-    def make(self, tag: str, metrics: Mapping[str, Any] | None) -> Checkpoint:
+    def make(self, tag: str, added: Mapping[str, float]) -> Checkpoint:
         """A durable checkpoint of the state as it is; that which there is, if it is saved already.
 
         Raises:
             CheckpointError: as `actckpt.Checkpointer.save`.
         """
-        self._begin(tag, metrics, wait=True)
         self._saver.wait()
+        self.begin(tag, added, (self._places.main,), wait=True)
         self.raise_failures()
         made = self._saved.checkpoint if isinstance(self._saved, Saving) else self._saved
         assert made is not None, "a save that did not fail has made one"
         return made
 
-    def begin(self, tag: str, metrics: Mapping[str, Any] | None) -> None:
-        """Begins what `make` makes; a thread writes.
+    def make_due(self, places: tuple[Place, ...]) -> None:
+        """Begins a save that is due in some places, or makes it, as ``background`` says.
 
         Raises:
-            CheckpointError: it could not begin.
+            CheckpointError: as `begin`, where that is to be raised.
         """
-        self._begin(tag, metrics, wait=False)
+        try:
+            self.begin("", {}, places, wait=not self._background)
+            if not self._background:
+                self.raise_failures()
+        except (CheckpointSaveError, CheckpointUnknownError) as error:
+            if self._raises:
+                raise
+            self._saved = None
+            logger.warning("actckpt: a checkpoint that was due was not saved: %s", error)
 
-    def _begin(self, tag: str, metrics: Mapping[str, Any] | None, wait: bool) -> None:
-        added = numbers(metrics)
-        if not added and self._is_saved(tag):
+    def begin(
+        self, tag: str, added: Mapping[str, float], places: tuple[Place, ...], *, wait: bool
+    ) -> None:
+        """Saves the state in some places, unless it is there.
+
+        Args:
+            wait: False only begins; a thread writes.
+
+        Raises:
+            CheckpointError: it could not begin, or, with ``wait``, end.
+        """
+        there = set(places) <= set(self._saved_to)
+        if self._skips and not added and there and self._is_saved(tag):
             return
         self._progress.report(added)
-        self._saved = None
+        self._saved, self._saved_to = None, places
         begin = time.monotonic()
         for reason in self.under_way.reasons():
             logger.warning("actckpt: not to be resumed bit for bit: %s", reason)
 
         def durable() -> None:
-            self._cadence.ended(time.monotonic() - begin)
+            for place in places:
+                place.cadence.ended(time.monotonic() - begin)
 
+        step = self._progress.step
+        ticket = self._saver.ticket(step)
         try:
             if wait:
-                self._saved = self._saver.now(self.snapshot(tag))
+                self._saved = self._saver.now(self.snapshot(tag), ticket, places)
                 durable()
             else:
                 snapshot = self.snapshot(tag)
-                self._saved = self._saver.behind(snapshot, self._state.is_steady, durable)
+                steady = self._state.is_steady
+                self._saved = self._saver.behind(snapshot, steady, durable, ticket, places)
                 self._guard_optimizers()
+        except BaseException as error:
+            self._saver.ended(ticket, step, tag, None, error)
+            raise
         finally:
             # what one that is due costs: another kind says nothing of that
             typical = wait != self._background
-            self._cadence.began(time.monotonic() - begin if typical else None)
+            for place in places:
+                place.cadence.began(time.monotonic() - begin if typical else None)
 
     def _is_saved(self, tag: str) -> bool:
         """Whether the state as it is has been saved under this tag, or failed to be.
@@ -132,7 +167,7 @@ class Saves:
             return False
         if isinstance(saved, Saving):
             if saved.error is not None:
-                return True  # it is still to be raised
+                return self._raises  # it is still to be raised, or was said
             known: Mapping[str, FileEntry] = saved.entries()
             made = saved.checkpoint
         else:
@@ -167,6 +202,12 @@ class Saves:
     def raise_failures(self) -> None:
         """Raises what saves in the background failed with, once; the others as its notes."""
         failures = self._saver.failures()
+        if not self._raises:
+            # said already, by the thread that it failed in
+            told = (CheckpointSaveError, CheckpointUnknownError)
+            failures = [error for error in failures if not isinstance(error, told)]
+            if isinstance(self._saved, Saving) and self._saved.error is not None:
+                self._saved = None
         if not failures:
             return
         error, *others = failures

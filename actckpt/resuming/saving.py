@@ -9,14 +9,16 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from actckpt.checkpoint.discovery import Checkpoint
 from actckpt.checkpoint.manifest import FileEntry
 from actckpt.checkpoint.snapshot import Snapshot, entries
-from actckpt.errors import CheckpointSaveError
-from actckpt.resuming.directory import RunDirectory
+from actckpt.errors import CheckpointError, CheckpointSaveError, CheckpointUnknownError
+from actckpt.resuming.last_save import SaveOutcome, outcome_of
+from actckpt.resuming.places import Place, Places
 from actckpt.resuming.staging import Staging, StagingSet, Steady
 
 logger = logging.getLogger("actckpt")
@@ -34,7 +36,7 @@ class Saving:
 
     def __init__(
         self,
-        work: Callable[[], Checkpoint],
+        work: Callable[[], Checkpoint | None],
         staged: Callable[[], Snapshot],
         before: Saving | None,
         after: Callable[[], None],
@@ -92,7 +94,8 @@ class Saving:
         except BaseException as error:
             # raised to whoever asks; said at once, for nobody may
             self.error = error
-            logger.error("actckpt: a checkpoint was not saved: %s", error)
+            what = "may not have been" if isinstance(error, CheckpointUnknownError) else "was not"
+            logger.error("actckpt: a checkpoint %s saved: %s", what, error)
         finally:
             del work
             self._ended.set()
@@ -106,10 +109,15 @@ class Saver:
         sets, limit_bytes: as for `Staging`; so many saves may be under way.
     """
 
-    def __init__(self, directory: RunDirectory, sets: int, limit_bytes: int | None) -> None:
-        self._directory = directory
+    def __init__(self, places: Places, sets: int, limit_bytes: int | None) -> None:
+        self._places = places
         self._shape = sets, limit_bytes
         self._turn = threading.Lock()
+        # of the last save that has ended, whether or not it is known elsewhere
+        self.last: SaveOutcome | None = None
+        self._last_ticket = 0
+        # made and not yet told of, by whichever thread
+        self._made: deque[Checkpoint] = deque()
         self._begin()
 
     def _begin(self) -> None:
@@ -148,21 +156,58 @@ class Saver:
         """Memory that staging holds."""
         return self._staging.size_bytes
 
-    def now(self, snapshot: Snapshot) -> Checkpoint:
-        """A durable checkpoint, of the live tensors themselves.
+    def ticket(self, step: int) -> int:
+        """As `RunDirectory.ticket`."""
+        return self._places.main.directory.ticket(step)
+
+    def ended(
+        self, ticket: int, step: int, tag: str, made: Checkpoint | None, error: BaseException | None
+    ) -> None:
+        """A save has, however it did; others are told if they wait for this rank's part of it."""
+        with self._turn:
+            # one that could not begin may be over before an earlier one
+            if ticket >= self._last_ticket:
+                self._last_ticket, self.last = ticket, outcome_of(step, tag, made, error)
+        if error is not None:
+            try:
+                self._places.main.directory.decline(ticket, error)
+            except CheckpointError as unheard:
+                error.add_note(f"The other ranks could not be told: {unheard}")
+
+    def now(self, snapshot: Snapshot, ticket: int, places: Sequence[Place]) -> Checkpoint | None:
+        """A durable checkpoint, of the live tensors themselves; as `Places.write`.
 
         Raises:
-            CheckpointError: as `RunDirectory.write`.
+            CheckpointError: as `Places.write`.
         """
         self._goes_on()
         self.wait()
-        return self._directory.write(snapshot)
+        made = self._places.write(snapshot, ticket, places)
+        return self._told(snapshot, ticket, made)
+
+    def _told(self, snapshot: Snapshot, ticket: int, made: Checkpoint | None) -> Checkpoint | None:
+        self.ended(ticket, snapshot.step, snapshot.tag, made, None)
+        if made is not None:
+            self._made.append(made)
+        return made
+
+    def made(self) -> Iterator[Checkpoint]:
+        """The checkpoints that were made since this was asked last, oldest first."""
+        while self._made:
+            yield self._made.popleft()
 
     def is_sound(self, checkpoint: Checkpoint) -> bool:
         """As `RunDirectory.is_sound`."""
-        return self._directory.is_sound(checkpoint)
+        return self._places.of(checkpoint).directory.is_sound(checkpoint)
 
-    def behind(self, snapshot: Snapshot, steady: Steady, durable: Callable[[], None]) -> Saving:
+    def behind(
+        self,
+        snapshot: Snapshot,
+        steady: Steady,
+        durable: Callable[[], None],
+        ticket: int,
+        places: Sequence[Place],
+    ) -> Saving:
         """A save that goes on while training does; waits where every staging set is in use.
 
         Args:
@@ -173,16 +218,26 @@ class Saver:
         """
         self._forget_parent()
         self._goes_on()
-        self._directory.acquire()
+        self._places.acquire()
         into = self._free_set()
         staged = replace(snapshot, items=self._staging.copy(snapshot.items, into, steady))
 
         def ready() -> Snapshot:
-            into.await_copies()
+            try:
+                into.await_copies()
+            except RuntimeError as error:
+                raise CheckpointSaveError(
+                    f"step {staged.step} could not be copied to be saved: {error}"
+                ) from error
             return staged
 
-        def work() -> Checkpoint:
-            made = self._directory.write(ready())
+        def work() -> Checkpoint | None:
+            try:
+                made = self._places.write(ready(), ticket, places)
+            except BaseException as error:
+                self.ended(ticket, staged.step, staged.tag, None, error)
+                raise
+            self._told(staged, ticket, made)
             durable()
             return made
 

@@ -83,8 +83,13 @@ def draws_by_seed(loader: Any) -> bool:
 
 def dataset_layers(loader: Any) -> list[Any]:
     """The dataset of a loader, and those that it wraps (as `torch.utils.data.Subset` does)."""
+    return layers_of(getattr(loader, "dataset", None))
+
+
+def layers_of(dataset: Any) -> list[Any]:
+    """A dataset, and those that it wraps."""
     found: list[Any] = []
-    layer = getattr(loader, "dataset", None)
+    layer = dataset
     while layer is not None and all(layer is not known for known in found):
         found.append(layer)
         layer = getattr(layer, "dataset", None)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from actckpt.checkpoint.encoding import Encoded
 from actckpt.errors import CheckpointSaveError
-from actckpt.units import format_gigabytes
+from actckpt.units import GIGABYTES
 
 # windows begin where any dtype may, and vector instructions like it
 _ALIGNMENT = 64
@@ -98,7 +98,7 @@ class Staging:
                     beside.append((window, tensor))
                 else:
                     window.copy_(tensor, non_blocking=True)
-            staged[item] = Encoded(encoded.tree, windows)
+            staged[item] = replace(encoded, tensors=windows)
         into.events = [torch.cuda.current_stream(d).record_event() for d in devices]
         self._copy_beside(beside)
         into.events += self._beside
@@ -119,8 +119,8 @@ class Staging:
         total = self.size_bytes - into.size_bytes + _taken_bytes(size_bytes, pinned=pinned)
         if self._limit_bytes is not None and total > self._limit_bytes:
             raise CheckpointSaveError(
-                f"saving in the background needs {format_gigabytes(total)} GB of staging "
-                f"memory; staging_gb allows {format_gigabytes(self._limit_bytes)}. Raise it, or "
+                f"saving in the background needs {GIGABYTES.text(total)} of staging "
+                f"memory; staging_gb allows {GIGABYTES.number(self._limit_bytes)}. Raise it, or "
                 "save with background=False, which copies nothing"
             )
         into.buffer = None  # before the larger one exists
@@ -130,7 +130,7 @@ class Staging:
             buffer.zero_()
         except RuntimeError as error:  # torch has no class for it on the CPU
             raise CheckpointSaveError(
-                f"saving in the background needs {format_gigabytes(size_bytes)} GB of staging "
+                f"saving in the background needs {GIGABYTES.text(size_bytes)} of staging "
                 f"memory, which cannot be had: {error}. Save with background=False, which copies "
                 "nothing"
             ) from error

@@ -101,10 +101,11 @@ class StepsSeen:
         """`steps` was asked for another batch."""
         self._most = max(self._most, self._on_batch)
 
-    def unkept(self, loader: Any, *, by_steps: bool, trained: bool) -> str:
+    def unkept(self, loader: Any, *, by_steps: bool, driven: bool, trained: bool) -> str:
         """Why the position that was counted is not the run's; or "".
 
         Args:
+            driven: whoever makes the passes says where they end.
             trained: optimizers have made steps, counted or not.
         """
         if self._why:
@@ -129,9 +130,9 @@ class StepsSeen:
                     f"saved after {self._on_batch} of {self._most} steps on one batch: the rest of "
                     "them is lost. Save after the last"
                 )
-        elif self._fewer and made is not None and made.batch != length_of(loader):
+        elif self._fewer and not driven and made is not None and made.batch != length_of(loader):
             return _AHEAD
-        if self._left and made is not None and not (by_steps or made.ended):
+        if self._left and made is not None and not (by_steps or driven or made.ended):
             return (
                 "the loop left a pass over the loader before its end: where it leaves this one is "
                 "not known. Iterate run.steps(loader), or the loader to its end"

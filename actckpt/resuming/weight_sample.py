@@ -256,7 +256,9 @@ def _parts(
 ) -> Iterator[tuple[tuple[str, ...], torch.Tensor]]:
     if hasattr(tensor, "__tensor_flatten__"):
         for name in tensor.__tensor_flatten__()[0]:
-            yield from _parts(getattr(tensor, name), (*within, name))
+            # torch's distributed tensors name their mesh, too
+            if isinstance(part := getattr(tensor, name), torch.Tensor):
+                yield from _parts(part, (*within, name))
     else:
         yield within, tensor
 

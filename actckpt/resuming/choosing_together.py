@@ -1,0 +1,172 @@
+"""Which checkpoint many ranks go on from: the newest that each of them can read its share of."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from actckpt.checkpoint.discovery import Checkpoint, Skipped
+from actckpt.checkpoint.manifest import Manifest
+from actckpt.checkpoint.reading import read_state
+from actckpt.checkpoint.verification import read_manifest
+from actckpt.errors import CheckpointError, CheckpointFormatError, CheckpointMismatchError
+from actckpt.resuming.choosing import Chosen, none_of
+from actckpt.resuming.from_one import by_names, cut
+from actckpt.resuming.share import Like, Share, read_share
+from actckpt.resuming.shared_directory import SharedDirectory
+from actckpt.resuming.wrapper_prefix import renamed
+from actckpt.sharded.layout import digest_of_tree
+
+logger = logging.getLogger("actckpt")
+
+
+class TogetherChoice:
+    """What every rank asks for its share of.
+
+    Args:
+        like: gives what `read_share` asks, of the objects as they are.
+        model: without wrappers.
+        joined: as for `read_share`.
+    """
+
+    def __init__(
+        self,
+        directory: SharedDirectory,
+        like: Callable[[], Like],
+        model: nn.Module,
+        joined: frozenset[str],
+    ) -> None:
+        self._model = model
+        self._directory = directory
+        self._like = like
+        self._joined = joined
+
+    def newest(self) -> Chosen | None:
+        """The newest checkpoint that verifies on every rank; None in an empty directory.
+
+        Raises:
+            CheckpointError: there are checkpoints and none verifies, or one cannot be read now.
+        """
+        names, skipped = self._found()
+        if not names and not skipped:
+            return None
+        for skip in skipped:
+            logger.warning("actckpt: skipping %s: %s", skip.name, skip.reason)
+        for name in names:
+            chosen, reasons = self._read(name)
+            if chosen is not None:
+                return replace(chosen, skipped=tuple(skipped))
+            logger.warning("actckpt: skipping %s: %s", name, reasons)
+            skipped.append(Skipped(name, reasons))
+            self._directory.damaged.add(name)
+        raise none_of(self._directory.path, skipped)
+
+    def of_step(self, step: int | None) -> Chosen:
+        """The newest checkpoint of a step, verified on every rank; None is the newest of all.
+
+        Raises:
+            CheckpointFormatError: that checkpoint is damaged.
+            CheckpointError: there is no such checkpoint.
+        """
+        name = self._directory.decided(lambda: self._directory.of_step(step).path.name)
+        self._directory.find()
+        chosen, reasons = self._read(name)
+        if chosen is None:
+            raise CheckpointFormatError(reasons)
+        return chosen
+
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """What the block raises, every rank raises; without an error, all are through.
+
+        Raises:
+            CheckpointMismatchError: on another rank the checkpoint does not fit.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as found:  # the others wait for a word of this rank, whatever it is
+            error = found
+        said = self._directory.exchange.gather("" if error is None else _reason(error))
+        if error is not None:
+            raise error
+        for rank, text in enumerate(said):
+            if text:
+                raise CheckpointMismatchError(f"rank {rank}: {text}")
+
+    def elsewhere(self, names: frozenset[str]) -> frozenset[str]:
+        """What other ranks have and this one has not, as those of a pipeline; every rank asks."""
+        exchange = self._directory.exchange
+        digest = digest_of_tree(sorted(names))
+        if len(set(exchange.gather(digest))) == 1:
+            return frozenset()
+        said = exchange.gather(sorted(names))
+        return frozenset(name for found in said for name in found) - names
+
+    def _found(self) -> tuple[list[str], list[Skipped]]:
+        """What there is, by the coordinator's word: on every rank the same."""
+
+        def look() -> Any:
+            found = self._directory.find()
+            return [
+                [c.path.name for c in found.checkpoints],
+                [[s.name, s.reason] for s in found.skipped],
+            ]
+
+        names, skipped = self._directory.decided(look)
+        if not self._directory.exchange.is_coordinator:
+            self._directory.find()
+        return names, [Skipped(*s) for s in skipped]
+
+    def _read(self, name: str) -> tuple[Chosen | None, str]:
+        """The checkpoint and this rank's share; None, and why, where that of a rank is damaged.
+
+        Raises:
+            CheckpointError: a rank could not read its share, which need not be damaged.
+        """
+        directory = self._directory
+        path = directory.at(name)
+        found: Chosen | None = None
+        error: Exception | None = None
+        try:
+            manifest = read_manifest(directory.files, str(path))
+            share = self._share(str(path), manifest)
+            found = Chosen(Checkpoint(path, manifest), share.items, inexact=share.inexact)
+        except Exception as raised:  # the others wait for a word of this rank, whatever it is
+            error = raised
+        damaged = isinstance(error, CheckpointFormatError)
+        said = directory.exchange.gather([damaged, "" if error is None else _reason(error)])
+        if error is not None and not damaged:
+            raise error
+        for rank, (format_error, text) in enumerate(said):
+            if text and not format_error:
+                raise CheckpointError(f"{path} cannot be read now, by rank {rank}: {text}")
+        reasons = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(said) if text]
+        if not reasons:
+            return found, ""
+        more = f" (and {len(reasons) - 1} more ranks)" if len(reasons) > 1 else ""
+        return None, reasons[0] + more
+
+    def _share(self, path: str, manifest: Manifest) -> Share:
+        files, exchange = self._directory.files, self._directory.exchange
+        if not manifest.world_size:
+            items = renamed(by_names(read_state(files, path)[1]), self._model)
+            return Share(cut(items, self._like()))
+        return read_share(
+            files,
+            path,
+            manifest,
+            rank=exchange.rank,
+            world_size=exchange.world_size,
+            like=self._like(),
+            joined=self._joined,
+        )
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,1 @@
+"""Checkpoints that many ranks write together, and read back in any number."""

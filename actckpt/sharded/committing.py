@@ -1,0 +1,319 @@
+"""A checkpoint that many ranks write together: every rank votes, one decides, all hear of it.
+
+1. Every rank says what it holds (`layout`). The coordinator answers who writes what, and where.
+2. Every rank writes its share into files of its own, reads them back, and votes with the size and
+   checksum of its manifest.
+3. The coordinator, which alone holds the directory's lock, looks at every file of every rank,
+   writes the root manifest, renames, and says so.
+
+Without every vote there is no checkpoint. A rank that has voted and hears nothing does not know,
+and looks at the disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from actckpt.checkpoint.commit import abandon, check_space, free_name
+from actckpt.checkpoint.discovery import Checkpoint
+from actckpt.checkpoint.files import Files
+from actckpt.checkpoint.manifest import FileEntry, Manifest
+from actckpt.checkpoint.names import MANIFEST, SAVING, rank_file, unique
+from actckpt.checkpoint.rank_manifest import check_together
+from actckpt.checkpoint.snapshot import Snapshot
+from actckpt.checkpoint.verification import check_present, checked, read_manifest, read_share
+from actckpt.errors import CheckpointError, CheckpointSaveError, CheckpointUnknownError
+from actckpt.sharded.assignment import Assignment, assign
+from actckpt.sharded.exchange import Exchange
+from actckpt.sharded.layout import Layout, layout_of
+from actckpt.sharded.share_writing import write_share
+
+logger = logging.getLogger("actckpt")
+
+
+def decline(exchange: Exchange, key: str, error: BaseException) -> None:
+    """Says that this rank takes no part in a save, which fails for that.
+
+    Raises:
+        CheckpointError: nobody can be told.
+    """
+    said = _failure(error)
+    exchange.tell_all(f"{key}/layout", said)
+    if exchange.is_coordinator:
+        for rank in range(exchange.world_size):
+            exchange.tell(f"{key}/plan/of/{rank}", said)
+
+
+def _failure(error: BaseException) -> dict[str, Any]:
+    return {"failed": _reason(error)}
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+class SaveTogether:
+    """One save of one rank.
+
+    Args:
+        key: of the save, the same on every rank and of no other save.
+        prepare: called by the coordinator, with the lock or an error; returns the serial of the
+            checkpoint that is to be.
+        begun: called on every rank with that serial, before this rank writes.
+        settled: called once no rank asks any more what this one said in saves before.
+        verify: what is read back, as for `verify_files`.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        files: Files,
+        directory: str,
+        snapshot: Snapshot,
+        *,
+        key: str,
+        prepare: Callable[[], int],
+        begun: Callable[[int], None],
+        settled: Callable[[], None],
+        verify: str,
+    ) -> None:
+        self._exchange = exchange
+        self._files = files
+        self._directory = directory
+        self._snapshot = snapshot
+        self._key = key
+        self._prepare = prepare
+        self._begun = begun
+        self._settled = settled
+        self._serial = 0
+        self._verify = verify
+        self._temporary = ""
+        # whether there is a checkpoint under its name, sound or not
+        self._named = False
+        # why this rank voted against it
+        self._cause: Exception | None = None
+
+    def run(self) -> Checkpoint:
+        """The checkpoint, once every rank's share is durable and verified.
+
+        Raises:
+            CheckpointSaveError: none was made, and every rank is told so.
+            CheckpointUnknownError: it cannot be said whether one was made.
+        """
+        coordinates = self._exchange.is_coordinator
+        try:
+            return self._coordinate() if coordinates else self._take_part()
+        except (CheckpointSaveError, CheckpointUnknownError):
+            raise
+        except Exception as error:  # of whatever kind, on the other ranks it is this one
+            raise self._failed(_reason(error)) from error
+
+    # ---- the coordinator
+
+    def _coordinate(self) -> Checkpoint:
+        exchange, key = self._exchange, self._key
+        planned = False
+        try:
+            self._serial = self._prepare()
+            self._say_layout()
+            said = exchange.hear_all(f"{key}/layout")
+            # who says what it holds has heard what became of the save before; who declines may
+            # wait for that in another thread
+            if all("layout" in message for message in said):
+                self._settled()
+            self._raise_failures(said)
+            self._check_alike(said)
+            assignments = assign([Layout.from_json(s["layout"]) for s in said])
+            name = free_name(self._files, self._directory, self._snapshot.step)
+            save = secrets.token_hex(8)
+            self._temporary = f"{self._directory}/{unique(SAVING, name)}"
+            self._files.make_directory(self._temporary)
+            # a rank on another machine is to find it
+            self._files.sync_directory(self._directory)
+            for rank, assignment in enumerate(assignments):
+                exchange.tell(
+                    f"{key}/plan/of/{rank}",
+                    {
+                        "temporary": Path(self._temporary).name,
+                        "name": name,
+                        "serial": self._serial,
+                        "save": save,
+                        "assignment": assignment.to_json(),
+                    },
+                )
+            planned = True
+            self._vote(assignments[0], self._temporary, save, self._serial)
+            votes = exchange.hear_all(f"{key}/vote")
+            self._raise_failures(votes)
+            made = self._decide(votes, name, save)
+        except BaseException as error:
+            self._give_up(error, planned)
+            raise
+        try:
+            exchange.tell(f"{key}/verdict", {"manifest": made.manifest.to_bytes().decode()})
+        except CheckpointError as error:
+            # there it is; they look at the disk
+            logger.warning("actckpt: the other ranks could not be told of %s: %s", made.path, error)
+        return made
+
+    def _check_alike(self, said: Sequence[dict[str, Any]]) -> None:
+        """That all save the same moment."""
+        for rank, message in enumerate(said):
+            for what in ("step", "tag"):
+                if message[what] != said[0][what]:
+                    raise CheckpointSaveError(
+                        f"rank 0 saves {what} {said[0][what]!r} and rank {rank} "
+                        f"{message[what]!r}: every rank has to save at the same step"
+                    )
+
+    def _decide(self, votes: Sequence[dict[str, Any]], name: str, save: str) -> Checkpoint:
+        files, temporary, snapshot = self._files, self._temporary, self._snapshot
+        entries = {
+            rank_file(rank): FileEntry(vote["size_bytes"], vote["checksum"])
+            for rank, vote in enumerate(votes)
+        }
+        # seen from here: what a rank wrote on a disk of its own machine is no part of this
+        shares = check_together(
+            [read_share(files, temporary, file, entries) for file in entries], save, temporary
+        )
+        for share in shares.ranks:
+            for file, entry in share.files.items():
+                check_present(files, f"{temporary}/{file}", entry)
+        shares.tensors(None, temporary)
+        manifest = Manifest(
+            step=snapshot.step,
+            serial=self._serial,
+            saved_at_s=time.time(),
+            tag=snapshot.tag,
+            metrics=snapshot.metrics,
+            fingerprint=snapshot.fingerprint,
+            versions=snapshot.versions,
+            files=entries,
+            tensors={},
+            world_size=self._exchange.world_size,
+            data_bytes=sum(share.size_bytes for share in shares.ranks),
+            save=save,
+        )
+        with files.writing(f"{temporary}/{MANIFEST}") as sink:
+            sink.write(manifest.to_bytes())
+        files.sync_directory(temporary)
+        final = f"{self._directory}/{name}"
+        entry = FileEntry(sink.written_bytes, sink.checksum)
+        files.rename(temporary, final)
+        self._named, self._temporary = True, ""
+        try:
+            files.sync_directory(self._directory)
+            with checked(files, f"{final}/{MANIFEST}", entry):
+                pass  # under its name, what it says
+        except Exception as error:
+            raise CheckpointUnknownError(
+                f"step {snapshot.step} has been written to {final}, and whether it is durable is "
+                f"not known: {error}. Verify it before you rely on it; earlier checkpoints are as "
+                "before"
+            ) from error
+        return Checkpoint(Path(final), manifest)
+
+    def _give_up(self, error: BaseException, planned: bool) -> None:
+        """Tells everybody, as far as the store can be reached, and cleans up."""
+        said = {"unknown": _reason(error)} if self._named else _failure(error)
+        try:
+            if not planned:
+                for rank in range(self._exchange.world_size):
+                    self._exchange.tell(f"{self._key}/plan/of/{rank}", said)
+            self._exchange.tell(f"{self._key}/verdict", said)
+        except CheckpointError as unheard:
+            error.add_note(f"The other ranks could not be told: {unheard}")
+        if self._temporary:
+            abandon(self._files, self._temporary)
+
+    # ---- every other rank
+
+    def _take_part(self) -> Checkpoint:
+        exchange, key = self._exchange, self._key
+        self._say_layout()
+        plan = exchange.hear(f"{key}/plan/of/{exchange.rank}", (0,))
+        if "failed" in plan:
+            raise self._failed(plan["failed"])
+        self._settled()
+        temporary = f"{self._directory}/{plan['temporary']}"
+        final = f"{self._directory}/{plan['name']}"
+        assignment = Assignment.from_json(plan["assignment"])
+        self._vote(assignment, temporary, plan["save"], plan["serial"])
+        try:
+            verdict = exchange.hear(f"{key}/verdict", (0,))
+        except CheckpointError as error:
+            return self._look(final, plan["save"], error)
+        if "failed" in verdict:
+            raise self._failed(verdict["failed"]) from self._cause
+        if "unknown" in verdict:
+            raise CheckpointUnknownError(verdict["unknown"])
+        # the coordinator has read it back; a file server may show it here later
+        manifest = Manifest.from_bytes(verdict["manifest"].encode(), f"{final}/{MANIFEST}")
+        return Checkpoint(Path(final), manifest)
+
+    def _look(self, final: str, save: str, error: CheckpointError) -> Checkpoint:
+        """What the disk says, where nobody else does."""
+        try:
+            manifest = read_manifest(self._files, final)
+        except CheckpointError:
+            manifest = None
+        if manifest is not None and manifest.save == save:
+            return Checkpoint(Path(final), manifest)
+        raise CheckpointUnknownError(
+            f"step {self._snapshot.step} may have been saved to {final}, or not: {error}. Every "
+            "file of this rank is written; look whether that directory appears. Earlier "
+            "checkpoints are as before"
+        ) from error
+
+    # ---- all
+
+    def _say_layout(self) -> None:
+        snapshot = self._snapshot
+        try:
+            layout = layout_of(snapshot.items, self._exchange.world_size)
+        except BaseException as error:
+            self._exchange.tell_all(f"{self._key}/layout", _failure(error))
+            raise
+        self._exchange.tell_all(
+            f"{self._key}/layout",
+            {"step": snapshot.step, "tag": snapshot.tag, "layout": layout.to_json()},
+        )
+
+    def _vote(self, assignment: Assignment, temporary: str, save: str, serial: int) -> None:
+        try:
+            self._begun(serial)
+            check_space(self._files, self._directory, self._snapshot)
+            _, entry = write_share(
+                self._files,
+                temporary,
+                self._snapshot,
+                assignment,
+                rank=self._exchange.rank,
+                save=save,
+                verify=self._verify,
+            )
+            vote: dict[str, Any] = {"size_bytes": entry.size_bytes, "checksum": entry.checksum}
+        except Exception as error:  # memory, a device: all are to say the same of this save
+            vote, self._cause = _failure(error), error
+        except BaseException as error:
+            self._exchange.tell_all(f"{self._key}/vote", _failure(error))
+            raise
+        self._exchange.tell_all(f"{self._key}/vote", vote)
+
+    def _raise_failures(self, said: Sequence[dict[str, Any]]) -> None:
+        failed = {rank: m["failed"] for rank, m in enumerate(said) if "failed" in m}
+        if failed:
+            rank, reason = next(iter(failed.items()))
+            more = f" (and of {len(failed) - 1} more ranks)" if len(failed) > 1 else ""
+            raise CheckpointSaveError(f"rank {rank}{more}: {reason}") from self._cause
+
+    def _failed(self, reason: str) -> CheckpointSaveError:
+        return CheckpointSaveError(
+            f"step {self._snapshot.step} could not be saved to {self._directory}: {reason}. "
+            "Earlier checkpoints are as before"
+        )

@@ -1,0 +1,273 @@
+"""What ranks tell one another through the key-value store of their process group.
+
+No collective: who waits here can give up, and knows whom it waited for. A rank beats for as long as
+its process runs, so that one that was killed or stopped is told from one that is slow.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import json
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+
+from actckpt.errors import CheckpointError
+from actckpt.sharded.line import Line
+
+logger = logging.getLogger("actckpt")
+
+# a store of torch's refuses values of 8 MiB
+_PIECE_CHARS = 4 << 20
+_LEAST_S, _MOST_S = 0.001, 0.05
+# of the exchanges of a process group
+_NUMBERS: weakref.WeakKeyDictionary[Any, Iterator[int]] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a rank waits for others.
+
+    Args:
+        silent_s: one that has not beaten for so long is taken for dead.
+        most_s: for one that beats, and does not come.
+    """
+
+    silent_s: float = 10.0
+    most_s: float = 1800.0
+
+
+class RankSilentError(CheckpointError):
+    """Another rank did not come.
+
+    Attributes:
+        ranks: which.
+    """
+
+    def __init__(self, message: str, ranks: list[int]) -> None:
+        super().__init__(message)
+        self.ranks = ranks
+
+
+class Exchange:
+    """Messages between the ranks of the default process group; one for each run.
+
+    Ranks must make theirs in the same order.
+    """
+
+    def __init__(self, patience: Patience) -> None:
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+        self.patience = patience
+        # a process may be of another group by now, of which others have made fewer
+        numbers = _NUMBERS.setdefault(dist.group.WORLD, itertools.count())
+        self._prefix = f"actckpt/{next(numbers)}"
+        self._store = _store(self._prefix)
+        self._line = Line()
+        self._decisions, self._gatherings = itertools.count(), itertools.count()
+        # keys that are in the store by this rank's hand
+        self._told: list[str] = []
+        self._heard: dict[int, tuple[bytes, float]] = {}
+        self._ends = threading.Event()
+        self._beating: threading.Thread | None = None
+
+    @property
+    def is_coordinator(self) -> bool:
+        """Whether this rank writes what is one for all."""
+        return self.rank == 0
+
+    def begin(self) -> None:
+        """From now on others see that this process runs."""
+        if self._beating is None or not self._beating.is_alive():
+            self._ends.clear()
+            self._beating = threading.Thread(
+                target=_beat,
+                args=(_store(self._prefix), self.rank, self._ends, self.patience.silent_s / 10),
+                name="actckpt-beat",
+                daemon=True,
+            )
+            self._beating.start()
+            weakref.finalize(self, self._ends.set)
+            _BEATING.add(self)
+
+    def end(self) -> None:
+        """Nobody is to wait for this process any more."""
+        self._ends.set()
+        if self._beating is not None:
+            # it may wait for a store that has ended
+            self._beating.join(1.0)
+            self._beating = None
+
+    def tell(self, key: str, message: Any) -> None:
+        """Says something to whoever asks for the key, of this rank or of all.
+
+        Raises:
+            CheckpointError: the store cannot be reached.
+        """
+        text = json.dumps(message)
+        self._told.append(key)
+        pieces = [text[n : n + _PIECE_CHARS] for n in range(0, len(text), _PIECE_CHARS)]
+        for number, piece in enumerate(pieces[1:], 1):
+            self._told.append(f"{key}/{number}")
+            self._call(self._store.set, f"{key}/{number}", piece)
+        # who sees this one sees the others
+        self._call(self._store.set, key, f"{len(pieces)} {pieces[0]}")
+
+    def to_all(self, message: Any) -> None:
+        """Says what this rank, the coordinator, has decided; the others ask `from_coordinator`."""
+        self.tell(f"decided/{next(self._decisions)}", message)
+
+    def from_coordinator(self) -> Any:
+        """What `to_all` said, the n-th time that is asked for the n-th time."""
+        return self.hear(f"decided/{next(self._decisions)}", (0,))
+
+    def gather(self, message: Any) -> list[Any]:
+        """What every rank says here, in their order; every rank has to come to this."""
+        self.begin()
+        key = f"gathered/{next(self._gatherings)}"
+        self.tell_all(key, message)
+        return self.hear_all(key)
+
+    def hear(self, key: str, ranks: Iterable[int]) -> Any:
+        """What was said under a key, once it is.
+
+        Args:
+            ranks: who is to say it: if all of them are dead, nobody will.
+
+        Raises:
+            RankSilentError: nobody did.
+            CheckpointError: the store cannot be reached.
+        """
+        return self._hear({key: tuple(ranks)})[key]
+
+    def ask(self, key: str) -> Any:
+        """What was said under a key; None where nothing was yet."""
+        return self._get(key) if self._call(self._store.check, [key]) else None
+
+    def hear_all(self, key: str) -> list[Any]:
+        """What every rank said under a key of its own, as `tell_all` does.
+
+        Raises:
+            RankSilentError: a rank did not.
+            CheckpointError: the store cannot be reached.
+        """
+        keys = {f"{key}/of/{r}": (r,) for r in range(self.world_size)}
+        found = self._hear(keys)
+        return [found[k] for k in keys]
+
+    def tell_all(self, key: str, message: Any) -> None:
+        """Says this rank's part of what `hear_all` gathers."""
+        self.tell(f"{key}/of/{self.rank}", message)
+
+    def _hear(self, keys: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        begin, pause = time.monotonic(), _LEAST_S
+        warned = False
+        while True:
+            for key in [k for k in keys if k not in found]:
+                if self._call(self._store.check, [key]):
+                    found[key] = self._get(key)
+            missing = [k for k in keys if k not in found]
+            if not missing:
+                return found
+            awaited = {r for k in missing for r in keys[k]}
+            silent = {r for r in awaited if r != self.rank and self._is_silent(r)}
+            dead = sorted({r for k in missing for r in keys[k] if silent.issuperset(keys[k])})
+            if dead:
+                raise RankSilentError(
+                    f"rank {_listed(dead)} was not heard of for {self.patience.silent_s:g} s: it "
+                    "was killed or stopped, or its machine is",
+                    dead,
+                )
+            waited_s = time.monotonic() - begin
+            if waited_s > self.patience.silent_s and not warned:
+                warned = True
+                if never := sorted(awaited - self._heard.keys() - {self.rank}):
+                    logger.warning(
+                        "actckpt: waiting for rank %s, of which nothing was heard yet: where many "
+                        "ranks train together, every one of them makes a Checkpointer and calls it",
+                        _listed(never),
+                    )
+            if waited_s > self.patience.most_s:
+                raise RankSilentError(
+                    f"rank {_listed(sorted(awaited))} did not come within "
+                    f"{self.patience.most_s:g} s, though it runs: every rank has to make the same "
+                    "calls in the same order",
+                    sorted(awaited),
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, _MOST_S)
+
+    def _get(self, key: str) -> Any:
+        first = self._call(self._store.get, key).decode()
+        count, _, text = first.partition(" ")
+        rest = (self._call(self._store.get, f"{key}/{n}").decode() for n in range(1, int(count)))
+        return json.loads("".join([text, *rest]))
+
+    def _is_silent(self, rank: int) -> bool:
+        """Whether a rank that has beaten does so no more."""
+        key = f"beat/{rank}"
+        if not self._call(self._store.check, [key]):
+            return False
+        beat = self._call(self._store.get, key)
+        now = time.monotonic()
+        if rank not in self._heard or self._heard[rank][0] != beat:
+            self._heard[rank] = beat, now
+        return now - self._heard[rank][1] > self.patience.silent_s
+
+    def forget(self, prefix: str) -> None:
+        """Nobody asks any more for what this rank said under such keys."""
+        for key in [k for k in self._told if k.startswith(prefix)]:
+            self._told.remove(key)
+            self._call(self._store.delete_key, key)
+
+    def _call(self, call: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return self._line.call(call, *args, timeout_s=self.patience.silent_s)
+        # torch's own classes of this, and what its C++ raises, are RuntimeErrors
+        except (RuntimeError, TimeoutError) as error:
+            raise CheckpointError(
+                f"the store of the process group does not answer: {error!s:.200}. The rank, or the "
+                "launcher, that holds it has ended or stopped"
+            ) from error
+
+
+_BEATING: weakref.WeakSet[Exchange] = weakref.WeakSet()
+
+
+def _end_all() -> None:
+    """A thread in torch's code must not meet the end of the interpreter."""
+    for exchange in list(_BEATING):
+        exchange.end()
+
+
+atexit.register(_end_all)
+
+
+def _store(prefix: str) -> Any:
+    """The store under names of our own, over a connection that nobody else waits for."""
+    store: Any = distributed_c10d._get_default_store()
+    return distributed_c10d.PrefixStore(prefix, store.clone())
+
+
+def _beat(store: Any, rank: int, ends: threading.Event, pause_s: float) -> None:
+    for number in itertools.count():
+        try:
+            store.set(f"beat/{rank}", str(number))
+        except RuntimeError:
+            return  # the group has ended
+        if ends.wait(pause_s):
+            return
+
+
+def _listed(ranks: list[int]) -> str:
+    shown = ", ".join(map(str, ranks[:8]))
+    return shown if len(ranks) <= 8 else f"{shown} and {len(ranks) - 8} more"
