@@ -1,0 +1,1 @@
+"""What the stages hand on as plain data: graph, profile, plan."""
