@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import nn
 
-from actckpt.batch_search import MAX_BATCH, BatchSearch, BatchTried, search
-from actckpt.errors import BudgetError, PlanError
-from actckpt.graph import Graph
-from actckpt.in_use import forget, refuse_strange
+from actckpt.asked import request_of
+from actckpt.data.budget_error import BudgetError
+from actckpt.data.graph import Graph
+from actckpt.errors import ArgumentError, PlanError
 from actckpt.measuring import measure_step
-from actckpt.optimizer_watch import tell_untraced
-from actckpt.planning import SCOPES, Request, make_plan
-from actckpt.policies import POLICIES, Policy
+from actckpt.planning.batch_search import MAX_BATCH, BatchSearch, BatchTried, search
+from actckpt.planning.making import make_plan
+from actckpt.planning.request import Request
+from actckpt.policies import Policy
+from actckpt.profiler.memory_size import memory_bytes
+from actckpt.refusals import (
+    refuse_inference_mode,
+    refuse_loss,
+    refuse_loss_beside_training_step,
+    refuse_model,
+    refuse_untraceable,
+)
 from actckpt.reporting.measurement import Measurement
 from actckpt.reporting.report import Report
 from actckpt.rewriting.installing import install, installed, uninstall
-from actckpt.rewriting.sharing import refuse_shared
-from actckpt.session import Session, session_of
+from actckpt.session.in_use import refuse_strange
+from actckpt.session.optimizer_watch import tell_untraced
+from actckpt.session.reverting import take_off
+from actckpt.session.session import Session, session_of
 from actckpt.tracing.call import Call, LossFn
-from actckpt.tracing.compiled import is_compiler_wrapper
 from actckpt.tracing.forwards import FORWARD
-from actckpt.tracing.lightning import TRAINING_STEP, is_lightning, refuse_manual, training_call
+from actckpt.tracing.lightning import TRAINING_STEP, is_lightning, training_call
 from actckpt.tracing.optimizing import Optimizing, optimizers_of
 from actckpt.tracing.step import Step
 from actckpt.tracing.tracer import model_device, trace_step
@@ -41,7 +49,7 @@ _UNTOUCHED: weakref.WeakKeyDictionary[nn.Module, Measurement] = weakref.WeakKeyD
 
 def optimize(
     model: M,
-    budget_gb: float | None,
+    budget_gb: float | str | None,
     *,
     batch: Any = None,
     loss_fn: LossFn | None = None,
@@ -49,6 +57,7 @@ def optimize(
     optimizer: Optimizers = None,
     accumulate: bool = False,
     policy: str | Policy = "auto",
+    effort: float | None = None,
     scope: str = "step",
 ) -> M:
     """The same model, changed in place so that a training step stays within a budget.
@@ -57,7 +66,10 @@ def optimize(
     fits, nothing is recomputed. Calling it again replaces the plan; `revert` takes it off.
 
     Args:
-        budget_gb: bound in GB (10^9 bytes), positive; None applies a named policy without a bound.
+        budget_gb: bound in GB (10^9 bytes), positive; or a size with its unit ("8GB", "8GiB",
+            "512MB"), or a share ("80%") of the memory of the model's device: on a CPU of the limit
+            that its container or batch system sets, else of the machine's. None applies a named
+            policy without a bound.
         batch: a tensor (one positional argument), a tuple (positional), a dict (keyword) or a
             `Call`. None plans on the first forward with gradients, from its arguments. Of a
             LightningModule ``training_step`` is planned: what its loader gives, in any nesting.
@@ -65,27 +77,31 @@ def optimize(
             returning a scalar. By default the output's ``.loss``, ``["loss"]``, or itself if it is
             a scalar; else backward is taken to start from the outputs.
         optimizer: one, or a list of several: their state and their steps count, also before the
-            first. Others that step the model's parameters are learned from their first step, and
-            planned again.
+            first. Where none is given, one that exists when the plan is made and holds trained
+            parameters is taken. Others are learned from their first step, and planned again.
         accumulate: gradients are resident when a step begins.
         policy: a name in `POLICIES`, or a callable ``(graph, profile, budget_bytes) -> Plan``.
+        effort: how long "auto", "optimal" and "calls" look for a faster plan once they have one,
+            from 0 (not at all) to 20. None is 1: some seconds, whatever the budget. Counted in
+            work, not by a clock: the plan is the same on a busy machine.
         scope: "step" bounds the peak of allocated device memory over the whole step,
             "activations" what the step adds to parameters, gradients, optimizer state and batch.
 
     Raises:
-        BudgetError: no plan of the policy fits, or the budget is no positive number.
+        BudgetError: no plan of the policy fits, or the budget is none.
+        ArgumentError: model, loss_fn, target, optimizer or effort is not what it must be.
         PlanError: the model cannot be planned for, or the policy's plan is malformed.
         TraceError: the training step cannot be traced.
         Exception: whatever the model raises for this batch. After any error the model is as it
             was before the call.
     """
-    request = Request(_budget_bytes(budget_gb, policy), _policy(policy), _scope(scope))
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module; found {type(model).__name__}")
-    _refuse(model)
+    refuse_model(model)
+    request = _request(model, budget_gb, policy, effort, scope)
+    refuse_loss(loss_fn, target is not None)
     call = None
     if batch is not None:
-        _refuse_loss(model, loss_fn)
+        refuse_inference_mode()
+        refuse_loss_beside_training_step(model, loss_fn)
         call = _call(model, batch, loss_fn)[0]
     session = Session(
         model,
@@ -117,11 +133,7 @@ def optimize(
 
 def revert(model: M) -> M:
     """The same model as it was before `optimize`; unchanged if it was not optimized."""
-    session = session_of(model)
-    if session is not None:
-        session.close()
-    forget(model)
-    uninstall(model)
+    take_off(model)
     return model
 
 
@@ -155,13 +167,17 @@ def measure(
 
     Args:
         steps: timed steps, at least 1.
-        batch, loss_fn, target, optimizer: as for `optimize`.
+        batch: as for `optimize`.
+        loss_fn: as for `optimize`.
+        target: as for `optimize`.
+        optimizer: as for `optimize`.
 
     Raises:
-        ValueError: ``steps`` is not positive.
+        ArgumentError: ``steps`` is not positive.
     """
     if steps < 1:
-        raise ValueError(f"steps must be at least 1; found {steps}")
+        raise ArgumentError(f"steps must be at least 1; found {steps}")
+    _refuse_step(model, loss_fn, target)
     session = session_of(model)
     accumulate = session.accumulate if session is not None else False
     call, entry = _call(model, batch, loss_fn)
@@ -187,11 +203,15 @@ def trace(
     """One training step of the untouched model as a `Graph`, traced on fake tensors.
 
     Args:
-        batch, loss_fn, target, optimizer: as for `optimize`.
+        batch: as for `optimize`.
+        loss_fn: as for `optimize`.
+        target: as for `optimize`.
+        optimizer: as for `optimize`.
 
     Raises:
         TraceError: the forward depends on values of activations, or there is nothing to train.
     """
+    _refuse_step(model, loss_fn, target)
     optimizers = _optimizers(model, optimizer)
     call, entry = _call(model, batch, loss_fn)
     before = uninstall(model)
@@ -207,7 +227,7 @@ def trace(
 
 def find_max_batch(
     model: nn.Module,
-    budget_gb: float,
+    budget_gb: float | str,
     make_batch: Callable[[int], Any],
     *,
     make_target: Callable[[int], Any] | None = None,
@@ -215,6 +235,7 @@ def find_max_batch(
     optimizer: Optimizers = None,
     accumulate: bool = False,
     policy: str | Policy = "auto",
+    effort: float | None = None,
     scope: str = "step",
     start: int = 1,
     limit: int = MAX_BATCH,
@@ -230,19 +251,29 @@ def find_max_batch(
         make_target: batch size -> ``target``, where ``loss_fn`` takes one.
         start: first batch size to try, at least 1.
         limit: largest batch size to try.
-        loss_fn, optimizer, accumulate, policy, scope: as for `optimize`.
+        loss_fn: as for `optimize`.
+        optimizer: as for `optimize`.
+        accumulate: as for `optimize`.
+        policy: as for `optimize`.
+        effort: as for `optimize`.
+        scope: as for `optimize`.
 
     Raises:
         BudgetError: not even ``start`` fits.
         PlanError, TraceError: as `optimize`.
-        ValueError: ``start`` or ``limit`` is no batch size.
+        ArgumentError: ``start`` or ``limit`` is no batch size.
     """
-    request = Request(_budget_bytes(budget_gb, policy), _policy(policy), _scope(scope))
+    refuse_model(model)
+    request = _request(model, budget_gb, policy, effort, scope)
     if request.budget_bytes is None:
         raise BudgetError("find_max_batch needs a budget in GB; found budget_gb=None")
     if not 1 <= start <= limit:
-        raise ValueError(f"start and limit must be 1 <= start <= limit; found {start} and {limit}")
-    _refuse_loss(model, loss_fn)
+        raise ArgumentError(
+            f"start and limit must be 1 <= start <= limit; found {start} and {limit}"
+        )
+    refuse_inference_mode()
+    refuse_loss(loss_fn, make_target is not None, target="make_target")
+    refuse_loss_beside_training_step(model, loss_fn)
     optimizers = _optimizers(model, optimizer)
     before = uninstall(model)
 
@@ -264,30 +295,20 @@ def find_max_batch(
         return BatchTried(size, True, peak, planned.price.time_s, regions)
 
     try:
-        _refuse(model)
         return search(attempt, start, limit)
     finally:
         if before is not None:
             install(before)
 
 
-def _budget_bytes(budget_gb: float | None, policy: str | Policy) -> int | None:
-    if budget_gb is None:
-        if policy == "auto":
-            raise BudgetError(
-                "budget_gb=None applies a policy without a bound, and policy 'auto' needs one: "
-                "pass a budget in GB, or a policy such as 'full'"
-            )
-        return None
-    if isinstance(budget_gb, bool) or not isinstance(budget_gb, (int, float, np.number)):
-        raise BudgetError(
-            f"budget_gb must be a number of GB (10^9 bytes); found {budget_gb!r}. "
-            "On the command line units are accepted, as in --budget-gb 8GiB"
-        )
-    budget = float(budget_gb)
-    if not math.isfinite(budget) or budget <= 0:
-        raise BudgetError(f"budget_gb must be positive and finite; found {budget_gb!r}")
-    return round(budget * 1e9)
+def _request(
+    model: nn.Module,
+    budget_gb: float | str | None,
+    policy: str | Policy,
+    effort: float | None,
+    scope: str,
+) -> Request:
+    return request_of(budget_gb, policy, scope, lambda: memory_bytes(model_device(model)), effort)
 
 
 def _optimizers(model: nn.Module, given: Optimizers) -> tuple[Optimizing, ...]:
@@ -297,24 +318,6 @@ def _optimizers(model: nn.Module, given: Optimizers) -> tuple[Optimizing, ...]:
     return found
 
 
-def _policy(policy: str | Policy) -> str | Policy:
-    if isinstance(policy, str):
-        if policy not in POLICIES:
-            raise PlanError(f"no policy {policy!r}; there are {', '.join(POLICIES)}")
-    elif not callable(policy):
-        raise PlanError(
-            "policy must be a name or a callable (graph, profile, budget_bytes) -> Plan; "
-            f"found {type(policy).__name__}"
-        )
-    return policy
-
-
-def _scope(scope: str) -> str:
-    if scope not in SCOPES:
-        raise PlanError(f"no scope {scope!r}; there are {' and '.join(map(repr, SCOPES))}")
-    return scope
-
-
 def _call(model: nn.Module, batch: Any, loss_fn: LossFn | None) -> tuple[Call, str]:
     """The call that a batch stands for, and the method of the model that it calls."""
     if loss_fn is None and is_lightning(model):
@@ -322,30 +325,7 @@ def _call(model: nn.Module, batch: Any, loss_fn: LossFn | None) -> tuple[Call, s
     return Call.of(batch), FORWARD
 
 
-def _refuse_loss(model: nn.Module, loss_fn: LossFn | None) -> None:
-    """A LightningModule's ``training_step`` is what is planned for a batch."""
-    if loss_fn is not None and is_lightning(model):
-        raise PlanError(
-            f"{type(model).__name__} is a LightningModule, and its training_step makes the loss: "
-            "leave loss_fn and target out, and pass as batch what its loader gives. For a loop of "
-            "your own that calls the module itself, optimize the module inside"
-        )
-
-
-def _refuse(model: nn.Module) -> None:
-    """Models that no plan can be made for."""
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise PlanError(
-            f"{type(model).__name__} wraps the model that is to be planned: "
-            "call actckpt.optimize on the inner module first, then wrap it"
-        )
-    if is_compiler_wrapper(model):
-        raise PlanError(
-            "this is what torch.compile has made of a model, and plans are for eager models: call "
-            "actckpt.optimize on the model inside (model._orig_mod). It runs as planned, and "
-            "nothing of it is compiled; or leave actckpt out and train it compiled"
-        )
-    refuse_shared(model)
-    if is_lightning(model):
-        refuse_manual(model)
-    model_device(model)
+def _refuse_step(model: nn.Module, loss_fn: LossFn | None, target: Any) -> None:
+    refuse_untraceable(model)
+    refuse_inference_mode()
+    refuse_loss(loss_fn, target is not None)

@@ -33,6 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="actckpt",
         description="Train a PyTorch model inside a memory budget.",
+        epilog="example: actckpt plan gpt2 --batch-size 4 --budget-gb 3GB",
     )
     parser.add_argument("--version", action="version", version=f"actckpt {package_version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

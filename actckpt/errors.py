@@ -1,16 +1,17 @@
-"""Every error that actckpt raises on purpose: what was asked, what was found, what would work."""
+"""Every error that actckpt raises on purpose: what was asked, what was found, what would work.
+
+`actckpt.data.budget_error` has the one that hands over a plan.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from actckpt.plan import Plan
 
 
 class ActckptError(Exception):
     """Root of all errors raised by actckpt."""
+
+
+class ArgumentError(ActckptError, TypeError, ValueError):
+    """An argument is not what a public function takes; found before anything was touched."""
 
 
 class TraceError(ActckptError):
@@ -21,37 +22,12 @@ class PlanError(ActckptError):
     """A plan is malformed, does not belong to this model, or no plan is in force."""
 
 
+class ExportError(PlanError, AttributeError):
+    """An optimized model was to be exported, scripted or traced: `actckpt.revert` comes first."""
+
+
 class ReplayError(ActckptError, RuntimeError):
     """A recomputation did not reproduce what the forward pass had saved."""
-
-
-class BudgetError(ActckptError, ValueError):
-    """No plan fits the budget, or the budget is not a positive number.
-
-    Attributes:
-        budget_bytes: what was asked, or None when it was not a number.
-        smallest_bytes: the smallest peak found, or None when nothing was planned.
-        smallest_plan: the plan of that peak, where a policy raises the error and has one.
-        excluded_bytes: it is proved that no plan has a lower peak; None when nothing was planned.
-        split: what ``smallest_bytes`` is made of, in bytes by name; empty when nothing was planned.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        budget_bytes: int | None = None,
-        smallest_bytes: int | None = None,
-        smallest_plan: Plan | None = None,
-        excluded_bytes: int | None = None,
-        split: Mapping[str, int] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.budget_bytes = budget_bytes
-        self.smallest_bytes = smallest_bytes
-        self.smallest_plan = smallest_plan
-        self.excluded_bytes = excluded_bytes
-        self.split = dict(split or {})
 
 
 class TargetError(ActckptError, ValueError):
@@ -89,6 +65,10 @@ class CheckpointSaveError(CheckpointError):
         self.free_bytes = free_bytes
 
 
+class CheckpointUnknownError(CheckpointError):
+    """Nobody said whether the ranks of a run have saved a checkpoint: the directory will tell."""
+
+
 class CheckpointMismatchError(CheckpointError, ValueError):
     """A sound checkpoint does not belong to these objects; they are as before."""
 
@@ -105,3 +85,7 @@ class CheckpointDifferenceError(CheckpointError):
         super().__init__(message)
         self.step = step
         self.differs = differs
+
+
+class WeightsExportError(ActckptError, ValueError):
+    """Weights cannot be written in a format as asked, or did not read back; nothing was written."""

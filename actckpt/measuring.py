@@ -19,7 +19,7 @@ from torch.optim.optimizer import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from actckpt.graph import Category
+from actckpt.data.graph import Category
 from actckpt.profiler.census import resident_bytes, storages, tensors
 from actckpt.profiler.meter import AllocatorMeter
 from actckpt.reporting.measurement import Measurement

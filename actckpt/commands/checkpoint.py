@@ -3,58 +3,65 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 from pathlib import Path
 from typing import Any
 
-from actckpt.checkpoint.discovery import Checkpoint, checkpoint_at, existing
+from actckpt.checkpoint.discovery import checkpoint_at, existing
 from actckpt.checkpoint.files import Files
-from actckpt.checkpoint.manifest import Manifest
 from actckpt.checkpoint.names import MANIFEST
-from actckpt.checkpoint.verification import verify_files
+from actckpt.checkpoint.verification import read_shares, verify_files
 from actckpt.commands import (
     checkpoint_diff,
     checkpoint_export,
+    checkpoint_import,
     checkpoint_journal,
+    checkpoint_ls,
     checkpoint_prune,
 )
+from actckpt.commands.checkpoint_ls import saved_at
+from actckpt.commands.parsers import add_command
 from actckpt.errors import CheckpointFormatError
-from actckpt.units import format_bytes
+from actckpt.exporting.folder import MANIFEST as EXPORT_MANIFEST
+from actckpt.exporting.folder import verify_folder
 
 
 def add_parser(commands: Any) -> None:
     """Add this command to ``commands``."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "checkpoint",
-        help="list, show, verify, compare, prune and export checkpoints on disk",
+        about="list, show, verify, compare, prune and export checkpoints on disk",
         description="Checkpoints on disk. Only prune changes what is there.",
+        example="actckpt checkpoint ls runs/mine\n"
+        "actckpt checkpoint prune runs/mine --keep-last 2 --dry-run",
     )
     inner = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    ls = inner.add_parser("ls", help="the checkpoints of a run, newest first")
-    ls.add_argument("directory", type=Path, metavar="RUN")
-    ls.set_defaults(run=list_checkpoints)
-    show = inner.add_parser("show", help="what one checkpoint holds")
-    show.add_argument("checkpoint", type=Path, metavar="RUN|CHECKPOINT")
+    checkpoint_ls.add_parser(inner)
+    either = "one checkpoint, or a run for its newest"
+    show = add_command(
+        inner,
+        "show",
+        about="what one checkpoint holds",
+        example="actckpt checkpoint show runs/mine/step-00000200",
+    )
+    show.add_argument("checkpoint", type=Path, metavar="RUN|CHECKPOINT", help=either)
     show.set_defaults(run=show_checkpoint)
-    verify = inner.add_parser("verify", help="read every byte; exit status 1 if one is wrong")
-    verify.add_argument("checkpoint", type=Path, metavar="RUN|CHECKPOINT")
+    verify = add_command(
+        inner,
+        "verify",
+        about="read every byte; exit status 1 if one is wrong",
+        example="actckpt checkpoint verify runs/mine",
+    )
+    verify.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="RUN|CHECKPOINT|EXPORT",
+        help="one, or a run for all of its own; or an exported folder",
+    )
     verify.set_defaults(run=verify_checkpoints)
-    for command in (checkpoint_diff, checkpoint_journal, checkpoint_prune, checkpoint_export):
+    for command in (checkpoint_diff, checkpoint_journal, checkpoint_prune, checkpoint_export,
+                    checkpoint_import):  # fmt: skip
         command.add_parser(inner)
-
-
-def list_checkpoints(args: argparse.Namespace) -> int:
-    """0, after printing the checkpoints of a run and what cannot be used.
-
-    Raises:
-        CheckpointError: there is nothing of the kind.
-    """
-    found = existing(Files(), str(args.directory))
-    for checkpoint in found.checkpoints:
-        print(_line(checkpoint))
-    for skipped in found.skipped:
-        print(f"{skipped.name}  cannot be used: {skipped.reason}")
-    return 0
 
 
 def show_checkpoint(args: argparse.Namespace) -> int:
@@ -65,8 +72,14 @@ def show_checkpoint(args: argparse.Namespace) -> int:
     """
     checkpoint = checkpoint_at(Files(), str(args.checkpoint))
     manifest = checkpoint.manifest
-    print(f"{checkpoint.path}: step {checkpoint.step}, saved {_time(manifest)}")
-    print(f"{manifest.size_bytes} bytes in {len(manifest.files)} files")
+    print(f"{checkpoint.path}: step {checkpoint.step}, saved {saved_at(manifest)}")
+    files, tensors, written_by = {**manifest.files}, manifest.tensors, ""
+    if manifest.world_size:
+        shares = read_shares(Files(), str(checkpoint.path), manifest)
+        files |= {name: entry for share in shares.ranks for name, entry in share.files.items()}
+        tensors = shares.tensors(None, str(checkpoint.path))
+        written_by = f" of {manifest.world_size} ranks"
+    print(f"{manifest.size_bytes} bytes in {len(files)} files{written_by}")
     if manifest.tag:
         print(f"tag {manifest.tag}")
     print(f"model {manifest.fingerprint} (names, dtypes and shapes of its tensors)")
@@ -74,20 +87,23 @@ def show_checkpoint(args: argparse.Namespace) -> int:
         print(f"metric {name} = {value!r}")
     for name, text in manifest.versions.items():
         print(f"{name} {text}")
-    for file, entry in manifest.files.items():
+    for file, entry in files.items():
         print(f"{file}  {entry.size_bytes} bytes  {entry.checksum}")
-    for name, tensor in manifest.tensors.items():
-        print(f"{name}  {tensor.dtype} {list(tensor.shape)}")
+    for name, tensor in tensors.items():
+        parts = f" in {len(tensor.chunks)} parts" if len(tensor.chunks) > 1 else ""
+        print(f"{name}  {tensor.dtype} {list(tensor.shape)}{parts}")
     return 0
 
 
 def verify_checkpoints(args: argparse.Namespace) -> int:
-    """0 if every byte of a checkpoint, or of all those of a run, is as it was written; else 1.
+    """0 if every byte of a checkpoint, a run's or an export is as it was written; else 1.
 
     Raises:
         CheckpointError: there is nothing of the kind.
     """
     path: Path = args.checkpoint
+    if (path / EXPORT_MANIFEST).exists():
+        return _verify_export(path)
     if (path / MANIFEST).exists():
         paths, failed = [path], False
     else:
@@ -103,23 +119,18 @@ def verify_checkpoints(args: argparse.Namespace) -> int:
             print(f"{each.name}: {'was deleted in the meantime' if gone else error}")
             failed |= not gone
         else:
-            print(f"{each.name}: {len(manifest.files)} files, {manifest.size_bytes} bytes, sound")
+            ranks = f" of {manifest.world_size} ranks" if manifest.world_size else ""
+            count = f"{len(manifest.files)} files" if not ranks else "files"
+            print(f"{each.name}: {count}{ranks}, {manifest.size_bytes} bytes, sound")
     return 1 if failed else 0
 
 
-def _line(checkpoint: Checkpoint) -> str:
-    metrics = "  ".join(f"{name}={value:.6g}" for name, value in checkpoint.metrics.items())
-    parts = [
-        checkpoint.path.name,
-        _time(checkpoint.manifest),
-        format_bytes(checkpoint.size_bytes),
-        "pinned" if checkpoint.pinned else "",
-        checkpoint.tag,
-        metrics,
-    ]
-    return "  ".join(part for part in parts if part)
-
-
-def _time(manifest: Manifest) -> str:
-    then = datetime.datetime.fromtimestamp(manifest.saved_at_s, tz=datetime.UTC)
-    return then.strftime("%Y-%m-%d %H:%M:%S UTC")
+def _verify_export(path: Path) -> int:
+    try:
+        files = verify_folder(Files(), str(path))["files"]
+    except CheckpointFormatError as error:
+        print(f"{path.name}: {error}")
+        return 1
+    size_bytes = sum(entry["size_bytes"] for entry in files.values())
+    print(f"{path.name}: {len(files)} files, {size_bytes} bytes, sound")
+    return 0

@@ -9,12 +9,16 @@ from typing import Any
 from actckpt.checkpoint.difference import differences
 from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.reading import read_checkpoint
+from actckpt.commands.parsers import add_command
 
 
 def add_parser(commands: Any) -> None:
     """Add this command to ``commands``."""
-    parser = commands.add_parser(
-        "diff", help="every value in which two differ; exit status 1 if there is one"
+    parser = add_command(
+        commands,
+        "diff",
+        example="actckpt checkpoint diff runs/mine runs/yours",
+        about="every value in which two differ; exit status 1 if there is one",
     )
     parser.add_argument("first", type=Path, metavar="A", help="a run, or a checkpoint")
     parser.add_argument("second", type=Path, metavar="B", help="another")

@@ -10,22 +10,24 @@ from actckpt.checkpoint.discovery import discover
 from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.journal_file import Lines, path_of
 from actckpt.checkpoint.journal_lines import Again, Head, Saved, Step
+from actckpt.checkpoint.local_path import local_path
+from actckpt.commands.parsers import add_command
 from actckpt.errors import CheckpointError
 from actckpt.units import format_bytes
 
 
 def add_parser(commands: Any) -> None:
     """Add this command to ``commands``."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "journal",
-        help="the steps since the oldest checkpoint, and whether those made again came out alike",
+        example="actckpt checkpoint journal runs/mine --last 20",
+        about="the steps since the oldest checkpoint, and whether those made again came out alike",
         description="What a Checkpointer has seen of its steps. Exit status 1 if a step that was "
         "made again came out otherwise.",
     )
-    parser.add_argument("directory", type=Path, metavar="RUN")
-    parser.add_argument(
-        "--last", type=int, default=5, metavar="N", help="steps to print (default: %(default)s)"
-    )
+    parser.add_argument("directory", type=Path, metavar="RUN", help="a Checkpointer's directory")
+    parser.add_argument("--last", type=int, default=5, metavar="N", help="steps to print")
     parser.set_defaults(run=print_journal)
 
 
@@ -35,7 +37,7 @@ def print_journal(args: argparse.Namespace) -> int:
     Raises:
         CheckpointError: there is none, or it cannot be read.
     """
-    files, directory = Files(), str(args.directory)
+    files, directory = Files(), str(local_path(args.directory))
     steps: dict[int, Step] = {}
     said: list[str] = []
     differs = False

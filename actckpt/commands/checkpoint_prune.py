@@ -1,4 +1,7 @@
-"""``actckpt checkpoint prune RUN``: the retention of a `Checkpointer`, by hand."""
+"""``actckpt checkpoint prune RUN``: the retention of a `Checkpointer`, by hand.
+
+The journal loses the steps that no checkpoint which stays would make again, as it does there.
+"""
 
 from __future__ import annotations
 
@@ -8,26 +11,28 @@ from typing import Any
 
 from actckpt.checkpoint.discovery import existing
 from actckpt.checkpoint.files import Files
+from actckpt.checkpoint.journal_file import cut_back
 from actckpt.checkpoint.lock import DirectoryLock
 from actckpt.checkpoint.retention import Keep, clean, retire
 from actckpt.checkpoint.verification import verify_files
+from actckpt.commands.parsers import add_command
 from actckpt.errors import CheckpointError
 from actckpt.units import format_bytes
 
 
 def add_parser(commands: Any) -> None:
     """Add this command to ``commands``."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "prune",
-        help="delete checkpoints that nothing keeps",
+        example="actckpt checkpoint prune runs/mine --keep-last 2 --keep-best loss min 1 --dry-run",
+        about="delete checkpoints that nothing keeps",
         description="Delete the checkpoints that neither an option nor a pin keeps; the newest "
-        "always stays, and is verified first.",
+        "always stays, and is verified first. The journal is cut back with them.",
     )
-    parser.add_argument("directory", type=Path, metavar="RUN")
+    parser.add_argument("directory", type=Path, metavar="RUN", help="a Checkpointer's directory")
     parser.add_argument("--dry-run", action="store_true", help="only print what would be deleted")
-    parser.add_argument(
-        "--keep-last", type=int, default=3, metavar="N", help="the newest (default: %(default)s)"
-    )
+    parser.add_argument("--keep-last", type=int, default=3, metavar="N", help="the newest")
     parser.add_argument(
         "--keep-best",
         nargs=3,
@@ -35,6 +40,11 @@ def add_parser(commands: Any) -> None:
         help="the best by a metric, besides",
     )
     parser.add_argument("--keep-every", type=int, metavar="STEPS", help="multiples, besides")
+    for name in ("hourly", "daily"):
+        about = (
+            f"the newest of each of the last N {'hours' if name == 'hourly' else 'days'}, besides"
+        )
+        parser.add_argument(f"--keep-{name}", type=int, metavar="N", help=about)
     parser.set_defaults(run=prune)
 
 
@@ -58,7 +68,7 @@ def prune(args: argparse.Namespace) -> int:
             clean(files, directory)
         finally:
             lock.release()
-    except OSError as error:
+    except (OSError, EOFError) as error:
         raise CheckpointError(
             f"{directory} could not be pruned to the end: {error}. What is still listed is whole"
         ) from error
@@ -69,7 +79,7 @@ def _policy(args: argparse.Namespace) -> Keep:
     best = args.keep_best
     try:
         return Keep(args.keep_last, (best[0], best[1], int(best[2])) if best else None,
-                    args.keep_every)  # fmt: skip
+                    args.keep_every, args.keep_hourly, args.keep_daily)  # fmt: skip
     except ValueError as error:
         raise CheckpointError(str(error)) from error
 
@@ -83,8 +93,11 @@ def _prune(files: Files, directory: str, keep: Keep, *, dry: bool) -> None:
     if doomed:
         # before the last copy of anything goes, what stays must be worth it
         verify_files(files, str(found.checkpoints[0].path))
-    if not dry:
+    if doomed and not dry:
         retire(files, directory, doomed)
+        left = [c for c in found.checkpoints if c.path in kept]
+        serials = frozenset(c.manifest.serial for c in left)
+        cut_back(files, directory, min(c.step for c in left), serials)
     verb = "would be deleted" if dry else "deleted"
     for checkpoint in found.checkpoints:
         print(f"{checkpoint.path.name}  {'stays' if checkpoint.path in kept else verb}")

@@ -5,102 +5,75 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 
 from actckpt.api import measure, optimize, report, revert
-from actckpt.commands.target_options import add_target_options, describe, load, positive_int
-from actckpt.errors import BudgetError, PlanError
-from actckpt.plan import Plan
-from actckpt.policies import POLICIES
+from actckpt.commands.compare_shown import draw, make_table, why_little_fits
+from actckpt.commands.consoles import make_console
+from actckpt.commands.parsers import add_command
+from actckpt.commands.sweep import BUDGETS, Pair, Row, bounded, pair, percents_between, sweep
+from actckpt.commands.target_options import (
+    add_effort_option,
+    add_target_options,
+    describe,
+    load,
+    positive_int,
+)
+from actckpt.data.budget_error import BudgetError
+from actckpt.data.plan import Plan
+from actckpt.errors import PlanError
+from actckpt.policies import POLICIES, SEARCHES
+from actckpt.policies.solver.prepared import kept_tables
 from actckpt.profiler.devices import find_device
-from actckpt.reporting.figure import INK, MUTED, bare_axes, blank_figure
 from actckpt.reporting.measurement import Measurement
 from actckpt.reporting.strict_json import document, dumps
-from actckpt.units import format_bytes, format_percent, format_seconds
+from actckpt.units import format_bytes, format_seconds
 from actckpt.versions import versions
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-COLORS = {
-    "auto": "#c0392b",
-    "full": "#2a78b5",
-    "sqrt": "#58b09c",
-    "log": "#8b7bb8",
-    "selective": "#f2b45c",
-    "none": "#4a5568",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One policy at one budget.
-
-    Args:
-        percent: the budget as a share of the untouched peak.
-        smallest_bytes: where the budget cannot be met: the smallest that can.
-        predicted_bytes: what a budget of that scope is compared with, like ``measured_bytes``.
-        ratio: planned over untouched step time, the median over rounds of one step of each.
-    """
-
-    policy: str
-    percent: float
-    budget_bytes: int
-    fits: bool
-    smallest_bytes: int | None = None
-    predicted_bytes: int | None = None
-    measured_bytes: int | None = None
-    step_s: float | None = None
-    untouched_step_s: float | None = None
-    ratio: float | None = None
-    regions: int | None = None
-    plan_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A plan beside the untouched model."""
-
-    planned_bytes: int
-    step_s: float
-    untouched_step_s: float
-    ratio: float
 
 
 def add_parser(commands: Any) -> None:
     """Add this command to ``commands``."""
-    parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "compare",
-        help="measure every policy at every budget",
+        about="measure every policy at every budget",
         description="Plan TARGET with every policy at every budget, measure real steps, print the "
-        "table and write it with a plot.",
+        "table and write it with a plot. Budgets are for activations: what the step adds to "
+        "parameters, gradients, optimizer state and batch (--scope step bounds everything).",
+        example="actckpt compare gpt2 --set n_layer=4 --batch-size 4 --seq-len 128\n"
+        "actckpt compare mypackage.training:build --policies auto,full --budgets 60,40",
     )
-    add_target_options(parser)
+    add_target_options(parser, scope="activations")
     parser.add_argument(
         "--policies",
         type=_policies,
-        default=[name for name in POLICIES if name != "none"],
+        default=",".join(name for name in POLICIES if name != "none"),
         metavar="P,P",
-        help=f"of {', '.join(POLICIES)} (default: all but none)",
+        help=f"of {', '.join(POLICIES)}",
     )
     parser.add_argument(
         "--budgets",
         type=_percents,
-        default=[90.0, 75.0, 60.0, 50.0, 40.0, 30.0],
         metavar="N,N",
-        help="in percent of the untouched peak (default: 90,75,60,50,40,30)",
+        help=f"in percent of the untouched peak (default: {BUDGETS} between the smallest plan and "
+        "the untouched model)",
     )
-    parser.add_argument("--steps", type=positive_int, default=3, metavar="N", help="measured each")
-    parser.add_argument("--out", type=Path, default=Path("runs/compare"), metavar="FOLDER")
+    add_effort_option(parser)
+    parser.add_argument(
+        "--steps", type=positive_int, default=3, metavar="N", help="measured of each plan"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/compare"),
+        metavar="FOLDER",
+        help="where compare.json and compare.png are written",
+    )
     parser.set_defaults(run=run)
 
 
@@ -116,9 +89,7 @@ def run(args: argparse.Namespace) -> int:
             f"compare measures real steps, and {elsewhere.name} is known by its data sheet only: "
             "use actckpt plan, which estimates"
         )
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 120
+    console = make_console()
     model, batch, optimizer = load(args)
     twin, _, twin_optimizer = load(args)
     console.print(describe(args, model))
@@ -141,10 +112,20 @@ def run(args: argparse.Namespace) -> int:
             batch=batch,
             optimizer=optimizer,
             policy=policy,
+            effort=args.effort if policy in SEARCHES else None,
             scope=args.scope,
         )
         found = report(model)
         return found.plan, found.planned.predicted.bounded_bytes(args.scope)
+
+    def smallest() -> int:
+        for policy in ("auto", *args.policies):
+            try:
+                planned(policy, 1)
+            except BudgetError as error:
+                if error.smallest_bytes is not None:
+                    return error.smallest_bytes
+        return whole_bytes  # nothing can be recomputed
 
     untouched = measure(twin, batch, optimizer=twin_optimizer, steps=args.steps)
     whole_bytes = bounded(untouched, args.scope)
@@ -152,10 +133,11 @@ def run(args: argparse.Namespace) -> int:
         f"untouched: {format_bytes(whole_bytes)}, {format_seconds(untouched.step_s)} a step\n"
     )
     rows = []
-    with console.status("") as status:
+    with console.status("") as status, kept_tables():
+        percents = args.budgets or percents_between(smallest(), whole_bytes)
         for row in sweep(
             args.policies,
-            args.budgets,
+            percents,
             whole_bytes,
             planned=planned,
             measured=measured,
@@ -164,156 +146,13 @@ def run(args: argparse.Namespace) -> int:
         ):
             rows.append(row)
     console.print(make_table(rows))
+    for line in why_little_fits(rows, whole_bytes, untouched.added_bytes, args.scope):
+        console.print(line)
     _write(args, console, rows, untouched, whole_bytes)
     over = [r for r in rows if r.measured_bytes is not None and r.measured_bytes > r.budget_bytes]
     for row in over:
         console.print(f"{row.policy} at {row.percent:g} %: measured above its budget", style="red")
     return 1 if over else 0
-
-
-def bounded(measurement: Measurement, scope: str) -> int:
-    """What a budget of that scope is compared with."""
-    return measurement.added_bytes if scope == "activations" else measurement.peak_bytes
-
-
-def pair(rounds: Sequence[tuple[Measurement, Measurement]], scope: str) -> Pair:
-    """What rounds of one (planned, untouched) step each amount to: the highest peak, medians."""
-    return Pair(
-        planned_bytes=max(bounded(planned, scope) for planned, _ in rounds),
-        step_s=median(planned.step_s for planned, _ in rounds),
-        untouched_step_s=median(untouched.step_s for _, untouched in rounds),
-        ratio=median(planned.step_s / untouched.step_s for planned, untouched in rounds),
-    )
-
-
-def sweep(
-    policies: Sequence[str],
-    percents: Sequence[float],
-    whole_bytes: int,
-    *,
-    planned: Callable[[str, int], tuple[Plan, int | None]],
-    measured: Callable[[], Pair],
-    reverted: Callable[[], Any],
-    progress: Callable[[str], Any],
-) -> Iterator[Row]:
-    """A row for every policy at every budget, each plan measured once, beside the untouched step.
-
-    Args:
-        percents: budgets in percent of ``whole_bytes``.
-        planned: plans the model and returns the plan and the predicted bytes.
-        measured: measures the model as it is, and an untouched one.
-        reverted: makes the model untouched.
-    """
-    for policy in policies:
-        known: dict[Plan, Pair] = {}
-        for percent in percents:
-            budget_bytes = int(whole_bytes * percent / 100)
-            row = Row(policy, percent, budget_bytes, fits=False)
-            progress(f"{policy} at {percent:g} %")
-            reverted()
-            start = time.perf_counter()
-            try:
-                plan, predicted_bytes = planned(policy, budget_bytes)
-            except BudgetError as error:
-                yield replace(row, smallest_bytes=error.smallest_bytes)
-                continue
-            plan_s = time.perf_counter() - start
-            if plan not in known:
-                known[plan] = measured()
-            found = known[plan]
-            yield replace(
-                row,
-                fits=True,
-                predicted_bytes=predicted_bytes,
-                measured_bytes=found.planned_bytes,
-                step_s=found.step_s,
-                untouched_step_s=found.untouched_step_s,
-                ratio=found.ratio,
-                regions=len(list(plan.walk())) + len(list(plan.walk_bursts())),
-                plan_s=plan_s,
-            )
-    reverted()
-
-
-def make_table(rows: Sequence[Row]) -> Table:
-    """The rows as a rich table, a section for each policy."""
-    table = Table(box=SIMPLE, pad_edge=False, header_style="bold")
-    table.add_column("policy")
-    for name in ("budget", "", "predicted", "measured", "of budget", "step", "time", "regions"):
-        table.add_column(name, justify="right")
-    for i, row in enumerate(rows):
-        if i and rows[i - 1].policy != row.policy:
-            table.add_section()
-        head = (row.policy, f"{row.percent:g} %", format_bytes(row.budget_bytes))
-        if not row.fits:
-            smallest = row.smallest_bytes
-            reached = "" if smallest is None else f" (smallest {format_bytes(smallest)})"
-            table.add_row(*head, "", f"does not fit{reached}", style="dim")
-            continue
-        assert row.measured_bytes is not None
-        assert row.ratio is not None
-        used = row.measured_bytes / row.budget_bytes
-        table.add_row(
-            *head,
-            "" if row.predicted_bytes is None else format_bytes(row.predicted_bytes),
-            format_bytes(row.measured_bytes),
-            f"{100 * used:.1f} %",
-            "" if row.step_s is None else format_seconds(row.step_s),
-            format_percent(row.ratio - 1),
-            str(row.regions),
-            style="red" if used > 1 else None,
-        )
-    return table
-
-
-def draw(rows: Sequence[Row], whole_bytes: int, title: str) -> Figure:
-    """Measured peak against time ratio, one line for each policy.
-
-    Raises:
-        ReportError: matplotlib is not installed.
-    """
-    figure = blank_figure(7.2, 4.6)
-    axes = figure.subplots()
-    bare_axes(axes)
-    for percent in sorted({row.percent for row in rows}):
-        axes.axvline(percent, color="#e5e7eb", linewidth=0.8, zorder=0)
-    axes.plot([100], [1], marker="D", color=INK, markersize=6, linestyle="none", zorder=4)
-    axes.annotate(
-        "untouched",
-        (100, 1),
-        xytext=(0, -13),
-        textcoords="offset points",
-        ha="right",
-        fontsize=8,
-        color=MUTED,
-    )
-    for policy in dict.fromkeys(row.policy for row in rows):
-        points = sorted(
-            {
-                (100 * row.measured_bytes / whole_bytes, row.ratio)
-                for row in rows
-                if row.policy == policy and row.measured_bytes is not None and row.ratio is not None
-            }
-        )
-        if points:
-            axes.plot(
-                [x for x, _ in points],
-                [y for _, y in points],
-                marker="o",
-                markersize=7 if policy == "auto" else 5.5,
-                linewidth=1.8 if policy == "auto" else 1.0,
-                color=COLORS.get(policy, MUTED),
-                label=policy,
-                zorder=3 if policy == "auto" else 2,
-                markeredgecolor="white",
-                markeredgewidth=0.8,
-            )
-    axes.set_xlabel("measured peak, % of the untouched one", color=MUTED, fontsize=9)
-    axes.set_ylabel("step time, times the untouched one", color=MUTED, fontsize=9)
-    axes.set_title(title, loc="left", fontsize=10, color=INK)
-    if any(row.fits for row in rows):
-        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    return figure
 
 
 def _write(
@@ -336,6 +175,7 @@ def _write(
             "dtype": args.dtype,
             "optimizer": args.optimizer,
             "scope": args.scope,
+            "effort": args.effort,
             "device": args.device,
             "seed": args.seed,
             "versions": versions(),

@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
+from actckpt.commands.targets import load_target
+from actckpt.policies import SEARCHES
+from actckpt.policies.solver.work import DEFAULT_EFFORT, MOST_EFFORT, checked_effort
 from actckpt.profiler.devices import DEVICES, find_device, refuse_dtypes
-from actckpt.targets import load_target
 from actckpt.tracing.weightless import without_weights
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer] | None] = {
@@ -21,8 +23,12 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer] | None] = {
 }
 
 
-def add_target_options(parser: argparse.ArgumentParser) -> None:
-    """Add TARGET and the options that shape its step to ``parser``."""
+def add_target_options(parser: argparse.ArgumentParser, *, scope: str = "step") -> None:
+    """Add TARGET and the options that shape its step to ``parser``.
+
+    Args:
+        scope: what a budget bounds where the user does not say.
+    """
     parser.add_argument(
         "target",
         metavar="TARGET",
@@ -38,21 +44,28 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="a field of the Hugging Face configuration, such as n_layer=6; repeatable",
     )
-    group.add_argument("--batch-size", type=positive_int, default=4, metavar="N")
-    group.add_argument("--seq-len", type=positive_int, default=512, metavar="N")
-    group.add_argument("--dtype", help="of weights and images, such as bf16")
+    hugging_face = "of a Hugging Face model type"
+    group.add_argument(
+        "--batch-size", type=positive_int, default=4, metavar="N", help=f"samples, {hugging_face}"
+    )
+    group.add_argument(
+        "--seq-len", type=positive_int, default=512, metavar="N", help=f"tokens, {hugging_face}"
+    )
+    group.add_argument(
+        "--dtype", help="of weights and images, such as bf16 (default: the configuration's)"
+    )
     group.add_argument(
         "--optimizer",
         choices=sorted(OPTIMIZERS),
         default="adamw",
-        help="whose state and step count in the peak (default: %(default)s)",
+        help="whose state and step count in the peak",
     )
     group.add_argument(
         "--scope",
         choices=("step", "activations"),
-        default="step",
+        default=scope,
         help="what the budget bounds: the peak of the whole step, or what the step adds to "
-        "parameters, gradients, optimizer state and batch (default: %(default)s)",
+        "parameters, gradients, optimizer state and batch",
     )
     group.add_argument(
         "--device",
@@ -60,7 +73,7 @@ def add_target_options(parser: argparse.ArgumentParser) -> None:
         default="cuda" if torch.cuda.is_available() else "cpu",
         help="a device of this machine, or one to plan for that is not here: " + ", ".join(DEVICES),
     )
-    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--seed", type=int, default=0, help="of weights and batch")
 
 
 def load(args: argparse.Namespace) -> tuple[nn.Module, Any, torch.optim.Optimizer | None]:
@@ -124,6 +137,26 @@ def device(text: str) -> str:
         f"no device {text!r}: here there is {' and '.join(sorted(here))}; to plan for one that is "
         f"not here, name it: {', '.join(DEVICES)}"
     )
+
+
+def add_effort_option(parser: argparse.ArgumentParser) -> None:
+    """``--effort``, of the policies that search."""
+    parser.add_argument(
+        "--effort",
+        type=_effort,
+        metavar="E",
+        help=f"how long {', '.join(SEARCHES)} look for a faster plan once they have one: "
+        f"0 (not at all) to {MOST_EFFORT:g}; left out: {DEFAULT_EFFORT:g}, some seconds",
+    )
+
+
+def _effort(text: str) -> float:
+    try:
+        return checked_effort(float(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number from 0 to {MOST_EFFORT:g}"
+        ) from error
 
 
 def positive_int(text: str) -> int:

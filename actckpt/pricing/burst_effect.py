@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from actckpt.bursts import PlacedBurst, place_bursts
-from actckpt.graph import Graph
-from actckpt.plan import Burst, Plan
+from actckpt.data.graph import Graph
+from actckpt.data.plan import Burst, Plan
+from actckpt.data.profile import Profile
+from actckpt.interpreting.bursts import PlacedBurst, place_bursts
+from actckpt.interpreting.recomputation import Recomputation
+from actckpt.interpreting.stretches import Stretches
 from actckpt.pricing.effect import GENERATOR_STATE_BYTES, Effect, Event
-from actckpt.profile import Profile
-from actckpt.recomputation import Recomputation
-from actckpt.stretches import Stretches
 
 
 class BurstEffects:
@@ -57,7 +57,7 @@ class BurstEffects:
         for p in sorted((p for p in placed if p.at >= 0), key=lambda p: (p.at, p.index)):
             given = {sid: until for (giver, sid), until in handed_until.items() if giver == p.index}
             events.append(self._run(p, given, extra, handed))
-            extra.extend(self._states(p))
+        extra.extend(self._states(placed))
         dropped = sorted(k for p in placed for k in p.burst.drops)
         return Effect(
             dropped=np.array(dropped, dtype=np.int64),
@@ -127,13 +127,16 @@ class BurstEffects:
                     level -= alive.pop(sid)
         return peak
 
-    def _states(self, p: PlacedBurst) -> list[tuple[int, int, int]]:
-        """The generators' states that the forward keeps for its random operations."""
+    def _states(self, placed: Sequence[PlacedBurst]) -> list[tuple[int, int, int]]:
+        """The generators' states that the forward keeps for random operations, one a call."""
         if self.graph.device != "cpu" or self.graph.stands_for:
             return []
-        calls = {self.possible.call_of(i) for i in p.burst.ops if self.graph.ops[i].random}
-        begins = (self.graph.calls[c].first for c in calls)
-        return [(begin, p.at + 1, GENERATOR_STATE_BYTES) for begin in begins]
+        until: dict[int, int] = {}
+        for p in placed:
+            for call in {self.possible.call_of(i) for i in p.burst.ops if self.graph.ops[i].random}:
+                until[call] = max(until.get(call, -1), p.at)
+        begins = ((self.graph.calls[call].first, at) for call, at in until.items() if at >= 0)
+        return [(begin, at + 1, GENERATOR_STATE_BYTES) for begin, at in begins]
 
     def _seconds(self, p: PlacedBurst) -> float:
         if p.at < 0:

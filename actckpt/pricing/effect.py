@@ -30,7 +30,7 @@ class Effect:
         handed: the same of what a recomputation inside is handed, and lets go of like ``holds``.
         seconds: of each region or burst of the tree, in walking order.
         dropped_bytes: in the same order.
-        calls: of the forward that bursts depend on (`actckpt.stretches`).
+        calls: of the forward that bursts depend on (`actckpt.interpreting.stretches`).
     """
 
     dropped: np.ndarray

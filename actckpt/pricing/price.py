@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from actckpt.data.brief import brief
+
 
 @dataclass(frozen=True, slots=True)
 class Price:
@@ -30,3 +32,5 @@ class Price:
     region_bytes: tuple[int, ...] = ()
     region_s: tuple[float, ...] = ()
     following_s: float = 0.0
+
+    __repr__ = brief

@@ -8,15 +8,15 @@ from functools import cached_property
 
 import numpy as np
 
-from actckpt.bursts import place_bursts
-from actckpt.graph import Category, Graph
-from actckpt.plan import Burst, Plan, Region
+from actckpt.data.graph import Category, Graph
+from actckpt.data.plan import Burst, Plan, Region
+from actckpt.data.profile import Profile
+from actckpt.interpreting.bursts import place_bursts
+from actckpt.interpreting.recomputation import Recomputation
+from actckpt.interpreting.regions import Placed, Replay, place, pruning_gain_s, replay_of
 from actckpt.pricing.burst_effect import BurstEffects
 from actckpt.pricing.effect import GENERATOR_STATE_BYTES, Effect, Event
 from actckpt.pricing.price import Price
-from actckpt.profile import Profile
-from actckpt.recomputation import Recomputation
-from actckpt.regions import Placed, Replay, place, pruning_gain_s, replay_of
 
 
 def price(graph: Graph, profile: Profile, plan: Plan) -> Price:

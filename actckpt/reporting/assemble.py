@@ -5,22 +5,29 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 
-import numpy as np
-
-from actckpt.bursts import place_bursts
-from actckpt.dry_run import DryRun
-from actckpt.graph import Category, Graph, Phase
-from actckpt.plan import Burst, Plan
-from actckpt.planning import Planned, Request, bound_of
-from actckpt.profile import Profile
-from actckpt.recomputation import Recomputation
-from actckpt.regions import place
-from actckpt.reporting.report import Arm, Figures, OpRow, RegionRow, Report, Timeline
+from actckpt.data.graph import Graph
+from actckpt.data.plan import Burst, Plan
+from actckpt.data.profile import Profile
+from actckpt.interpreting.bursts import place_bursts
+from actckpt.interpreting.recomputation import Recomputation
+from actckpt.interpreting.regions import place
+from actckpt.planning.choosing import bound_of
+from actckpt.planning.request import Planned, Request
+from actckpt.reporting.facts import Arm, Figures, OpRow, RegionRow
+from actckpt.reporting.living import at_peak
+from actckpt.reporting.report import Report
+from actckpt.reporting.sampled import timeline_of
 from actckpt.versions import versions
 
 
-def assemble_report(planned: Planned, request: Request, notes: tuple[str, ...] = ()) -> Report:
-    """The report of a plan before anything was measured."""
+def assemble_report(
+    planned: Planned, request: Request, notes: tuple[str, ...] = (), *, model: str = ""
+) -> Report:
+    """The report of a plan before anything was measured.
+
+    Args:
+        model: name of the model's class.
+    """
     graph, untouched = planned.graph, planned.untouched
     dry = planned.dry
     return Report(
@@ -30,7 +37,7 @@ def assemble_report(planned: Planned, request: Request, notes: tuple[str, ...] =
         scope=request.scope,
         baseline=Arm(Figures(untouched.peak_bytes, untouched.time_s, untouched.added_bytes)),
         planned=Arm(Figures(dry.peak_bytes, planned.price.time_s, dry.added_bytes)),
-        timeline=_timeline(graph, dry, planned.profile),
+        timeline=timeline_of(graph, dry, planned.profile),
         regions=_regions(graph, planned),
         ops=_ops(graph, planned.plan, planned.profile),
         notes=(
@@ -42,6 +49,8 @@ def assemble_report(planned: Planned, request: Request, notes: tuple[str, ...] =
         ),
         versions=versions(),
         device=planned.profile.device + (", estimated (roofline)" if graph.stands_for else ""),
+        model=model,
+        at_peak=at_peak(graph, planned.profile, dry, request.scope),
     )
 
 
@@ -181,34 +190,3 @@ def _ops(graph: Graph, plan: Plan, profile: Profile) -> tuple[OpRow, ...]:
         for name, (count, again, size, seconds) in totals.items()
     ]
     return tuple(sorted(rows, key=lambda r: -r.bytes))
-
-
-def _timeline(graph: Graph, dry: DryRun, profile: Profile) -> Timeline:
-    n = len(graph.ops)
-    end = [s.died for s in graph.storages]
-    for save in graph.saves:
-        sid = graph.values[save.value].storage
-        if sid >= 0:
-            end[sid] = max(end[sid], save.released)
-    levels = {c: np.zeros(n + 1, dtype=np.int64) for c in Category}
-    for s, stop in zip(graph.storages, end, strict=True):
-        start, stop = max(s.born, 0), min(max(stop, 0), n)
-        if stop > start:
-            levels[s.category][start] += s.bytes
-            levels[s.category][stop] -= s.bytes
-    baseline = {
-        str(c): tuple(int(x) for x in np.cumsum(level)[:n])
-        for c, level in levels.items()
-        if level.any()
-    }
-    baseline["workspace"] = tuple(profile.costs[op.signature].workspace_bytes for op in graph.ops)
-    planned = {name: tuple(at.get(name, 0) for at in dry.timeline) for name in baseline}
-    phases = [op.phase for op in graph.ops]
-    return Timeline.downsampled(
-        baseline,
-        planned,
-        baseline_s=[0.0, *np.cumsum([profile.costs[op.signature].time_s for op in graph.ops])][:n],
-        planned_s=dry.times_s,
-        baseline_marks={str(p): phases.index(p) / max(n, 1) for p in Phase if p in phases},
-        planned_marks={p: at / max(len(dry.timeline), 1) for p, at in dry.starts.items()},
-    )

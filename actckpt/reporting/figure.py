@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from actckpt.errors import ReportError
-from actckpt.graph import Category
-from actckpt.units import format_bytes, format_percent, format_seconds
+from actckpt.reporting.facts import Facts
+from actckpt.reporting.panels import (
+    Panel,
+    colors_of,
+    has_times,
+    highest_bytes,
+    panels_of,
+    title_of,
+    visible,
+)
+from actckpt.units import format_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from actckpt.reporting.report import Arm, Report
-
-Levels = Mapping[str, Sequence[int]]
-
-# what no plan can change in greys and violet, what it can in colour; lowest in the stack first
-COLORS: dict[str, str] = {
-    Category.PARAMETER: "#4a5568",
-    Category.BUFFER: "#718096",
-    Category.OPTIMIZER: "#94a3b8",
-    Category.BATCH: "#c3cedb",
-    Category.CONSTANT: "#dbe2ea",
-    Category.GRADIENT: "#8b7bb8",
-    Category.ACTIVATION: "#2a78b5",
-    "saved": "#2a78b5",
-    "recomputed": "#58b09c",
-    "temporaries": "#f2b45c",
-    "workspace": "#f7d794",
-}
-NOT_ADDED = frozenset(list(COLORS)[:6])
-OTHER = ("#a3a3a3", "#bdbdbd", "#d4d4d4")
 INK = "#1f2937"
 MUTED = "#6b7280"
 BUDGET = "#c0392b"
@@ -74,26 +62,7 @@ def unit_of(highest_bytes: float) -> tuple[str, float]:
     return next(((name, size) for name, size in units if highest_bytes >= size), ("B", 1.0))
 
 
-@dataclass(frozen=True, slots=True)
-class _Panel:
-    """One arm: where its samples lie on the x axis, what is stacked there, where phases begin."""
-
-    name: str
-    xs: Sequence[float]
-    levels: Levels
-    marks: Mapping[str, float]
-    arm: Arm
-
-    @property
-    def totals(self) -> list[int]:
-        return [sum(at) for at in zip(*self.levels.values(), strict=True)]
-
-    def x_of(self, share: float) -> float:
-        """The place of a share of the samples."""
-        return self.xs[min(int(share * len(self.xs)), len(self.xs) - 1)]
-
-
-def draw_report(report: Report) -> Figure:
+def draw_report(report: Facts) -> Figure:
     """Two stacked timelines on the same two axes, with the budget and the measured peaks.
 
     With ``scope="activations"`` only what the step adds is drawn.
@@ -101,29 +70,34 @@ def draw_report(report: Report) -> Figure:
     Raises:
         ReportError: the report has no timeline, or matplotlib is not installed.
     """
-    panels = _panels(report)
-    figure = blank_figure(10.5, 4.8)
+    panels = panels_of(report)
+    figure = blank_figure(10.5, 4.9)
     from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
 
     left, right = figure.subplots(1, 2, sharey=True, sharex=True, gridspec_kw={"wspace": 0.04})
-    highest = max(
-        report.budget_bytes or 0,
-        *(max(panel.totals) for panel in panels),
-        *(panel.arm.best.bounded_bytes(report.scope) or 0 for panel in panels),
-    )
+    highest = highest_bytes(panels, report)
     unit, size = unit_of(highest)
-    colors = _colors([name for panel in panels for name in panel.levels])
-    in_seconds = bool(report.timeline.baseline_s and report.timeline.planned_s)
+    colors = colors_of(panels)
+    in_seconds = has_times(report)
+    if report.model:
+        figure.suptitle(
+            f"{report.model} on {report.device}, policy {report.policy}",
+            x=0.01,
+            ha="left",
+            fontsize=12,
+            color=INK,
+            fontweight="bold",
+        )
     for axes, panel in zip((left, right), panels, strict=True):
         bare_axes(axes)
-        axes.set_title(_title(panel, report), loc="left", fontsize=11, color=INK)
+        axes.set_title(title_of(panel, report), loc="left", fontsize=11, color=INK)
         _draw_levels(axes, panel, colors, size)
         _mark_phases(axes, panel, max(p.xs[-1] for p in panels))
         _mark_budget(axes, report, size, label=axes is right)
         _mark_measured(axes, panel, report.scope, size)
         axes.set_xlabel(
-            "predicted time (s)" if in_seconds else "one training step, operation by operation",
+            time_label(report) if in_seconds else "one training step, operation by operation",
             color=MUTED,
             fontsize=9,
         )
@@ -134,12 +108,7 @@ def draw_report(report: Report) -> Figure:
     left.yaxis.set_major_locator(MaxNLocator(6))
     what = "added by the step" if report.scope == "activations" else "allocated"
     left.set_ylabel(f"memory {what} ({unit})", color=MUTED, fontsize=9)
-    # a category that would be no wider than a line needs no entry
-    shown = [
-        name
-        for name in colors
-        if any(max(panel.levels.get(name, (0,))) > 0.004 * highest for panel in panels)
-    ]
+    shown = visible(colors, panels, highest)
     figure.legend(
         handles=[Patch(color=colors[name], label=name) for name in shown],
         loc="outside lower center",
@@ -153,44 +122,14 @@ def draw_report(report: Report) -> Figure:
     return figure
 
 
-def _panels(report: Report) -> list[_Panel]:
-    timeline = report.timeline
-    panels = []
-    for name, levels, times_s, marks, arm in (
-        (
-            "untouched",
-            timeline.baseline,
-            timeline.baseline_s,
-            timeline.baseline_marks,
-            report.baseline,
-        ),
-        ("planned", timeline.planned, timeline.planned_s, timeline.planned_marks, report.planned),
-    ):
-        in_scope = _in_scope(levels, report.scope)
-        samples = len(next(iter(in_scope.values()), ()))
-        if not samples:
-            raise ReportError("this report has no timeline to plot")
-        xs = times_s or tuple(i / max(samples - 1, 1) for i in range(samples))
-        panels.append(_Panel(name, xs, in_scope, marks, arm))
-    return panels
+def time_label(report: Facts) -> str:
+    """What the time axis of a report's figure shows."""
+    if report.overhead_measured:
+        return "time (s) of a measured step; operations have their predicted shares of it"
+    return "predicted time (s)"
 
 
-def _in_scope(levels: Levels, scope: str) -> Levels:
-    if scope != "activations":
-        return levels
-    return {name: level for name, level in levels.items() if name not in NOT_ADDED}
-
-
-def _title(panel: _Panel, report: Report) -> str:
-    baseline, planned = report.compared
-    figures = baseline if panel.arm is report.baseline else planned
-    bounded = figures.bounded_bytes(report.scope)
-    peak = "" if bounded is None else f"{format_bytes(bounded)}, "
-    text = f"{panel.name}: {peak}{format_seconds(figures.step_s)} a step"
-    return text if figures is baseline else f"{text} ({format_percent(report.overhead)})"
-
-
-def _draw_levels(axes: Axes, panel: _Panel, colors: Mapping[str, str], size: float) -> None:
+def _draw_levels(axes: Axes, panel: Panel, colors: Mapping[str, str], size: float) -> None:
     ordered = [name for name in colors if name in panel.levels]
     axes.stackplot(
         panel.xs,
@@ -201,11 +140,8 @@ def _draw_levels(axes: Axes, panel: _Panel, colors: Mapping[str, str], size: flo
     axes.plot(panel.xs, [t / size for t in panel.totals], color=INK, linewidth=0.8)
 
 
-def _mark_phases(axes: Axes, panel: _Panel, width: float) -> None:
-    # stable: of two phases that begin together (a loss inside the model) the later one is named
-    ordered = sorted(
-        ((panel.x_of(share), name) for name, share in panel.marks.items()), key=lambda mark: mark[0]
-    )
+def _mark_phases(axes: Axes, panel: Panel, width: float) -> None:
+    ordered = [(x, name) for name, x in panel.begins.items()]
     ends = [x for x, _ in ordered[1:]] + [width]
     for i, ((x, name), end) in enumerate(zip(ordered, ends, strict=True)):
         at_edge = i == len(ordered) - 1 and x > 0.85 * width
@@ -226,12 +162,11 @@ def _mark_phases(axes: Axes, panel: _Panel, width: float) -> None:
         )
 
 
-def _mark_measured(axes: Axes, panel: _Panel, scope: str, size: float) -> None:
+def _mark_measured(axes: Axes, panel: Panel, scope: str, size: float) -> None:
     measured = panel.arm.measured.bounded_bytes(scope) if panel.arm.measured else None
     if measured is None:
         return
-    totals = panel.totals
-    x = panel.xs[totals.index(max(totals))]
+    x = panel.xs[panel.peak_at]
     axes.plot(
         [x],
         [measured / size],
@@ -255,7 +190,7 @@ def _mark_measured(axes: Axes, panel: _Panel, scope: str, size: float) -> None:
     )
 
 
-def _mark_budget(axes: Axes, report: Report, size: float, *, label: bool) -> None:
+def _mark_budget(axes: Axes, report: Facts, size: float, *, label: bool) -> None:
     if report.budget_bytes is None:
         return
     axes.axhline(report.budget_bytes / size, color=BUDGET, linewidth=1.4, linestyle=(0, (5, 2)))
@@ -272,11 +207,3 @@ def _mark_budget(axes: Axes, report: Report, size: float, *, label: bool) -> Non
             fontweight="bold",
             bbox=LABEL_BOX,
         )
-
-
-def _colors(names: Sequence[str]) -> dict[str, str]:
-    known = [name for name in COLORS if name in set(names)]
-    unknown = sorted(set(names) - set(known))
-    return {name: COLORS[name] for name in known} | {
-        name: OTHER[i % len(OTHER)] for i, name in enumerate(unknown)
-    }

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 from textwrap import wrap
-from typing import TYPE_CHECKING
 
+from actckpt.reporting.facts import Facts, RegionRow
+from actckpt.reporting.timeline import Timeline
 from actckpt.units import format_bytes, format_percent, format_seconds
-
-if TYPE_CHECKING:
-    from actckpt.reporting.report import RegionRow, Report, Timeline
 
 MAX_REGION_ROWS = 6
 MAX_OP_ROWS = 6
@@ -36,12 +34,12 @@ def align(rows: Sequence[Sequence[str]], *, left: int = 1, gap: str = "   ") -> 
     ]
 
 
-def render_report(report: Report) -> str:
+def render_report(report: Facts) -> str:
     """The report as a compact table."""
     blocks = [
-        _heading(report),
-        align(_figure_rows(report)),
-        _bound_lines(report),
+        heading(report),
+        align(figure_rows(report)),
+        bound_lines(report),
         _category_lines(report.timeline),
         _region_lines(report.regions),
         _op_lines(report),
@@ -55,8 +53,10 @@ def render_report(report: Report) -> str:
     return "\n\n".join("\n".join(block) for block in blocks if any(block))
 
 
-def _heading(report: Report) -> list[str]:
-    lines = [f"actckpt: policy {report.policy} on {report.device}"]
+def heading(report: Facts) -> list[str]:
+    """Policy, model and device; the budget and how much of it is used; what it bounds."""
+    of_model = f" of {report.model}" if report.model else ""
+    lines = [f"actckpt: policy {report.policy}{of_model} on {report.device}"]
     if report.budget_bytes is None:
         lines.append("no budget")
         return lines
@@ -71,7 +71,8 @@ def _heading(report: Report) -> list[str]:
     return lines
 
 
-def _figure_rows(report: Report) -> list[list[str]]:
+def figure_rows(report: Facts) -> list[list[str]]:
+    """Peak, bytes added and step time of both arms, predicted and measured, under column heads."""
     rows = [["", "untouched", "planned", "change"]]
     measured = (report.baseline.measured, report.planned.measured)
     predicted = (report.baseline.predicted, report.planned.predicted)
@@ -95,7 +96,8 @@ def _figure_rows(report: Report) -> list[list[str]]:
     return rows
 
 
-def _bound_lines(report: Report) -> list[str]:
+def bound_lines(report: Facts) -> list[str]:
+    """How far the plan is from what no plan can beat; empty where that is not known."""
     if report.lower_bound is None or report.gap is None:
         return []
     least, above = f"{100 * report.lower_bound:.1f} % overhead", report.gap
@@ -104,9 +106,10 @@ def _bound_lines(report: Report) -> list[str]:
         kind = "operations" if report.plan.bursts else "calls"
         least += f", and none by {kind} less than {100 * of_kind:.1f} %"
         above -= 100 * (of_kind - report.lower_bound)
+    where = "the least" if round(above, 1) <= 0 else f"{above:.1f} points above"
     return wrap(
-        f"no plan within the budget has less than {least}; this one is predicted {above:.1f} "
-        f"points above ({report.certificate})",
+        f"no plan within the budget has less than {least}; this one is predicted {where} "
+        f"({report.certificate})",
         WIDTH,
     )
 
@@ -157,8 +160,8 @@ def _region_lines(regions: Sequence[RegionRow]) -> list[str]:
 def _run_label(run: Sequence[RegionRow]) -> str:
     indent = "  " * run[0].depth
     if len(run) == 1:
-        return indent + _shortened(run[0].label)
-    return f"{indent}{_shortened(run[0].label)}, …, {_shortened(run[-1].label)} ({len(run)} ×)"
+        return indent + shortened(run[0].label)
+    return f"{indent}{shortened(run[0].label)}, …, {shortened(run[-1].label)} ({len(run)} ×)"
 
 
 def _region_row(label: str, regions: Sequence[RegionRow]) -> list[str]:
@@ -171,13 +174,13 @@ def _region_row(label: str, regions: Sequence[RegionRow]) -> list[str]:
     ]
 
 
-def _op_lines(report: Report) -> list[str]:
+def _op_lines(report: Facts) -> list[str]:
     if not report.ops:
         return []
     ordered = sorted(report.ops, key=lambda o: (-o.bytes, -o.seconds, o.name))
     rows = [["op", "state", "calls", "bytes", "time"]]
     rows += [
-        [_short_op(o.name), o.state, str(o.count), format_bytes(o.bytes), format_seconds(o.seconds)]
+        [short_op(o.name), o.state, str(o.count), format_bytes(o.bytes), format_seconds(o.seconds)]
         for o in ordered[:MAX_OP_ROWS]
     ]
     if rest := ordered[MAX_OP_ROWS:]:
@@ -193,12 +196,14 @@ def _op_lines(report: Report) -> list[str]:
     return align(rows, left=2)
 
 
-def _shortened(label: str) -> str:
+def shortened(label: str) -> str:
+    """A label that is too long without its middle."""
     if len(label) <= MAX_LABEL:
         return label
     half = (MAX_LABEL - 1) // 2
     return f"{label[:half]}…{label[-half:]}"
 
 
-def _short_op(name: str) -> str:
-    return _shortened(name.removeprefix("aten.").removesuffix(".default"))
+def short_op(name: str) -> str:
+    """An operation's name without namespace and overload, such as ``mm``."""
+    return shortened(name.removeprefix("aten.").removesuffix(".default"))

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from actckpt.rewriting.record import set_generator_states
+from actckpt.rewriting.ambient import set_generator_states
 from actckpt.rewriting.schedule import BurstProgram, Schedule, StepProgram
 from actckpt.rewriting.wires import Window
-from actckpt.signature import decode
+from actckpt.tracing.signature import decode
 
 # the windows of one storage that exist, by value
 Views = dict[int, torch.Tensor]

@@ -34,9 +34,6 @@ def unread(tensors: Iterable[torch.Tensor], refusal: Refusal) -> Iterator[None]:
         if t.layout != torch.strided or _is_wrapper(t):
             raise refusal(t)  # its memory cannot be told from another's
         changed[t.untyped_storage()._cdata] = t
-    if not changed:
-        yield
-        return
     if torch._C._is_torch_function_all_disabled():
         raise refusal(next(iter(changed.values())))
     watch = _Watch(changed, refusal)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from actckpt.errors import ReplayError
 from actckpt.rewriting.backward import backward_id, keeps_graph
-from actckpt.tracing.compiled import never_compiled
+from actckpt.rewriting.saved_view import SavedView
 
 CHANGED = (
     "one of the variables needed for gradient computation has been modified by an inplace "
@@ -55,6 +55,12 @@ class Kept:
         return self.tensor
 
 
+# Of which graph a saved tensor is: () of the forward's, (b,) of the one that backward b made of it
+# where gradients have a graph themselves, (b, c) of what backward c made of that, and so on. A
+# backward goes through one after the other, and each of them is recomputed for by itself.
+Generation = tuple[int, ...]
+
+
 class Remaking(Protocol):
     """What makes a dropped tensor again: a region or a burst."""
 
@@ -64,6 +70,8 @@ class Remaking(Protocol):
     def recompute(self, asker: Dropped) -> None: ...
 
     def lasts(self) -> bool: ...
+
+    def resaved(self, holder: Dropped) -> None: ...
 
     def error(self, found: str) -> ReplayError: ...
 
@@ -75,21 +83,51 @@ class Dropped:
     until it has been handed out, and is recomputed again.
     """
 
-    __slots__ = ("__weakref__", "dtype", "hash", "node", "shape", "taken", "tensor", "version")
+    __slots__ = (
+        "__weakref__", "dtype", "generation", "hash", "node", "number", "shape", "taken", "tensor",
+        "version", "view",
+    )  # fmt: skip
 
-    def __init__(self, node: Remaking, tensor: torch.Tensor, checked: bool) -> None:
+    def __init__(
+        self,
+        node: Remaking,
+        number: int,
+        shape: torch.Size,
+        dtype: torch.dtype,
+        generation: Generation = (),
+        view: SavedView | None = None,
+    ) -> None:
+        """
+        Args:
+            number: which of its region's saved tensors it is; of a burst's, the traced value.
+            shape, dtype: of the tensor, or of the one that ``view`` is of.
+            generation: of which graph; see `Generation`.
+        """
         self.node = node
-        self.shape = tensor.shape
-        self.dtype = tensor.dtype
-        self.hash: torch.Tensor | None = bits(tensor) if checked else None
+        self.number = number
+        self.shape = shape
+        self.dtype = dtype
+        # of the bits that must come back; None where they are not compared
+        self.hash: torch.Tensor | None = None
+        self.generation = generation
+        self.view = view
         self.tensor: torch.Tensor | None = None
         self.version = 0
         # the last backward that was handed it, of those that keep their graph
         self.taken = -1
 
     def fill(self, tensor: torch.Tensor) -> None:
-        """The recomputation has made it again."""
-        self.tensor = tensor.detach()
+        """The recomputation has made it again.
+
+        Raises:
+            ReplayError: it is laid out otherwise than the first time, and a view was saved.
+        """
+        found = tensor.detach()
+        if self.view is not None:
+            if not self.view.is_of(tensor):
+                raise self.node.error("a tensor of which a view was saved is laid out otherwise")
+            found = self.view.look(found)
+        self.tensor = found
         self.version = tensor._version
 
     def check(self) -> None:
@@ -103,6 +141,11 @@ class Dropped:
             raise RuntimeError(
                 CHANGED.format(what=what, saved=self.version, found=self.tensor._version)
             )
+
+    def again(self, backward: int, view: SavedView | None) -> Dropped:
+        """A holder for what ``backward`` saves of the same tensor, for a further one."""
+        generation = (*self.generation, backward)
+        return Dropped(self.node, self.number, self.shape, self.dtype, generation, view)
 
     def get(self) -> torch.Tensor:
         """The tensor, recomputed if need be.
@@ -138,13 +181,6 @@ def verify(holders: Iterable[Dropped]) -> None:
                     f"a saved {tuple(h.shape)} {h.dtype} tensor came back with other values"
                 )
             h.hash = None
-
-
-@never_compiled
-def unpack(holder: Any) -> torch.Tensor:
-    """The unpack hook of every region."""
-    found: torch.Tensor = holder.get()
-    return found
 
 
 def is_resident(tensor: torch.Tensor, storages: Container[int]) -> bool:

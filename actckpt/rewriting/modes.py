@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from actckpt.rewriting.holders import Kept, is_parameter
+from actckpt.rewriting.node import Node
 from actckpt.rewriting.pruning import Pruning, Skipped, placeholder, window
-from actckpt.signature import overload
 from actckpt.tracing.mode import SKIPPED, flat_outputs, flat_tensors
-
-if TYPE_CHECKING:
-    from actckpt.rewriting.node import Node
+from actckpt.tracing.signature import overload
 
 
 class Mismatch(Exception):

@@ -3,53 +3,22 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
+from actckpt.data.plan import Key
 from actckpt.errors import ReplayError
-from actckpt.plan import Key
 from actckpt.rewriting.backward import at_end, backward_id, keeps_graph
-from actckpt.rewriting.holders import Dropped, Kept, is_resident
+from actckpt.rewriting.holders import Dropped, Generation, Kept, bits, is_resident
 from actckpt.rewriting.program import RegionProgram
+from actckpt.rewriting.record import Link, Span
+from actckpt.rewriting.rewrite import Rewrite
 
-if TYPE_CHECKING:
-    from actckpt.rewriting.record import CallRecord
-    from actckpt.rewriting.rewrite import Rewrite
-
-Link = tuple[int, int]
-
-
-class Span:
-    """The recorded calls of a chain of sibling stages, shared by every region that spans some.
-
-    ``calls[i]`` is None while only an enclosing region's replay could provide the arguments.
-    ``moved`` are the calls that were seen to move torch's generators, ``draws`` those of them that
-    did not find the generators where the call before left them.
-    """
-
-    __slots__ = ("calls", "draws", "last_use", "moved", "pending", "produced")
-
-    def __init__(self) -> None:
-        self.calls: list[CallRecord | None] = []
-        self.last_use: dict[Link, int] = {}
-        self.produced: dict[int, tuple[Any, int, int, int]] = {}
-        self.pending = 0
-        self.moved: set[int] = set()
-        self.draws: set[int] = set()
-
-    def source(self, tensor: torch.Tensor) -> Link | None:
-        """Which output of which call ``tensor`` is: the same object at the same version."""
-        found = self.produced.get(id(tensor))
-        if found is None or found[0]() is not tensor or found[3] != tensor._version:
-            return None
-        return found[1], found[2]
-
-    def enter_outputs(self, position: int, outputs: list[torch.Tensor]) -> None:
-        """Remembers (weakly) what call ``position`` returned."""
-        for leaf, t in enumerate(outputs):
-            self.produced[id(t)] = (weakref.ref(t), position, leaf, t._version)
+# (region, the holder that backward asks, whether it is recomputed once more afterwards)
+Replay = Callable[["Node", Dropped, bool], bool]
 
 
 class Node:
@@ -60,9 +29,10 @@ class Node:
     """
 
     __slots__ = (
-        "__weakref__", "begin", "captured_to", "children", "drops", "end", "filled_in", "holders",
-        "input_storages", "inputs", "kept", "key", "owners", "parent", "program", "prunable",
-        "random", "released", "residents", "rewrite", "span", "top", "watching",
+        "__weakref__", "begin", "captured_to", "children", "drops", "end", "filled_in", "further",
+        "holders", "input_storages", "inputs", "kept", "key", "owners", "parent", "program",
+        "prunable", "random", "released", "replay", "resaved_in", "residents", "rewrite", "span",
+        "top", "watching",
     )  # fmt: skip
 
     def __init__(
@@ -73,11 +43,18 @@ class Node:
         parent: Node | None,
         key: Key,
         residents: dict[int, torch.UntypedStorage],
+        replay: Replay,
         top: bool,
     ) -> None:
+        """
+        Args:
+            replay: runs the region's forward again; returns whether there were holders to fill.
+            top: whether no region encloses it.
+        """
         self.program = program
         self.key = key
         self.residents = residents
+        self.replay = replay
         self.rewrite = rewrite
         self.span = span
         self.parent = parent
@@ -89,6 +66,10 @@ class Node:
         self.owners: list[Any] = []
         self.children: dict[tuple[int, Key], Any] = {}
         self.holders: list[Any] = []
+        # what backward passes saved of what they were handed, in the order in which they did
+        self.further: list[weakref.ref[Dropped]] = []
+        # whether one did, of an outermost region: in it or in one inside it
+        self.resaved_in = False
         self.kept: dict[tuple[int, int], Kept] = {}
         self.prunable = program.pruning is not None
         self.input_storages: set[int] = set()
@@ -96,9 +77,10 @@ class Node:
         self.drops = False
         # for the last time: what only a replay needs is gone
         self.released = False
-        # backward passes that keep their graph: the last that filled it, and was asked to tell
-        # when it ends
-        self.filled_in = self.watching = -1
+        # after which it is recomputed once more: the last backward that it was for and the
+        # generation, and the last that was asked to tell when it ends
+        self.filled_in: tuple[int, Generation] = (-1, ())
+        self.watching = -1
         if parent is not None:
             parent.children[(program.index, key)] = weakref.ref(self)
 
@@ -137,9 +119,22 @@ class Node:
         if not self.drops:
             self.drops = True
             self.span.pending += 1
-        holder = Dropped(self, tensor, self.rewrite.checking)
+        holder = Dropped(self, number, tensor.shape, tensor.dtype)
+        if self.rewrite.checking:
+            holder.hash = bits(tensor)
         self.holders.append(weakref.ref(holder))
         return holder
+
+    def resaved(self, holder: Dropped) -> None:
+        """A backward has saved for a further one what it was handed."""
+        self.further.append(weakref.ref(holder))
+        self._outermost().resaved_in = True
+
+    def _outermost(self) -> Node:
+        node = self
+        while node.parent is not None:
+            node = node.parent
+        return node
 
     def guard_captured(self, outputs: list[torch.Tensor]) -> None:
         """The caller may change in place what it was given: that must not go unnoticed."""
@@ -148,14 +143,28 @@ class Node:
             if is_resident(t, captured.keys()):
                 captured[t.untyped_storage()._cdata].watch(t)
 
-    def waiting(self, asker: Dropped, again: bool) -> dict[int, Dropped]:
-        """Holders that autograd still has and that are to be filled, by number."""
+    def alive(self) -> Iterator[Dropped]:
+        """Holders that autograd still has."""
+        for ref in (*self.holders, *self.further):
+            holder = ref() if ref is not None else None
+            if holder is not None:
+                yield holder
+
+    def waiting(self, asker: Dropped, again: bool) -> dict[int, list[Dropped]]:
+        """Holders that are to be filled, by number.
+
+        Args:
+            again: whether the others can be filled by a recomputation of their own.
+        """
         backward = backward_id()
-        alive = ((n, ref()) for n, ref in enumerate(self.holders) if ref is not None)
-        empty = {n: h for n, h in alive if h is not None and h.tensor is None}
-        if again and backward < 0:  # nobody else is going to ask
-            return {n: h for n, h in empty.items() if h is asker}
-        return {n: h for n, h in empty.items() if h is asker or h.taken != backward}
+        found = defaultdict(list)
+        for h in self.alive():
+            if h.tensor is None and (h is asker or h.taken != backward):
+                # outside of a backward nobody else is going to ask
+                other = backward < 0 or h.generation != asker.generation
+                if h is asker or not (again and other):
+                    found[h.number].append(h)
+        return found
 
     def lasts(self) -> bool:
         """Whether it can be recomputed once more after the next time."""
@@ -172,19 +181,17 @@ class Node:
         Raises:
             ReplayError: the forward did not do again what it had done.
         """
-        from actckpt.rewriting.replay import replay
-
         path: list[Node] = [self]
         while path[-1].inputs is None:
             parent = path[-1].parent
             if parent is None:
                 raise self.error("its inputs are gone")
             path.append(parent)
-        again = keeps_graph() and self.lasts()
+        again = self.lasts() and (keeps_graph() or self._outlives(asker.generation))
         for node in reversed(path):
             if node.inputs is None:
                 raise self.error("the enclosing recomputation did not reach it")
-            if replay(node, asker, again) and not again:
+            if self.replay(node, asker, again) and not again:
                 node.filled()
         if again:
             self._await_another(path, asker)
@@ -201,28 +208,43 @@ class Node:
                 if call is not None:
                     call.release()
 
-    # ---- where the graph is kept
+    # ---- where it is recomputed once more
+
+    def _outlives(self, generation: Generation) -> bool:
+        """Whether the outermost region is asked for others than of this generation, too."""
+        outermost = self._outermost()
+        return outermost.resaved_in and outermost._holds_others(generation)
+
+    def _holds_others(self, generation: Generation) -> bool:
+        return any(h.generation != generation for h in self.alive()) or any(
+            c._holds_others(generation) for c in self._inside()
+        )
+
+    def _inside(self) -> Iterator[Node]:
+        """The regions directly inside that are still asked for."""
+        for ref in self.children.values():
+            child = ref()
+            if child is not None:
+                yield child
 
     def _await_another(self, path: list[Node], asker: Dropped) -> None:
         """Keeps what makes these regions again, and no more than that."""
         backward = backward_id()
+        now = (backward, asker.generation)
         for node in path:
             if backward < 0:
                 node.forget(asker)
             else:
-                node.filled_in = backward
+                node.filled_in = now
                 node._watch(backward)
         inner: Node | None = self
-        while inner is not None and not inner.top and inner._is_through(backward):
+        while inner is not None and not inner.top and inner._is_through(now):
             inner.forget_inputs()
             inner = inner.parent
 
-    def _is_through(self, backward: int) -> bool:
-        """Whether this backward has been given all that is in the region."""
-        children = (ref() for ref in self.children.values())
-        return self.filled_in == backward and all(
-            c._is_through(backward) for c in children if c is not None
-        )
+    def _is_through(self, now: tuple[int, Generation]) -> bool:
+        """Whether this backward has been given all of a generation that is in the region."""
+        return self.filled_in == now and all(c._is_through(now) for c in self._inside())
 
     def _watch(self, backward: int) -> None:
         """What this backward did not take goes when it has ended."""
@@ -240,15 +262,13 @@ class Node:
 
     def forget(self, but: Dropped | None) -> None:
         """Lets go of what was made again, which can be made once more."""
-        for ref in self.holders:
-            holder = ref() if ref is not None else None
-            if holder is not None and holder is not but:
+        self.further = [ref for ref in self.further if ref() is not None]
+        for holder in self.alive():
+            if holder is not but:
                 holder.tensor = None
         if self.top:
-            for child_ref in self.children.values():
-                child = child_ref()
-                if child is not None:
-                    child.forget_inputs()
+            for child in self._inside():
+                child.forget_inputs()
         else:
             self.forget_inputs()
 
@@ -257,10 +277,8 @@ class Node:
         self.inputs = None
         if self.parent is not None and self.parent.span is not self.span:
             self.span.calls[:] = [None] * len(self.span.calls)
-        for ref in self.children.values():
-            child = ref()
-            if child is not None:
-                child.forget_inputs()
+        for child in self._inside():
+            child.forget_inputs()
 
     def error(self, found: str) -> ReplayError:
         """The error for a recomputation that went astray."""

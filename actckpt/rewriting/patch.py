@@ -2,67 +2,44 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import nn
 
-from actckpt.errors import PlanError
-from actckpt.rewriting.program import StageProgram
+from actckpt.errors import ExportError, PlanError
+from actckpt.rewriting.current import CURRENT
+from actckpt.rewriting.planned_module import PlannedModule
 from actckpt.rewriting.rewrite import Rewrite
-from actckpt.rewriting.run import CURRENT
+from actckpt.rewriting.run import Run
+from actckpt.rewriting.scheduled import ScheduledRun
 from actckpt.tracing.compiled import never_compiled
 from actckpt.tracing.fake import is_tracing
-from actckpt.tracing.forwards import FORWARD, TAKEN, Replaced, forward_of, replaced
+from actckpt.tracing.forwards import FORWARD, TAKEN, forward_of, replaced
 from actckpt.tracing.lightning import TRAINING_STEP, Unseen, unseen_logging
-from actckpt.tracing.parametrized import Entries, cached_of, is_caching
 
 # the number of the next node of autograd's graph in this thread
 _next_node: Callable[[], int] = torch._C._autograd._get_sequence_nr
+_AS_IT_IS = nullcontext()
 
 
-class _Table(NamedTuple):
-    """Where one module keeps its own parameters and buffers: the very dictionaries."""
+# that of torch.jit.trace in this thread
+_tracing_state: Callable[[], Any] = torch._C._get_tracing_state
+# what torch.export and torch.jit.script look at of a forward: its code, as of a function
+_OF_FUNCTIONS = ("__code__", "__globals__")
+_EXPORTED = (
+    "an optimized model can be neither exported (torch.export, torch.onnx) nor scripted or traced "
+    "(torch.jit): call actckpt.revert(model) first, and actckpt.optimize again to train on"
+)
 
-    path: str
-    parameters: dict[str, nn.Parameter | None]
-    buffers: dict[str, torch.Tensor | None]
 
-
-class PatchedForward(Replaced):
+class PatchedForward(PlannedModule):
     """Stands in a module's ``__dict__`` as ``forward``; knows its module weakly.
 
     Weakly, so that a deep copy or an unpickled model runs its own weights.
     """
-
-    def __init__(
-        self,
-        module: nn.Module,
-        path: str,
-        rewrite: Rewrite,
-        original: Callable[..., Any] | None,
-        name: str = FORWARD,
-    ) -> None:
-        super().__init__(module, original, name)
-        self.path = path
-        self.rewrite = rewrite
-        self._tables: list[_Table] | None = None
-        self._inside: list[weakref.ref[nn.Module]] | None = None
-
-    @property
-    def device_type(self) -> str:
-        return self.rewrite.device_type
-
-    def is_meant(self) -> bool:
-        """Whether its plan's model exists and has this module where the plan says."""
-        root = self.rewrite.root()
-        try:
-            return root is not None and root.get_submodule(self.path) is self.module
-        except AttributeError:
-            return False
 
     @property
     def __func__(self) -> Callable[..., Any]:
@@ -84,65 +61,10 @@ class PatchedForward(Replaced):
         bound: Callable[..., Any] = getattr(type(module), self.name).__get__(module)
         return bound
 
-    def watched(self, program: StageProgram) -> list[tuple[torch.Tensor, int]]:
-        """Parameters and buffers that the forward reads and does not change, with versions."""
-        if self._tables is None:
-            self._tables = [
-                _Table(path, m._parameters, m._buffers)
-                for path, m in self.module.named_modules(prefix=self.path)
-                if m._parameters or m._buffers
-            ]
-        changed = {*program.touches, *((path, name) for path, name, _ in program.buffers)}
-        found = [
-            (p, p._version)
-            for table in self._tables
-            for p in table.parameters.values()
-            if p is not None
-        ]
-        buffers = [
-            (b, b._version)
-            for table in self._tables
-            for name, b in table.buffers.items()
-            if b is not None and (table.path, name) not in changed
-        ]
-        return [*found, *buffers]
-
-    def cached(self) -> Entries | None:
-        """What `parametrize.cached` keeps of the parametrized tensors of the module."""
-        return cached_of(self._modules()) if is_caching() else None
-
-    def training(self) -> tuple[bool, ...]:
-        """The ``training`` flag of the module and of each module inside it."""
-        return tuple(m.training for m in self._modules())
-
-    @contextmanager
-    def as_training(self, flags: tuple[bool, ...]) -> Iterator[None]:
-        """Puts the flags back for a while: the user may have called ``eval()`` in between."""
-        found = self._modules()
-        now = [m.training for m in found]
-        try:
-            for m, flag in zip(found, flags, strict=True):
-                if m.training is not flag:
-                    m.training = flag
-            yield
-        finally:
-            for m, flag in zip(found, now, strict=True):
-                if m.training is not flag:
-                    m.training = flag
-
-    def _modules(self) -> list[nn.Module]:
-        if self._inside is None:
-            self._inside = [weakref.ref(m) for m in self.module.modules()]
-        return [m for ref in self._inside if (m := ref()) is not None]
-
-    def name_of(self, tensor: torch.Tensor) -> str:
-        """The name of a watched tensor, for messages."""
-        named = (
-            (f"{table.path}.{name}".lstrip("."), t)
-            for table in self._tables or ()
-            for name, t in (*table.parameters.items(), *table.buffers.items())
-        )
-        return next((name for name, t in named if t is tensor), "a parameter")
+    def __getattr__(self, name: str) -> Any:
+        if name in _OF_FUNCTIONS:
+            raise ExportError(_EXPORTED)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @never_compiled
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -155,7 +77,11 @@ class PatchedForward(Replaced):
             run.rewrite is self.rewrite or run.rewrite.root() is self.rewrite.root()
         ):
             return run.call(self, args, kwargs)
-        if self.path or not torch.is_grad_enabled():
+        if self.path:
+            return self.run(args, kwargs)
+        if _tracing_state() is not None or torch.compiler.is_exporting():
+            raise ExportError(_EXPORTED)
+        if not torch.is_grad_enabled():
             return self.run(args, kwargs)
         if self.rewrite.planner is not None and is_tracing():
             return self.run(args, kwargs)  # a model that holds this one is looked at
@@ -168,16 +94,16 @@ class PatchedForward(Replaced):
                 "autograd's saved-tensor hooks, which they do not have. Call actckpt.revert(model) "
                 "first"
             )
-        if self.rewrite.planner is not None:
-            self.rewrite.planner.before_forward(args, kwargs, self.name)
-        # planning may have put another plan, and so another patch, in place
-        patched = patch_of(self.module, self.module, self.name) or self
+        patched, planner = self, self.rewrite.planner
+        if planner is not None and planner.before_forward(args, kwargs, self.name):
+            # with another plan, there may be another patch in place
+            patched = patch_of(self.module, self.module, self.name) or self
         previous = CURRENT.run
         training = self.name == TRAINING_STEP
         unseen = Unseen()
-        quiet = unseen_logging(self.module, unseen) if training else nullcontext()
+        quiet = unseen_logging(self.module, unseen) if training else _AS_IT_IS
         rewrite = patched.rewrite
-        CURRENT.run = run = rewrite.begin()
+        CURRENT.run = run = _begun(rewrite)
         first = _next_node()
         try:
             with quiet:
@@ -185,8 +111,8 @@ class PatchedForward(Replaced):
         finally:
             CURRENT.run = previous
             rewrite.nodes = max(rewrite.nodes, _next_node() - first - unseen.nodes)
-        if self.rewrite.planner is not None:
-            self.rewrite.planner.after_forward(args, kwargs, output)
+        if planner is not None:
+            planner.after_forward(output)
         return output
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PatchedForward:
@@ -205,6 +131,13 @@ class PatchedForward(Replaced):
         return PatchedForward, (
             self._module(), self.path, self.rewrite, self.original, self.name,
         )  # fmt: skip
+
+
+def _begun(rewrite: Rewrite) -> Run | ScheduledRun:
+    """A new forward pass under a plan."""
+    rewrite.begin()
+    schedule = rewrite.program.schedule
+    return Run(rewrite) if schedule is None else ScheduledRun(rewrite, schedule)
 
 
 def patch_of(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from actckpt.graph import Category, Graph
-from actckpt.plan import Key, Plan
-from actckpt.profile import Profile
-from actckpt.regions import Placed, place, replay_of
+from actckpt.data.brief import brief
+from actckpt.data.graph import Category, Graph
+from actckpt.data.plan import Key, Plan
+from actckpt.data.profile import Profile
+from actckpt.interpreting.regions import Placed, place, replay_of
 from actckpt.rewriting.pruning import Pruning, pruning_of
 from actckpt.rewriting.schedule import Schedule, compile_bursts
 
@@ -61,6 +62,8 @@ class Program:
     stages: dict[Key, StageProgram] = field(default_factory=dict)
     schedule: Schedule | None = None
 
+    __repr__ = brief
+
     @property
     def paths(self) -> frozenset[str]:
         """Paths of the modules to patch."""
@@ -75,7 +78,7 @@ def compile_plan(graph: Graph, plan: Plan, profile: Profile | None = None) -> Pr
         profile: decides whether skipping operations pays; None never skips.
 
     Raises:
-        PlanError: the plan does not fit the graph (`actckpt.regions.place`).
+        PlanError: the plan does not fit the graph (`actckpt.interpreting.regions.place`).
     """
     placed = place(graph, plan)
     stages: dict[Key, StageProgram] = {}

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from actckpt.graph import Graph, Op
-from actckpt.profile import Profile
-from actckpt.regions import Placed, Replay, is_in_place, is_skippable, pruning_gain_s
-from actckpt.signature import overload
+from actckpt.data.graph import Graph, Op
+from actckpt.data.profile import Profile
+from actckpt.interpreting.regions import Placed, Replay, is_in_place, is_skippable, pruning_gain_s
+from actckpt.tracing.signature import overload
 
 Meta = tuple[tuple[int, ...], tuple[int, ...], int, str, str]
 Window = tuple[tuple[int, ...], tuple[int, ...], int]

@@ -2,22 +2,50 @@
 
 from __future__ import annotations
 
-import random
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+import weakref
+from typing import Any
 
-import numpy as np
 import torch
 
+from actckpt.rewriting.ambient import autocast_state, generator_states
 from actckpt.rewriting.holders import CHANGED
-from actckpt.rewriting.node import Link, Span
+from actckpt.rewriting.planned_module import PlannedModule
 from actckpt.rewriting.program import StageProgram
 from actckpt.tracing.call import map_tensors
-from actckpt.tracing.fake import is_tracing, stands_in
 from actckpt.tracing.opaque import snapshot_caches
 
-if TYPE_CHECKING:
-    from actckpt.rewriting.patch import PatchedForward
+Link = tuple[int, int]
+
+
+class Span:
+    """The recorded calls of a chain of sibling stages, shared by every region that spans some.
+
+    ``calls[i]`` is None while only an enclosing region's replay could provide the arguments.
+    ``moved`` are the calls that were seen to move torch's generators, ``draws`` those of them that
+    did not find the generators where the call before left them.
+    """
+
+    __slots__ = ("calls", "draws", "last_use", "moved", "pending", "produced")
+
+    def __init__(self) -> None:
+        self.calls: list[CallRecord | None] = []
+        self.last_use: dict[Link, int] = {}
+        self.produced: dict[int, tuple[Any, int, int, int]] = {}
+        self.pending = 0
+        self.moved: set[int] = set()
+        self.draws: set[int] = set()
+
+    def source(self, tensor: torch.Tensor) -> Link | None:
+        """Which output of which call ``tensor`` is: the same object at the same version."""
+        found = self.produced.get(id(tensor))
+        if found is None or found[0]() is not tensor or found[3] != tensor._version:
+            return None
+        return found[1], found[2]
+
+    def enter_outputs(self, position: int, outputs: list[torch.Tensor]) -> None:
+        """Remembers (weakly) what call ``position`` returned."""
+        for leaf, t in enumerate(outputs):
+            self.produced[id(t)] = (weakref.ref(t), position, leaf, t._version)
 
 
 class Held:
@@ -52,7 +80,7 @@ class CallRecord:
     def __init__(
         self,
         program: StageProgram,
-        patched: PatchedForward,
+        patched: PlannedModule,
         span: Span,
         position: int,
         args: tuple[Any, ...],
@@ -138,72 +166,3 @@ def _each(tree: Any, kind: type, fn: Any) -> None:
         return x
 
     map_tensors(tree, visit, kind)
-
-
-def torch_states(device_type: str) -> dict[str, torch.Tensor]:
-    """States of torch's generators."""
-    states = {"cpu": torch.get_rng_state()}
-    if device_type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def same_states(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor] | None) -> bool:
-    """Whether torch's generators stand where they stood."""
-    if is_tracing():
-        return True  # fake tensors draw nothing
-    return b is not None and all(torch.equal(state, b[name]) for name, state in a.items())
-
-
-def generator_states(torch_too: bool, names: tuple[str, ...], device_type: str) -> Any:
-    """States of the random generators that a stage moves, or None if it moves none."""
-    if not torch_too and not names:
-        return None
-    states: dict[str, Any] = {}
-    if torch_too:
-        states.update(torch_states(device_type))
-        if is_tracing() and not stands_in():
-            # generators are real even in a dry run: let its meter see what the state costs; that
-            # of an accelerator's is 16 bytes, and kept on the CPU
-            states["stand-in"] = torch.empty(states["cpu"].numel(), dtype=torch.uint8)
-    if "python" in names:
-        states["python"] = random.getstate()
-    if "numpy" in names:
-        states["numpy"] = np.random.get_state()
-    return states
-
-
-def set_generator_states(states: Any) -> None:
-    """Sets what `generator_states` returned."""
-    for name, state in (states or {}).items():
-        if name == "cpu":
-            torch.set_rng_state(state)
-        elif name == "cuda":
-            torch.cuda.set_rng_state(state)
-        elif name == "python":
-            random.setstate(state)
-        elif name == "numpy":
-            np.random.set_state(state)
-
-
-def autocast_state(device_type: str) -> tuple[tuple[str, bool, torch.dtype], ...]:
-    """(device type, enabled, dtype) of each autocast that could matter on this device."""
-    return tuple(
-        (d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d))
-        for d in dict.fromkeys(("cpu", device_type))
-    )
-
-
-def autocast_contexts(
-    recorded: tuple[tuple[str, bool, torch.dtype], ...],
-) -> list[AbstractContextManager[Any]]:
-    """Contexts that bring a recorded autocast state back.
-
-    Without the cache of weight casts: a cast of a replay must not outlive it, and its value is
-    the same.
-    """
-    return [
-        torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False)
-        for device, enabled, dtype in recorded
-        if enabled or torch.is_autocast_enabled(device)
-    ]

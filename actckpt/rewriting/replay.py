@@ -4,31 +4,30 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import Any
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from actckpt.errors import ReplayError
-from actckpt.rewriting.changed import unread
-from actckpt.rewriting.holders import Dropped, is_resident, verify
-from actckpt.rewriting.modes import Mismatch, PruneMode
-from actckpt.rewriting.node import Link, Node, Span
-from actckpt.rewriting.record import (
-    CallRecord,
+from actckpt.rewriting.ambient import (
     autocast_contexts,
     generator_states,
     set_generator_states,
 )
-from actckpt.rewriting.run import CURRENT
+from actckpt.rewriting.changed import unread
+from actckpt.rewriting.current import CURRENT
+from actckpt.rewriting.holders import Dropped, is_resident, verify
+from actckpt.rewriting.modes import Mismatch, PruneMode
+from actckpt.rewriting.node import Node
+from actckpt.rewriting.planned_module import PlannedModule
+from actckpt.rewriting.record import CallRecord, Link, Span
 from actckpt.tracing.call import tensors
 from actckpt.tracing.fake import is_tracing
 from actckpt.tracing.parametrized import caching, is_caching
-
-if TYPE_CHECKING:
-    from actckpt.rewriting.patch import PatchedForward
 
 
 class ChangedError(RuntimeError):
@@ -58,7 +57,7 @@ def replay(node: Node, asker: Dropped, again: bool) -> bool:
     prune = node.prunable
     with _aside(node):
         while True:
-            attempt = _Replay(node, waiting, prune)
+            attempt = Replay(node, waiting, prune)
             try:
                 attempt.run()
                 break
@@ -66,12 +65,12 @@ def replay(node: Node, asker: Dropped, again: bool) -> bool:
                 if not prune:
                     raise
                 prune = node.prunable = False
-                for holder in waiting.values():
+                for holder in chain.from_iterable(waiting.values()):
                     holder.tensor = None
-    missing = sum(h.tensor is None for h in waiting.values())
+    missing = sum(h.tensor is None for holders in waiting.values() for h in holders)
     if missing:
         raise node.error(f"{missing} of {len(waiting)} saved tensors were not made again")
-    verify(waiting.values())
+    verify(chain.from_iterable(waiting.values()))
     return bool(waiting)
 
 
@@ -108,10 +107,10 @@ def _restore_attribute(module: torch.nn.Module, name: str, had: bool, value: Any
         module.__dict__.pop(name, None)
 
 
-class _Replay:
+class Replay:
     """One attempt. It is the current run of its thread: inner patched forwards ask it."""
 
-    def __init__(self, node: Node, waiting: dict[int, Dropped], prune: bool) -> None:
+    def __init__(self, node: Node, waiting: dict[int, list[Dropped]], prune: bool) -> None:
         self.node = node
         self.rewrite = node.rewrite
         self.calls: Counter[str] = Counter()
@@ -163,7 +162,7 @@ class _Replay:
         drop: bool,
     ) -> dict[Link, torch.Tensor]:
         """Runs one recorded call; returns what later calls of the span take from it."""
-        changed = self._changed(record)
+        changed, exchanged = self._changed(record)
         set_generator_states(record.random)
         self.calls = Counter(record.calls)
         self.rewrite.put_attributes(record.attributes)
@@ -177,6 +176,9 @@ class _Replay:
         with ExitStack() as stack:
             if record.subclasses:
                 stack.enter_context(torch._C._EnableTorchFunction())
+            for table, name, t in exchanged:
+                stack.callback(table.__setitem__, name, table[name])
+                table[name] = t
             args, kwargs = record.materialize(available)
             stack.enter_context(record.patched.as_training(record.training))
             stack.enter_context(torch.set_grad_enabled(record.grad))
@@ -185,9 +187,11 @@ class _Replay:
             for context in autocast_contexts(record.autocast):
                 stack.enter_context(context)
             stack.enter_context(saved_tensors_hooks(_drop if drop else self._fill, _never))
-            # below what leaves out operations: those read nothing
-            stack.enter_context(unread(changed, partial(self._refusal, record)))
-            stack.enter_context(self.mode if self.mode is not None else nullcontext())
+            if changed:
+                # below what leaves out operations: those read nothing
+                stack.enter_context(unread(changed, partial(self._refusal, record)))
+            if self.mode is not None:
+                stack.enter_context(self.mode)
             try:
                 out = record.patched.run(args, kwargs)
             except (Mismatch, ReplayError, ChangedError):
@@ -201,24 +205,25 @@ class _Replay:
                 if last_use.get((position, leaf), -1) > position
             }
 
-    def _changed(self, record: CallRecord) -> list[torch.Tensor]:
-        """Parameters and buffers that were changed in place since the call, which must not be read.
+    def _changed(
+        self, record: CallRecord
+    ) -> tuple[list[torch.Tensor], list[tuple[dict[str, Any], str, torch.Tensor]]]:
+        """Parameters and buffers that are not as they were in the call.
 
-        Raises:
-            ReplayError: there is another tensor in the place of one.
+        Returns:
+            Those that were changed in place since, which must not be read; and where others are in
+            their place now (`torch.func.functional_call`), with those of the call.
         """
-        now = record.patched.watched(record.program)
         changed = []
-        for (t, version), (found, _) in zip(record.versions, now, strict=True):
-            if found is not t and not _is_same_memory(found, t):
-                raise self.node.error(
-                    f"{record.patched.name_of(found)} is another tensor than in the forward pass "
-                    "(torch.func.functional_call?)"
-                )
+        exchanged = []
+        places = record.patched.places(record.program)
+        for (t, version), (table, name) in zip(record.versions, places, strict=True):
+            if table[name] is not t and not _is_same_memory(table[name], t):
+                exchanged.append((table, name, t))
             if t._version != version:
                 changed.append(t)
                 self.versions[id(t)] = version
-        return changed
+        return changed, exchanged
 
     def _refusal(self, record: CallRecord, t: torch.Tensor) -> ChangedError:
         name = record.patched.name_of(t)
@@ -236,18 +241,20 @@ class _Replay:
         if is_resident(tensor, self.residents):
             return
         number, self.number = self.number, self.number + 1
-        holders = self.node.holders
-        if number >= len(holders):
-            raise self.node.error(f"it saved more than the {len(holders)} tensors of before")
-        holder = self.waiting.get(number)
-        if holder is None or holder.tensor is not None:
+        before = len(self.node.holders)
+        if number >= before:
+            raise self.node.error(f"it saved more than the {before} tensors of before")
+        holders = self.waiting.get(number)
+        if holders is None:
             return
-        if holder.shape != tensor.shape or holder.dtype != tensor.dtype:
+        first = holders[0]
+        if first.shape != tensor.shape or first.dtype != tensor.dtype:
             raise self.node.error(
                 f"saved tensor {number} is {tuple(tensor.shape)} {tensor.dtype}, and was "
-                f"{tuple(holder.shape)} {holder.dtype}"
+                f"{tuple(first.shape)} {first.dtype}"
             )
-        holder.fill(tensor)
+        for holder in holders:
+            holder.fill(tensor)
         self.remaining -= 1
         if self.satisfied():
             raise _Stop
@@ -270,7 +277,7 @@ class _Replay:
                 child.random = generator_states(random, tuple(moves), self.rewrite.device_type)
                 del self.uncaptured[key]
 
-    def call(self, patched: PatchedForward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(self, patched: PlannedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A patched forward inside the region: a region of its own, which gets its arguments."""
         number = self.calls[patched.path]
         self.calls[patched.path] = number + 1

@@ -13,8 +13,6 @@ from actckpt.errors import PlanError
 from actckpt.rewriting.bursting import Decoded
 from actckpt.rewriting.learned import Learned
 from actckpt.rewriting.program import Program, StageProgram
-from actckpt.rewriting.run import Run
-from actckpt.rewriting.scheduled import ScheduledRun
 from actckpt.tracing.calls import resident_tables, residents
 from actckpt.tracing.fake import is_tracing
 from actckpt.tracing.forwards import FORWARD
@@ -27,9 +25,10 @@ ABSENT = object()
 class Planner(Protocol):
     """Whoever decides the plan of a root; asked before every forward with gradients, told after."""
 
-    def before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], entry: str) -> None: ...
+    def before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], entry: str) -> bool:
+        """Returns whether another plan is in force now."""
 
-    def after_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None: ...
+    def after_forward(self, output: Any) -> None: ...
 
     def copied(self, model: nn.Module) -> Planner: ...
 
@@ -102,8 +101,8 @@ class Rewrite:
         """
         if not self.program.regions:
             return {}
-        tensors = (t for t in self.resident_tensors() if t.layout == torch.strided)
-        storages = (t.untyped_storage() for t in tensors)
+        strided = torch.strided
+        storages = [t.untyped_storage() for t in self.resident_tensors() if t.layout is strided]
         return {s._cdata: s for s in storages}
 
     def resident_tensors(self) -> list[torch.Tensor]:
@@ -178,13 +177,11 @@ class Rewrite:
             "there on, which may take more memory than the budget"
         )
 
-    def begin(self) -> Run | ScheduledRun:
+    def begin(self) -> None:
         """A new forward pass. The first one's recomputations are compared bit by bit."""
         self._runs += 1
         if self._runs > 1:
             self.checking = False
-        schedule = self.program.schedule
-        return Run(self) if schedule is None else ScheduledRun(self, schedule)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Rewrite:
         root = memo.get(id(self.root()))

@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from actckpt.rewriting.holders import unpack
+from actckpt.rewriting.ambient import digests, same_states, torch_states
 from actckpt.rewriting.modes import CaptureMode
-from actckpt.rewriting.node import Node, Span
+from actckpt.rewriting.node import Node
+from actckpt.rewriting.planned_module import PlannedModule
 from actckpt.rewriting.program import StageProgram
-from actckpt.rewriting.record import CallRecord, same_states, torch_states
+from actckpt.rewriting.record import CallRecord, Span
+from actckpt.rewriting.replay import replay
+from actckpt.rewriting.resaving import unpack
+from actckpt.rewriting.rewrite import Rewrite
 from actckpt.tracing.call import tensors
 
-if TYPE_CHECKING:
-    from actckpt.rewriting.patch import PatchedForward
-    from actckpt.rewriting.rewrite import Rewrite
-
 logger = logging.getLogger("actckpt")
-
-
-class _Current(threading.local):
-    """What the patched forwards of this thread belong to: a forward pass, a replay, or nothing."""
-
-    run: Any = None
-
-
-CURRENT = _Current()
 
 
 class Run:
@@ -42,11 +32,12 @@ class Run:
         self.spans: dict[int, Span] = {}
         self.nodes: dict[int, Node] = {}
         self.stack: list[Node] = []
-        # where the stages of each outermost region left torch's generators
-        self.streams: dict[int, dict[str, torch.Tensor]] = {}
+        # where the stages of each outermost region left torch's generators: digests of the states,
+        # which are 5 kB each and would be beside everything else until the forward ends
+        self.streams: dict[int, tuple[bytes, ...]] = {}
         self.residents = rewrite.residents()
 
-    def call(self, patched: PatchedForward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(self, patched: PlannedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a patched forward, recorded if the plan has a region there."""
         number = self.calls[patched.path]
         self.calls[patched.path] = number + 1
@@ -87,17 +78,17 @@ class Run:
             return
         outer = program.chain[0]
         span.moved.add(position)
-        if not program.random and not same_states(before, self.streams.get(outer)):
+        if not program.random and digests(before) != self.streams.get(outer):
             span.draws.add(position)
             record = span.calls[position]
             if record is not None:
                 record.random = {**(record.random or {}), **before}
-        self.streams[outer] = after
+        self.streams[outer] = digests(after)
 
     def _enter(
         self,
         program: StageProgram,
-        patched: PatchedForward,
+        patched: PlannedModule,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> tuple[Node, int]:
@@ -122,6 +113,7 @@ class Run:
                     parent,
                     program.key,
                     self.residents,
+                    replay,
                     top=depth == 0 and enclosing is None,
                 )
             if depth:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Set
 from dataclasses import dataclass, field
 
 import torch
 
-from actckpt.bursts import PlacedBurst, place_bursts
-from actckpt.graph import FunctionCall, Graph
-from actckpt.plan import Plan
-from actckpt.recomputation import Recomputation, moved_statistics
+from actckpt.data.graph import FunctionCall, Graph
+from actckpt.data.plan import Plan
+from actckpt.interpreting.bursts import PlacedBurst, place_bursts
+from actckpt.interpreting.recomputation import Recomputation, moved_statistics
+from actckpt.interpreting.stretches import Stretch, Stretches
 from actckpt.rewriting.wires import ViewOf, Window, Wires, loose, nothing
-from actckpt.stretches import Stretch, Stretches
 
 # what is done where a module's forward begins or ends, beside the number of a stretch to take up
 RESTS = -1
@@ -110,7 +111,10 @@ class StepProgram:
 
 @dataclass(frozen=True, slots=True)
 class BurstProgram:
-    """One burst; ``taken`` are (storage, burst that gives it), ``hands`` what this one gives."""
+    """One burst; ``taken`` are (storage, burst that gives it), ``hands`` what this one gives.
+
+    ``draws``: calls whose random states its steps begin with, one for each of those steps.
+    """
 
     label: str
     parent: int
@@ -118,6 +122,7 @@ class BurstProgram:
     pins: tuple[int, ...]
     taken: tuple[tuple[int, int], ...]
     hands: tuple[int, ...]
+    draws: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +135,10 @@ class Schedule:
     `RESTS`, or None. ``passed`` are calls of the stretches that are not compared, ``wires`` what is
     known of all wires before a run that compares the others, ``asked`` those that compared ones
     read and no call makes.
+
+    How often things are asked for in one backward, after which nobody asks any more: ``readers`` by
+    pinned storage, ``drawers`` by call whose random state is kept, ``takers`` by (burst, storage
+    that it hands on).
     """
 
     calls: tuple[CallProgram, ...]
@@ -142,6 +151,9 @@ class Schedule:
     passed: dict[int, PassedCall] = field(default_factory=dict)
     wires: Wires = field(default_factory=list)
     asked: frozenset[int] = frozenset()
+    readers: dict[int, int] = field(default_factory=dict)
+    drawers: dict[int, int] = field(default_factory=dict)
+    takers: dict[tuple[int, int], int] = field(default_factory=dict)
 
 
 def compile_bursts(graph: Graph, plan: Plan) -> Schedule | None:
@@ -215,8 +227,11 @@ class _Compiler:
         }
         turns = self._turns(stretches)
         return Schedule(
-            calls, tuple(saves), outside, bursts, windows, stretches, turns, passed, wires, asked
-        )
+            calls, tuple(saves), outside, bursts, windows, stretches, turns, passed, wires, asked,
+            readers=dict(Counter(sid for b in bursts for sid in b.pins)),
+            drawers=dict(Counter(call for b in bursts for call in b.draws)),
+            takers=dict(Counter((giver, sid) for b in bursts for sid, giver in b.taken)),
+        )  # fmt: skip
 
     def _window(self, value: int) -> Window:
         v = self.graph.values[value]
@@ -299,6 +314,7 @@ class _Compiler:
             pins=tuple(sorted((*p.pins, *p.residents))),
             taken=tuple(sorted(p.taken.items())),
             hands=tuple(sorted(given)),
+            draws=tuple(s.draws for s in steps if s.draws >= 0),
         )
 
     def _step(self, index: int, done: tuple[int, ...]) -> StepProgram:

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from actckpt.errors import ReplayError
+from actckpt.rewriting.ambient import generator_states, set_generator_states
 from actckpt.rewriting.backward import at_end, backward_id, keeps_graph
+from actckpt.rewriting.burst_pass import Pass
 from actckpt.rewriting.bursting import Views, run_steps, view_of
 from actckpt.rewriting.following import Following
-from actckpt.rewriting.holders import Dropped, Kept, unpack, verify
-from actckpt.rewriting.record import generator_states, set_generator_states
+from actckpt.rewriting.holders import Dropped, Generation, Kept, bits, verify
+from actckpt.rewriting.planned_module import PlannedModule
+from actckpt.rewriting.resaving import unpack
+from actckpt.rewriting.rewrite import Rewrite
 from actckpt.rewriting.schedule import BurstProgram, CallProgram, Capture, Schedule
 from actckpt.rewriting.wires import is_laid_out
 from actckpt.tracing.call import tensors
 from actckpt.tracing.fake import is_tracing
-
-if TYPE_CHECKING:
-    from actckpt.rewriting.patch import PatchedForward
-    from actckpt.rewriting.rewrite import Rewrite
 
 
 class ScheduledRun:
@@ -46,20 +46,22 @@ class ScheduledRun:
         self._entered: Counter[str] = Counter()
         self.pins: dict[int, tuple[int, Kept]] = {}
         self.states: dict[int, Any] = {}
-        self.holders: list[list[tuple[Any, int]]] = [[] for _ in schedule.bursts]
+        self.holders: list[list[weakref.ref[Dropped]]] = [[] for _ in schedule.bursts]
+        # whether a backward has saved for a further one what it was handed
+        self._resaved = False
         self.remaking: list[Any] = [None] * len(schedule.bursts)
-        # backward passes: the last over this graph, and those that keep it, by number
+        # backward passes: the last over this graph, and those after which another comes, by number
+        # and generation
         self._last_pass = Pass(schedule)
-        self._passes: dict[int, Pass] = {}
+        self._passes: dict[tuple[int, Generation], Pass] = {}
         # operations from here on were not followed, and are never run again
         self.limit: int | None = None
-        bursts = schedule.bursts
-        self._readers = Counter(sid for b in bursts for sid in b.pins)
-        self._drawers = Counter(s.draws for b in bursts for s in b.steps if s.draws >= 0)
+        self._readers = dict(schedule.readers)
+        self._drawers = dict(schedule.drawers)
 
     # ---- forward
 
-    def call(self, patched: PatchedForward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(self, patched: PlannedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a patched forward: the root's followed, any other as it is."""
         if patched.path:
             return self._inner(patched, args, kwargs)
@@ -85,7 +87,7 @@ class ScheduledRun:
             del self._following, self._hooks
         return out
 
-    def _inner(self, patched: PatchedForward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _inner(self, patched: PlannedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a module's forward where following may be taken up or left off."""
         path = patched.path
         number = self._entered[path]
@@ -167,8 +169,11 @@ class ScheduledRun:
             self.pins[program.storage] = (program.value, Kept(tensor))
         if program.burst < 0:
             return Kept(tensor)
-        holder = Dropped(self._remaking(program.burst), tensor, self.rewrite.checking)
-        self.holders[program.burst].append((weakref.ref(holder), program.value))
+        burst = self._remaking(program.burst)
+        holder = Dropped(burst, program.value, tensor.shape, tensor.dtype)
+        if self.rewrite.checking:
+            holder.hash = bits(tensor)
+        self.holders[program.burst].append(weakref.ref(holder))
         return holder
 
     def _before_call(self, number: int, call: CallProgram, given: list[torch.Tensor]) -> None:
@@ -218,34 +223,57 @@ class ScheduledRun:
             ReplayError: it could not be run, or did not do again what had been done.
             RuntimeError: something that it reads was changed in place since.
         """
-        if not (keeps_graph() and self.lasts()):
+        generation = asker.generation
+        if not (self.lasts() and (keeps_graph() or self._outlives(generation))):
             self._run(index, self._last_pass, asker)
             return
-        backward = backward_id()
-        found = self._passes.get(backward)
-        if backward < 0 or (found is not None and index in found.done):
+        now = (backward_id(), generation)
+        found = self._passes.get(now)
+        if now[0] < 0 or (found is not None and not found.awaits(index)):
             # nobody else is going to ask; or it was asked before, and may have been let go
-            self._run(index, Pass(self.schedule, keeps=True, alone=True), asker)
+            self._run(index, Pass(self.schedule, [index], keeps=True, alone=True), asker)
             return
         if found is None:
-            found = self._passes[backward] = Pass(self.schedule, keeps=True)
-            self._await_end(backward)
+            asked = [n for n in range(len(self.holders)) if self._is_asked(n, generation)]
+            found = self._passes[now] = Pass(self.schedule, asked, keeps=True)
+            self._await_end(now)
         self._run(index, found, asker)
 
-    def _await_end(self, backward: int) -> None:
-        """What this backward did not take goes when it has ended."""
+    def _alive(self, burst: int) -> Iterator[Dropped]:
+        """Holders of a burst that autograd still has."""
+        for ref in self.holders[burst]:
+            holder = ref()
+            if holder is not None:
+                yield holder
+
+    def _is_asked(self, burst: int, generation: Generation) -> bool:
+        return any(h.generation == generation for h in self._alive(burst))
+
+    def _outlives(self, generation: Generation) -> bool:
+        """Whether others than of this generation are going to be asked for, too."""
+        bursts = range(len(self.holders)) if self._resaved else ()
+        return any(h.generation != generation for n in bursts for h in self._alive(n))
+
+    def resaved(self, burst: int, holder: Dropped) -> None:
+        """A backward has saved for a further one what it was handed."""
+        self._resaved = True
+        self.holders[burst].append(weakref.ref(holder))
+
+    def _await_end(self, now: tuple[int, Generation]) -> None:
+        """What a backward did not take goes when it has ended."""
         ref = weakref.ref(self)
 
         def ended() -> None:
             run = ref()
             if run is None:
                 return
-            del run._passes[backward]
+            del run._passes[now]
             if run.lasts():
-                for holder, _ in (h for held in run.holders for h in held):
-                    found = holder()
-                    if found is not None:
-                        found.tensor = None
+                for burst in range(len(run.holders)):
+                    alive = list(run._alive(burst))
+                    run.holders[burst] = [weakref.ref(holder) for holder in alive]
+                    for holder in alive:
+                        holder.tensor = None
 
         at_end(ended)
 
@@ -257,8 +285,7 @@ class ScheduledRun:
             self._run(giver, now, asker)
         now.done.add(index)
         found = self._inputs(burst, now)
-        draws = any(step.draws >= 0 for step in burst.steps)
-        before = generator_states(draws, (), self.rewrite.device_type)
+        before = generator_states(bool(burst.draws), (), self.rewrite.device_type)
         try:
             run_steps(self.schedule, burst, found, self.states, self.limit, self.rewrite.decoded)
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
@@ -288,12 +315,16 @@ class ScheduledRun:
     def _fill(self, index: int, found: dict[int, Views], now: Pass, asker: Dropped) -> None:
         filled = []
         backward = backward_id()
-        for ref, value in self.holders[index]:
-            holder: Dropped | None = ref()
-            if holder is None or holder.tensor is not None:
+        for holder in self._alive(index):
+            if holder.tensor is not None:
                 continue
-            if now.keeps and holder is not asker and (now.alone or holder.taken == backward):
+            if (
+                now.keeps
+                and holder is not asker
+                and (now.alone or holder.taken == backward or holder.generation != asker.generation)
+            ):
                 continue
+            value = holder.number
             views = found.get(self.schedule.windows[value][0])
             if views is None:
                 raise Remake(self, index).error("a saved tensor was not made again")
@@ -309,38 +340,10 @@ class ScheduledRun:
             self._readers[sid] -= 1
             if not self._readers[sid]:
                 self.pins.pop(sid, None)
-        for step in burst.steps:
-            if step.draws >= 0:
-                self._drawers[step.draws] -= 1
-                if not self._drawers[step.draws]:
-                    self.states.pop(step.draws, None)
-
-
-class Pass:
-    """What one backward over a run has had made again.
-
-    Attributes:
-        keeps: the graph is kept for another backward, and so is what the bursts read.
-        alone: only the holder that is asked is filled.
-        done: bursts that have been run.
-        handed: what they hand to those inside them, until the last has taken it.
-    """
-
-    __slots__ = ("alone", "done", "handed", "keeps", "takers")
-
-    def __init__(self, schedule: Schedule, keeps: bool = False, alone: bool = False) -> None:
-        self.keeps = keeps
-        self.alone = alone
-        self.done: set[int] = set()
-        self.handed: dict[int, dict[int, Views]] = {}
-        self.takers = Counter((giver, sid) for b in schedule.bursts for sid, giver in b.taken)
-
-    def taken_by(self, burst: BurstProgram) -> None:
-        """A burst has run, and had what it takes."""
-        for sid, giver in burst.taken:
-            self.takers[(giver, sid)] -= 1
-            if not self.takers[(giver, sid)]:
-                self.handed[giver].pop(sid, None)
+        for call in burst.draws:
+            self._drawers[call] -= 1
+            if not self._drawers[call]:
+                self.states.pop(call, None)
 
 
 class Remake:
@@ -360,6 +363,10 @@ class Remake:
     def recompute(self, asker: Dropped) -> None:
         """Fills every holder of the burst."""
         self.run.recompute(self.index, asker)
+
+    def resaved(self, holder: Dropped) -> None:
+        """A backward has saved for a further one what it was handed."""
+        self.run.resaved(self.index, holder)
 
     def lasts(self) -> bool:
         """Whether it can be run once more after the next time."""

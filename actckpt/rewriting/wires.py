@@ -10,7 +10,7 @@ from weakref import ref
 
 import torch
 
-from actckpt.signature import settled
+from actckpt.tracing.signature import settled
 
 # storage, shape, stride, offset, dtype
 Window = tuple[int, tuple[int, ...], tuple[int, ...], int, torch.dtype]

@@ -65,6 +65,7 @@ def run_backwards(
     roots: Sequence[torch.Tensor],
     seeds: Sequence[torch.Tensor | None],
     returned: Callable[[torch.Tensor], None],
+    kept: Callable[[], None],
 ) -> None:
     """Runs them one after another, each from all ``roots``.
 
@@ -72,6 +73,7 @@ def run_backwards(
 
     Args:
         returned: told of each gradient that the caller is taken to hold.
+        kept: told at the end of each but the last.
     """
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     batch = [t for t in tensors(call) if t.requires_grad]
@@ -84,6 +86,8 @@ def run_backwards(
         keeps = b.keeps or number < len(backwards) - 1
         if b.into_grad and not b.second_order:
             torch.autograd.backward(roots, seeds, retain_graph=keeps)
+            if keeps:
+                kept()
             continue
         inputs: list[torch.Tensor] = [parameters[n] for n in b.returned if n in parameters]
         inputs += batch if b.batch else []
@@ -99,6 +103,8 @@ def run_backwards(
             if squares:
                 roots.append(torch.stack(squares).sum())
                 seeds.append(None)
+        if keeps:
+            kept()
     if not any(b.into_grad for b in backwards):  # the caller makes of them what the optimizer takes
         held.clear()
         for tensor, gradient in last:

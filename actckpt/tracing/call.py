@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from actckpt.errors import ArgumentError
+
 LossFn = Callable[..., torch.Tensor]
 
 
@@ -30,7 +32,7 @@ class Call:
                 a `Call`.
 
         Raises:
-            TypeError: the batch is none of these.
+            ArgumentError: the batch is none of these.
         """
         if isinstance(batch, Call):
             return batch
@@ -40,7 +42,7 @@ class Call:
             return cls(*batch)
         if isinstance(batch, Mapping):
             return cls(**batch)
-        raise TypeError(
+        raise ArgumentError(
             f"batch must be a tensor, a tuple (positional arguments), a dict (keyword arguments) "
             f"or actckpt.Call(*args, **kwargs); found {type(batch).__name__}"
         )

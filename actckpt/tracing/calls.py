@@ -17,11 +17,11 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from actckpt.graph import FunctionCall
-from actckpt.signature import described
+from actckpt.data.graph import FunctionCall
 from actckpt.tracing.call import tensors
 from actckpt.tracing.mode import SKIPPED
 from actckpt.tracing.recorder import Recorder
+from actckpt.tracing.signature import described
 from actckpt.tracing.transforms import in_transform
 
 # reads of ``x.shape`` and the like: method-wrappers, which no other kind of call is

@@ -38,7 +38,9 @@ def never_compiled(function: F) -> F:
     """
     marked: Any = function
     marked._torchdynamo_disable = True
-    marked._torchdynamo_disable_msg = "actckpt plans models for eager execution"
+    marked._torchdynamo_disable_msg = (
+        "actckpt plans models for eager execution; to export one, call actckpt.revert(model) first"
+    )
     skip = eval_frame._FrameAction.SKIP
     eval_frame.set_code_exec_strategy(marked.__code__, eval_frame._FrameExecStrategy(skip, skip))
     return function

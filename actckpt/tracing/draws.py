@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from actckpt.graph import Graph
+from actckpt.data.graph import Graph
 
 # of the Mersenne twister, which Python, NumPy and torch (on the CPU) all draw from
 _WORDS = 624

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from actckpt.signature import SPARSE
 from actckpt.tracing.accelerator_ops import AcceleratorOps
 from actckpt.tracing.attached import dressed, made_of_fakes, objects_faked
 from actckpt.tracing.call import map_tensors
@@ -28,10 +27,12 @@ from actckpt.tracing.forwards import bare
 from actckpt.tracing.guards import Answers, Guards
 from actckpt.tracing.lightning import TRAINING_STEP, without_logging
 from actckpt.tracing.optimizers import Copier, kept_as_they_are, without_hooks
+from actckpt.tracing.outlined import device_of, values_of
 from actckpt.tracing.parametrized import cached_as
 from actckpt.tracing.parts import made_of, parts, ragged
 from actckpt.tracing.reached import outside_restored
 from actckpt.tracing.real_values import attach_real
+from actckpt.tracing.signature import SPARSE
 from actckpt.tracing.stand_in import StandIn
 from actckpt.tracing.step import Step
 from actckpt.tracing.users_hooks import users_hooks_replaced
@@ -60,9 +61,15 @@ class FakeWorld:
             return real
         found = self._fakes.get(id(real))
         if found is None:
-            meta = self.stand_in is not None and real.device.type == "meta"
-            made = self._of_meta(real) if meta else self._of(real)
-            attach_real(made, real)
+            outlined = device_of(real)
+            if outlined is not None:
+                made = self._of_meta(real, outlined)
+                if (values := values_of(real)) is not None:
+                    attach_real(made, values)
+            else:
+                meta = self.stand_in is not None and real.device.type == "meta"
+                made = self._of_meta(real, torch.device("cpu")) if meta else self._of(real)
+                attach_real(made, real)
             if real.layout in SPARSE:
                 # without their base: they are views of the sparse tensor
                 made_of(made, tuple(self.fake(part.data) for part in parts(real)))
@@ -78,10 +85,10 @@ class FakeWorld:
         # what another model made: the step traced ends where it came in
         return self.mode.from_tensor(real.detach()).requires_grad_(real.requires_grad)
 
-    def _of_meta(self, real: torch.Tensor) -> torch.Tensor:
+    def _of_meta(self, real: torch.Tensor, device: torch.device) -> torch.Tensor:
         # `data`, unlike `detach`, shares no version counter with the model's own tensor
         made: torch.Tensor = self.mode.fake_tensor_converter.from_meta_and_device(
-            self.mode, real.data, torch.device("cpu")
+            self.mode, real.data, device
         )
         if isinstance(real, nn.Parameter):
             return nn.Parameter(made, requires_grad=real.requires_grad)
@@ -101,7 +108,8 @@ def faked(model: nn.Module, step: Step) -> Iterator[tuple[FakeWorld, Step]]:
     world = FakeWorld(step.stand_in, step.answers)
     modules = list(model.modules())
     dicts = [(m, dict(m.__dict__), list(containers(m))) for m in modules]
-    parameters = list(model.parameters())
+    # others have none, but where computed weights stand in their place (`functional_call`)
+    parameters = [p for p in model.parameters() if p.is_leaf]
     grads = [p.grad for p in parameters]
     with ExitStack() as stack:
         stack.enter_context(users_hooks_replaced())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +68,16 @@ class FakeSteps:
         """Numbers of those that step after backward."""
         return [n for n, one in enumerate(self.optimizers) if not one.in_backward]
 
-    def in_backward(self, step: Callable[[int], None]) -> Callable[[], None]:
-        """Hooks that step the others inside backward.
+    @contextmanager
+    def in_backward(self, step: Callable[[int], None]) -> Iterator[Callable[[], None]]:
+        """Hooks that step the others inside backward, for as long as the context lasts.
+
+        A fake parameter would keep its hook for good, and that everything that ``step`` knows.
 
         Args:
             step: what is done when the last gradient of an optimizer has arrived.
 
-        Returns:
+        Yields:
             To be called after backward: those to which not all gradients came step then.
         """
         waiting: dict[int, set[int]] = {}
@@ -90,19 +95,20 @@ class FakeSteps:
                 if not waiting[number]:
                     end(number)
 
-        for number, one in enumerate(self.optimizers):
-            if one.in_backward:
-                trained = [p for p in one.parameters() if p.requires_grad]
-                waiting[number] = {id(p) for p in trained}
-                for p in trained:
-                    p.register_post_accumulate_grad_hook(lambda p, n=number: arrived(p, n))
-
         def finish() -> None:
             for number in list(waiting):
                 if any(p.grad is not None for p in self.optimizers[number].parameters()):
                     end(number)
 
-        return finish
+        with ExitStack() as hooks:
+            for number, one in enumerate(self.optimizers):
+                if one.in_backward:
+                    trained = [p for p in one.parameters() if p.requires_grad]
+                    waiting[number] = {id(p) for p in trained}
+                    for p in trained:
+                        hook = partial(arrived, number=number)
+                        hooks.callback(p.register_post_accumulate_grad_hook(hook).remove)
+            yield finish
 
 
 def _to_fill(optimizer: Any) -> int:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from actckpt.graph import Graph, Op, Phase
-from actckpt.signature import decode, overload
+from actckpt.data.graph import Graph, Op, Phase
+from actckpt.tracing.signature import decode, overload
 
 
 def fx_graph(graph: Graph) -> fx.Graph:

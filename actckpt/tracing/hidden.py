@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from actckpt.graph import Category, Graph, Phase, Stage
+from actckpt.data.graph import Category, Graph, Phase, Stage
 
 
 def hidden_state(graph: Graph) -> Graph:

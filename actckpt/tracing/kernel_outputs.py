@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from actckpt.signature import decode, encode
 from actckpt.tracing.layouts import laid_out, suggested
+from actckpt.tracing.signature import decode, encode
 
 aten = torch.ops.aten
 

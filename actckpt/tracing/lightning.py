@@ -36,7 +36,8 @@ def refuse_manual(model: nn.Module) -> None:
         raise PlanError(
             f"{type(model).__name__}.training_step optimizes manually: it runs backward and its "
             "optimizers itself, and is more than the forward of one step. Optimize the module "
-            "inside that it calls, as in actckpt.optimize(lit.net, budget_gb)"
+            "inside that it calls, as in actckpt.optimize(lit.net, budget_gb); a trainer keeps "
+            "checkpoints of it with MemoryBudget(None, checkpoints=...)"
         )
 
 

@@ -16,18 +16,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from actckpt.tracing.fake import FakeWorld
 from actckpt.tracing.guards import ASKING, note_question
 from actckpt.tracing.kernel_outputs import fake_outputs
+from actckpt.tracing.new_fakes import NewFakes
 from actckpt.tracing.parts import is_shell_type, with_parts
 from actckpt.tracing.real_values import propagate, scalar
+from actckpt.tracing.repeated import REPEATED, Key
 from actckpt.tracing.value_shapes import known_results
 
 aten = torch.ops.aten
 
+_DEVICE = torch.ops.prim.device.default
 # bookkeeping of autograd and of Python, not work of the step
 SKIPPED = {
     aten.detach.default,
     aten.detach_.default,
     aten.alias.default,
-    torch.ops.prim.device.default,
+    _DEVICE,
     aten.sym_size.default,
     aten.sym_stride.default,
     aten.sym_numel.default,
@@ -61,8 +64,19 @@ class StepMode(TorchDispatchMode):
     def __init__(self, world: FakeWorld) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.world = world
+        self.fakes = NewFakes(world.mode)
         self.paused = False
         self.shaped_by_values = False
+        # of the operation that runs
+        self._key: Key | None = None
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Whether torch wraps `__torch_dispatch__` against Dynamo, at every operation.
+
+        No frame of Dynamo's is open while a step runs on fakes: compiled functions run as written.
+        """
+        return False
 
     def seen(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         """An operation has run."""
@@ -78,6 +92,8 @@ class StepMode(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if func is _DEVICE and type(args[0]) is FakeTensor:
+            return args[0].device  # most of what autograd asks
         kwargs = kwargs or {}
         if self.paused:
             return func(*args, **kwargs)
@@ -90,11 +106,14 @@ class StepMode(TorchDispatchMode):
             if found is not None:
                 self.asked(args[0])
                 return found
-        if not all(isinstance(t, FakeTensor) for t in flat_tensors(args)):
-            args = tuple(self._on_sight(a) for a in args)
         accelerated = self.world.stand_in is not None
+        key = REPEATED.key(func, args, kwargs, accelerated)
+        if key is None and not all(isinstance(t, FakeTensor) for t in flat_tensors(args)):
+            args = tuple(self._on_sight(a) for a in args)
+            key = REPEATED.key(func, args, kwargs, accelerated)
+        self._key = key
         try:
-            out = with_parts(args, fake_outputs(func, args, kwargs, accelerated=accelerated))
+            out = self._outputs(key, func, args, kwargs, accelerated)
         except (DynamicOutputShapeException, DataDependentOutputException):
             # of labels and masks the values may be known
             found = known_results(func, args, kwargs)
@@ -111,6 +130,27 @@ class StepMode(TorchDispatchMode):
         propagate(func, args, kwargs, out)
         note_question(func, out)
         return out
+
+    def _outputs(
+        self,
+        key: Key | None,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        accelerated: bool,
+    ) -> Any:
+        if key is not None:
+            known, out = REPEATED.results(key, self.fakes, args)
+            if known:
+                return out
+        out = with_parts(args, fake_outputs(func, args, kwargs, accelerated=accelerated))
+        if key is not None:
+            REPEATED.learn(key, args, kwargs, out)
+        return out
+
+    def signature(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """The line by which the profile knows the operation that was `seen` last."""
+        return REPEATED.signature(self._key, func, args, kwargs)
 
     def _on_sight(self, x: Any) -> Any:
         if isinstance(x, torch.Tensor) and not isinstance(x, FakeTensor):

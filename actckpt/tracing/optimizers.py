@@ -17,6 +17,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim import optimizer as torch_optimizer
 
+from actckpt.object_walk import slots, walk
+
 _LISTS = (list, deque, set, frozenset)
 # what an optimizer may hold and does not step: functions, files, samples, and whoever holds it
 _NEVER_OPENED = (
@@ -45,16 +47,15 @@ def inside(roots: Iterable[object], shared: Iterable[nn.Module] = ()) -> Iterato
     Args:
         shared: modules that are not opened.
     """
-    seen = {id(m) for m in shared}
-    stack = list(roots)
-    while stack:
-        x = stack.pop()
-        if id(x) in seen or isinstance(x, _NEVER_OPENED) or x is None:
-            continue
-        seen.add(id(x))
-        yield x
-        if not isinstance(x, torch.Tensor):
-            stack.extend(_parts(x))
+
+    def parts(x: object) -> list[object]:
+        return [] if isinstance(x, torch.Tensor) else list(filter(_leads_on, _parts(x)))
+
+    return walk(filter(_leads_on, roots), parts, seen=shared)
+
+
+def _leads_on(x: object) -> bool:
+    return x is not None and not isinstance(x, _NEVER_OPENED)
 
 
 def _parts(x: Any) -> Iterator[Any]:
@@ -68,7 +69,7 @@ def _parts(x: Any) -> Iterator[Any]:
     elif isinstance(x, functools.partial):
         yield from (x.args, x.keywords)
     elif _is_opened(x):
-        yield from (getattr(x, name, None) for name in _slots(type(x)))
+        yield from (getattr(x, name, None) for name in slots(type(x)))
     if _is_opened(x):
         yield from vars(x).values() if hasattr(x, "__dict__") else ()
 
@@ -77,14 +78,6 @@ def _is_opened(x: object) -> bool:
     """Whether attributes are looked at: not those of Python's own kinds (loggers, locks)."""
     package = type(x).__module__.partition(".")[0]
     return package == "collections" or package not in sys.stdlib_module_names
-
-
-def _slots(cls: Any) -> tuple[str, ...]:
-    found: list[str] = []
-    for kind in cls.__mro__:
-        slots = kind.__dict__.get("__slots__", ())
-        found.extend((slots,) if isinstance(slots, str) else slots)
-    return tuple(name for name in found if name not in ("__dict__", "__weakref__"))
 
 
 @contextmanager
@@ -226,7 +219,7 @@ class Copier:
             made.update(self._of(i) for i in x)
         elif isinstance(x, (list, deque)):
             made.extend(self._of(i) for i in x)
-        for name in _slots(type(x)) if _is_opened(x) else ():
+        for name in slots(type(x)) if _is_opened(x) else ():
             if hasattr(x, name):
                 object.__setattr__(made, name, self._of(getattr(x, name)))
         for name, value in (_attributes(x) or {}).items():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from actckpt.errors import PlanError
+from actckpt.errors import ArgumentError, PlanError
 from actckpt.tracing.call import tensors
 from actckpt.tracing.optimizers import inside, is_optimizer
 
@@ -48,19 +48,20 @@ def optimizers_of(given: Any) -> tuple[Optimizing, ...]:
     """The optimizers that a user gave: one, several, or none.
 
     Raises:
-        TypeError: something else was given.
+        ArgumentError: something else was given.
         PlanError: one of them runs the model itself.
     """
     if given is None:
         return ()
     if isinstance(given, Mapping):
         given = given.values()
-    several = [given] if is_optimizer(given) or not isinstance(given, Iterable) else list(given)
+    single = is_optimizer(given) or isinstance(given, str) or not isinstance(given, Iterable)
+    several = [given] if single else list(given)
     for optimizer in several:
         if not is_optimizer(optimizer):
-            raise TypeError(
-                "optimizer must be an optimizer, or a list of several; "
-                f"found {type(optimizer).__name__}"
+            raise ArgumentError(
+                "optimizer must be the optimizer that steps the model, or a list of several; "
+                f"found {_described(optimizer)}"
             )
         if needs_closure(optimizer):
             raise PlanError(
@@ -68,6 +69,20 @@ def optimizers_of(given: Any) -> tuple[Optimizing, ...]:
                 "no part of one training step: leave optimizer out. Its memory is then not bounded"
             )
     return tuple(Optimizing(o) for o in outermost(several))
+
+
+def _described(given: object) -> str:
+    """What was given in place of an optimizer, and what to give."""
+    kind = "torch.optim.AdamW"
+    if isinstance(given, type):
+        found, kind = f"the class {given.__name__}", given.__name__
+    elif isinstance(given, str):
+        found = f"the text {given!r}"
+    elif isinstance(given, torch.Tensor):
+        found = "parameters"
+    else:
+        found = type(given).__name__
+    return f"{found}. Pass one made of the model's parameters: {kind}(model.parameters(), lr=...)"
 
 
 def outermost(optimizers: Iterable[Any]) -> list[Any]:

@@ -8,14 +8,17 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import UnsupportedOperatorException
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from actckpt.errors import TraceError
-from actckpt.signature import PARTS, SPARSE
+from actckpt.tracing.signature import PARTS, SPARSE
 
 
 def is_of_nested(error: BaseException) -> bool:
     """Whether torch raised it over a nested tensor, whose ragged size is no number."""
+    if isinstance(error, UnsupportedOperatorException) and "nested" in str(error.func):
+        return True
     return any("/torch/nested/" in f.filename for f in traceback.extract_tb(error.__traceback__))
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as module_hooks
 
+from actckpt.object_walk import cells, names_in, walk
 from actckpt.own_generators import kind_of, put_state, source_of, state_of
 from actckpt.tracing.containers import same_items
 
@@ -71,22 +72,19 @@ class _Reached:
     """What was found, as it was."""
 
     def __init__(self) -> None:
-        self._seen: dict[int, Any] = {}  # held, so that no id is used again
         self._contents: list[tuple[Any, Any]] = []
         self._cells: list[tuple[types.CellType, Any]] = []
         self._names: list[tuple[dict[str, Any], str, Any]] = []
         self._generators: list[tuple[Any, dict[str, Any]]] = []
 
     def look(self, roots: Iterable[Any]) -> None:
-        todo = list(roots)
-        while todo and len(self._seen) < _MOST:
-            x = todo.pop()
-            if id(x) in self._seen or isinstance(x, (torch.Tensor, nn.Module, type)):
-                continue
-            if isinstance(x, (str, bytes, int, float, complex, types.ModuleType)) or x is None:
-                continue
-            self._seen[id(x)] = x
-            todo.extend(self._parts(x))
+        """Takes down everything that these lead to."""
+
+        def parts(x: Any) -> list[Any]:
+            return [part for part in self._parts(x) if _leads_on(part)]
+
+        for _ in walk(filter(_leads_on, roots), parts, most=_MOST):
+            pass
 
     def _parts(self, x: Any) -> Iterable[Any]:
         if kind_of(x):
@@ -113,17 +111,13 @@ class _Reached:
     def _of_function(self, function: types.FunctionType) -> list[Any]:
         found = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
         found += vars(function).values()
-        for cell in function.__closure__ or ():
-            try:
-                value = cell.cell_contents
-            except ValueError:
-                continue  # not bound yet
+        for _, cell, value in cells(function):
             self._cells.append((cell, value))
             found.append(value)
         names = function.__globals__
         if str(names.get("__name__", "")).partition(".")[0] in _FOREIGN:
             return found  # a decorator of theirs may hold a function of the user's
-        for name in _names_in(function.__code__):
+        for name in names_in(function.__code__):
             if name in names:
                 self._names.append((names, name, names[name]))
                 found.append(names[name])
@@ -155,8 +149,7 @@ def _refill(container: Any, before: Any) -> None:
     container.update(before)
 
 
-@functools.lru_cache(maxsize=4096)
-def _names_in(code: types.CodeType) -> tuple[str, ...]:
-    """Names that a function's code, and the functions inside it, may look up in its globals."""
-    inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
-    return tuple(dict.fromkeys([*code.co_names, *(n for c in inner for n in _names_in(c))]))
+def _leads_on(x: Any) -> bool:
+    """Whether something may be found in it; what tensors and modules are is put back elsewhere."""
+    atoms = (str, bytes, int, float, complex, types.ModuleType)
+    return x is not None and not isinstance(x, (torch.Tensor, nn.Module, type, *atoms))

@@ -34,11 +34,24 @@ _BLIND = {
 }
 
 
+# answered though nothing is known of their arguments, or most of it
+_ANSWERED = {
+    *_BLIND,
+    *_SHAPED_BY_INTEGERS,
+    aten.isnan.default,
+    aten.isinf.default,
+    aten._is_all_true.default,
+    aten.eq.Tensor,
+    aten.ne.Tensor,
+    aten.ne.Scalar,
+}
+
+
 # from a tensor to the values behind it
 _Of = Callable[[torch.Tensor], torch.Tensor | None]
 
 
-def _is_small(t: torch.Tensor, floats: int = FEW) -> bool:
+def is_small(t: torch.Tensor, floats: int = FEW) -> bool:
     """Whether a tensor is worth carrying: integers and masks up to a million, ``floats`` others."""
     if t.layout != torch.strided or t.is_complex():
         return False
@@ -47,7 +60,7 @@ def _is_small(t: torch.Tensor, floats: int = FEW) -> bool:
 
 def attach_real(fake: torch.Tensor, real: torch.Tensor) -> None:
     """Lets ``fake`` answer with a copy of ``real``'s values; does nothing for large tensors."""
-    if _is_small(real) and not real.requires_grad and not isinstance(real, FakeTensor):
+    if is_small(real) and not real.requires_grad and not isinstance(real, FakeTensor):
         with torch.utils._python_dispatch._disable_current_modes():
             fake.__dict__[_ATTRIBUTE] = real.detach().clone()
 
@@ -55,7 +68,7 @@ def attach_real(fake: torch.Tensor, real: torch.Tensor) -> None:
 def real_of(fake: torch.Tensor) -> torch.Tensor | None:
     """The values behind ``fake``, or None if they are not known."""
     if not isinstance(fake, FakeTensor):
-        return fake if _is_small(fake) else None
+        return fake if is_small(fake) else None
     real: torch.Tensor | None = fake.__dict__.get(_ATTRIBUTE)
     if real is None or getattr(real.untyped_storage(), _STALE, False):
         return None
@@ -75,13 +88,15 @@ def propagate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
     When an argument is unknown, results stay unknown, and what is written in place becomes so, with
     all that lies in the same storage.
     """
+    if func not in _ANSWERED and _unknown((*args, *kwargs.values())):
+        return
     if out is None:  # lists changed in place (an optimizer's counters): values change with them
         outputs = [t for t in args[0] if is_fake(t)] if _changes_list(func, args) else []
     else:
         outputs = [o for o in (out if isinstance(out, (list, tuple)) else (out,)) if is_fake(o)]
     # drawn ones are other values in every step; a few may be asked (the layers to leave out)
     floats = FEW if torch.Tag.nondeterministic_seeded in func.tags else _LARGEST_FLOAT_NUMEL
-    small = all(_is_small(o, floats) for o in outputs)
+    small = all(is_small(o, floats) for o in outputs)
     if func._schema.is_mutable:  # what lies in one element's memory cannot be written into
         small = small and not any(_overlaps(real_of(o)) for o in outputs)
     known, reals = run(func, args, kwargs) if small and outputs else (False, [])
@@ -95,6 +110,24 @@ def propagate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
         real = o.__dict__.pop(_ATTRIBUTE, None)
         if real is not None:
             setattr(real.untyped_storage(), _STALE, True)
+
+
+def _unknown(args: Sequence[Any]) -> bool:
+    """Whether there are tensors, and nothing is known of any."""
+    found = False
+    for x in args:
+        if type(x) is FakeTensor:
+            if _ATTRIBUTE in x.__dict__:
+                return False
+            found = True
+        elif isinstance(x, (list, tuple)):
+            if any(isinstance(i, (torch.Tensor, list, tuple)) for i in x):
+                if not _unknown(x):
+                    return False
+                found = True
+        elif isinstance(x, torch.Tensor):
+            return False
+    return found
 
 
 def _if_finite(func: Any, args: tuple[Any, ...]) -> bool | None:

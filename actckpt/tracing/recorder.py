@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from actckpt.errors import TraceError
-from actckpt.graph import STATISTICS, Category, Op, Phase, Save, Storage, Value
-from actckpt.signature import encode
+from actckpt.data.graph import STATISTICS, Category, Op, Phase, Save, Storage, Value
 from actckpt.tracing.fake import FakeWorld
 from actckpt.tracing.mode import StepMode, flat_outputs, flat_tensors
 from actckpt.tracing.parts import is_plain, parts
@@ -224,7 +222,7 @@ class Recorder(StepMode):
             self.refuse("runs autograd in its forward")
         if has_generator(args, kwargs):
             self.refuse("draws from a generator of its own")
-        text = encode(name, args, kwargs)
+        text = self.signature(func, args, kwargs)
         view = len(self.storages) == count and not writes and bool(outputs)
         made = () if view else tuple(self.values[v].storage for v in outputs)
         self._made_by.update(dict.fromkeys((*writes, *made), len(self.ops)))
@@ -284,6 +282,12 @@ class Recorder(StepMode):
     def _release(self, index: int) -> None:
         self.saves[index][4] = max(self.saves[index][4], len(self.ops))
 
+    def saved_bytes(self, first: int, last: int) -> int:
+        """Activations that autograd saved from save ``first`` up to ``last``, each storage once."""
+        saves = self.saves[first:last]
+        storages = {self.values[value].storage for _, value, _, _, _, held in saves if not held}
+        return sum(self.storages[n].bytes for n in storages)
+
     def unpack(self, handle: _Handle) -> torch.Tensor:
         """Hook: backward asks for a saved tensor."""
         save = self.saves[handle.save]
@@ -299,7 +303,7 @@ class Recorder(StepMode):
             base = base_ref() if base_ref is not None else None
             if base is None or base.dtype != dtype:
                 numel = self.storages[value.storage].bytes // dtype.itemsize
-                base = torch.empty(numel, dtype=dtype, device=value.device)
+                base = self.fakes.fresh((numel,), (1,), dtype, torch.device(value.device))
                 storage = base.untyped_storage()
                 key, index = storage._cdata, handle.save
                 self._ids[key] = value.storage
@@ -310,7 +314,9 @@ class Recorder(StepMode):
 
                 self._recreated[value.storage] = weakref.ref(base)
                 self._finalizers.append(weakref.ref(storage, gone))
-            window = base.as_strided(value.shape, value.stride, value.offset)
+            window = self.fakes.window(
+                base.untyped_storage(), value.shape, value.stride, value.offset, dtype, base.device
+            )
             # the window keeps the base, so that later windows share its storage
             window.__dict__["_actckpt_base"] = base
             return know(window, handle.real)
@@ -344,51 +350,3 @@ class Recorder(StepMode):
             for at, value, stage, use, released, held in self.saves
         )
         return tuple(storages), saves
-
-
-def user_line(error: BaseException) -> str:
-    """``file:line, in function`` of the last frame that is neither torch's nor ours."""
-    import traceback
-
-    frames = traceback.extract_tb(error.__traceback__)
-    outside = [f for f in frames if "/torch/" not in f.filename and "/actckpt/" not in f.filename]
-    if not outside:
-        return "unknown line"
-    f = outside[-1]
-    return f"{f.filename}:{f.lineno}, in {f.name}: {f.line}"
-
-
-def asks_for_numbers(error: BaseException) -> bool:
-    """Whether code outside of torch wanted the numbers of a fake tensor, as NumPy and SciPy do."""
-    if not isinstance(error, (RuntimeError, TypeError, ValueError)):
-        return False
-    return any(words in str(error) for words in _NUMBERS)
-
-
-_NUMBERS = (
-    "numpy() is not supported for tensor subclasses", "data is not allocated yet", "FakeTensor",
-)  # fmt: skip
-
-
-def data_dependent(error: BaseException, where: str, apart: str) -> TraceError:
-    """The error for a forward that asks for a value that only a real step has.
-
-    Args:
-        where: what was running.
-        apart: the largest module inside it that has been run, "" if there is none.
-    """
-    works = (
-        "make the branch or the shape independent of the data (for mixtures of experts a grouped "
-        "or batched implementation, such as Hugging Face's experts_implementation="
-        '"grouped_mm").'
-    )
-    if apart:
-        works = (
-            f"actckpt.optimize(model.{apart}, ...): it had run by then, and asks for none; what "
-            f"is around it is then not bounded. Or {works}"
-        )
-    return TraceError(
-        f"{where} depends on the values of activations, which fake tensors do not have:\n"
-        f"  {user_line(error)}\n  ({type(error).__name__}: {str(error).splitlines()[0]})\n"
-        f"What works: {works}"
-    )

@@ -18,7 +18,8 @@ def refuse_self_checkpointing() -> Iterator[None]:
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise PlanError(
             "the model already checkpoints itself with torch.utils.checkpoint; switch that off "
-            "first (Hugging Face: model.gradient_checkpointing_disable()), actckpt takes its place"
+            "first (Hugging Face: model.activation_checkpointing_disable(), before transformers "
+            "5.23 model.gradient_checkpointing_disable()), actckpt takes its place"
         )
 
     names = ("_checkpoint_without_reentrant_generator", "CheckpointFunction")

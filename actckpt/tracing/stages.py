@@ -13,10 +13,12 @@ import torch
 from torch import nn
 from torch.overrides import _get_current_function_mode
 
-from actckpt.graph import Input, Stage
+from actckpt.data.graph import Input, Phase, Stage
+from actckpt.errors import TraceError
 from actckpt.tracing.call import tensors
 from actckpt.tracing.calls import CallRecorder
 from actckpt.tracing.containers import containers, same_items
+from actckpt.tracing.data_dependence import of_forward, of_loss, of_rest
 from actckpt.tracing.forwards import FORWARD, Replaced, wrapped
 from actckpt.tracing.opaque import Opaque, opaque_arguments
 from actckpt.tracing.parts import is_shell, parts
@@ -31,6 +33,9 @@ class StageRecorder:
         self.stages: list[dict[str, Any]] = []
         self.calls: Counter[str] = Counter()
         self.followed: CallRecorder | None = None
+        # of forwards after the root's: how many are running, and which the backward ran
+        self._later = 0
+        self.in_backward: dict[str, None] = {}
         self._instead: list[Replaced] = []
         self._stack = recorder.stage_stack
         # an error, and the innermost stage that it came out of
@@ -50,17 +55,22 @@ class StageRecorder:
             found = reason if inner else f"contains {where}, which cannot be recomputed"
             stage["refusal"] = stage["refusal"] or found
 
-    def where_it_failed(self, error: Exception) -> tuple[str, str]:
-        """What was running when an error came, and the largest module inside it that had run."""
+    def data_dependent(self, error: Exception) -> TraceError:
+        """The error for a step that asked for a value which only a real one has."""
         found, failed = self._failed
-        if found is not error:
-            return "the loss", ""
-        done = [s for s in self.stages if s["parent"] == failed and "last_save" in s and s["path"]]
-        largest = max(done, key=lambda s: s["last_save"] - s["first_save"], default=None)
-        saves = largest["last_save"] - largest["first_save"] if largest is not None else 0
-        path = self.stages[failed]["path"]
-        where = f"the forward of {path or 'the model'}"
-        return where, largest["path"] if largest is not None and saves else ""
+        if found is error:
+            stage = self.stages[failed]
+            return of_forward(error, stage["path"], stage["kind"], self._largest())
+        if self.recorder.phase in (Phase.FORWARD, Phase.LOSS):
+            return of_loss(error)
+        return of_rest(error, f"the {self.recorder.phase} pass")
+
+    def _largest(self) -> str:
+        """The module that has been run to its end and saves most, the outermost of several."""
+        done = [s for s in self.stages if "last_save" in s and s["path"]]
+        sizes = [self.recorder.saved_bytes(s["first_save"], s["last_save"]) for s in done]
+        most = max(sizes, default=0)
+        return done[sizes.index(most)]["path"] if most else ""
 
     def _patch(self, path: str, module: nn.Module, name: str) -> None:
         ours = wrapped(module, name)
@@ -86,7 +96,7 @@ class StageRecorder:
         sid = len(self.stages)
         parent = self._stack[-1] if self._stack else -1
         if parent < 0 and self.stages:
-            return original(*args, **kwargs)
+            return self._run_later(path, original, args, kwargs)
         inputs = self._inputs((args, kwargs))
         stage: dict[str, Any] = {
             "path": path,
@@ -145,6 +155,17 @@ class StageRecorder:
         stage["last_save"] = len(recorder.saves)
         stage["outputs"] = self._outputs(sid, out)
         return out
+
+    def _run_later(self, path: str, original: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Runs a forward after the root's has ended: no stage of it."""
+        backward = self.recorder.phase is Phase.BACKWARD and torch.is_grad_enabled()
+        if path and backward and not self._later:
+            self.in_backward[path] = None
+        self._later += 1
+        try:
+            return original(*args, **kwargs)
+        finally:
+            self._later -= 1
 
     def _followed(
         self, module: nn.Module, parent: int, args: Any, kwargs: Any

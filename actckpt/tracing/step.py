@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from actckpt.data.graph import Phase
 from actckpt.errors import TraceError
-from actckpt.graph import Phase
 from actckpt.tracing.backwards import Backward, run_backwards
 from actckpt.tracing.call import Call, LossFn, tensors
 from actckpt.tracing.draws import Draws
@@ -47,6 +47,11 @@ class Step:
     within: bool = False
     outside: Callable[[Any], Any] | None = None
     backwards: tuple[Backward, ...] = ()
+
+    @property
+    def second_order(self) -> bool:
+        """Whether one of the backwards gives gradients a graph themselves."""
+        return any(b.second_order for b in self.backwards)
 
 
 def find_loss(output: Any, step: Step) -> torch.Tensor | None:
@@ -95,6 +100,7 @@ def run_step(
     enter: Callable[[Phase], None] = lambda _: None,
     loss_of: Callable[[Any], torch.Tensor | None] | None = None,
     returned: Callable[[torch.Tensor], None] = lambda _: None,
+    kept: Callable[[], None] = lambda: None,
 ) -> bool:
     """Runs forward, loss and backward; returns whether a loss was seen.
 
@@ -104,6 +110,7 @@ def run_step(
         enter: told of each phase before it begins.
         loss_of: finds the loss in the output; `find_loss` if None.
         returned: told of gradients that go to the user instead of the parameters.
+        kept: told when a backward has ended that is not the last over the graph.
 
     Raises:
         TraceError: no output requires gradients.
@@ -119,7 +126,7 @@ def run_step(
         enter(Phase.BACKWARD)
         with outside_autocast(loss.device.type):
             if step.backwards:
-                run_backwards(model, step.call, step.backwards, [loss], [None], returned)
+                run_backwards(model, step.call, step.backwards, [loss], [None], returned, kept)
             else:
                 loss.backward()
         return True
@@ -133,7 +140,7 @@ def run_step(
     enter(Phase.BACKWARD)
     with outside_autocast(roots[0].device.type):
         if step.backwards:
-            run_backwards(model, step.call, step.backwards, roots, seeds, returned)
+            run_backwards(model, step.call, step.backwards, roots, seeds, returned, kept)
         else:
             torch.autograd.backward(roots, seeds)
     return False

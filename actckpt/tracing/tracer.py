@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import ExitStack
 
 import torch
 from torch import nn
@@ -13,15 +14,16 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 
-from actckpt.errors import PlanError
-from actckpt.graph import Category, Graph, Phase
+from actckpt.data.graph import Category, Graph, Phase
+from actckpt.errors import PlanError, TraceError
 from actckpt.tracing.call import map_tensors, tensors
+from actckpt.tracing.data_dependence import asks_for_numbers, user_line
 from actckpt.tracing.fake import faked
 from actckpt.tracing.fake_steps import FakeSteps
 from actckpt.tracing.hidden import hidden_state
 from actckpt.tracing.optimizing import held
 from actckpt.tracing.parts import is_of_nested, ragged
-from actckpt.tracing.recorder import Recorder, asks_for_numbers, data_dependent, user_line
+from actckpt.tracing.recorder import Recorder
 from actckpt.tracing.self_checkpointing import refuse_self_checkpointing
 from actckpt.tracing.stages import StageRecorder
 from actckpt.tracing.step import Step, run_step
@@ -34,6 +36,9 @@ DATA_DEPENDENT = (
     UnsupportedFakeTensorException,
     UnsupportedOperatorException,
 )
+
+# begins what torch says of tensors that were made in inference mode
+_INFERENCE = "Inference tensors"
 
 
 def trace_step(model: nn.Module, step: Step) -> Graph:
@@ -61,13 +66,13 @@ def trace_step(model: nn.Module, step: Step) -> Graph:
                 hooks_off_in_transforms(recorder),
             ):
                 loss_seen = _run(model, fake_step, steps, recorder)
-        except DATA_DEPENDENT as error:
-            raise data_dependent(error, *stages.where_it_failed(error)) from error
         except Exception as error:
             if is_of_nested(error):
-                raise ragged(f"the forward makes one at {user_line(error)}") from error
-            if asks_for_numbers(error):
-                raise data_dependent(error, *stages.where_it_failed(error)) from error
+                raise ragged(f"one is made at {user_line(error)}") from error
+            if _INFERENCE in str(error):
+                raise made_in_inference(_inference_tensor(model, step, error)) from error
+            if isinstance(error, DATA_DEPENDENT) or asks_for_numbers(error):
+                raise stages.data_dependent(error) from error
             # a guard may have fired
             error.__dict__[OTHERWISE] = world.guards.otherwise()
             raise
@@ -85,7 +90,7 @@ def model_device(model: nn.Module) -> str:
     """The one device that holds the model's parameters and buffers.
 
     Raises:
-        PlanError: there are several, or a parameter is a DTensor or on the meta device.
+        PlanError: there are several, or it is meta; a parameter is a DTensor.
     """
     places: dict[str, str] = {}
     for name, t in (*model.named_parameters(), *model.named_buffers()):
@@ -100,7 +105,33 @@ def model_device(model: nn.Module) -> str:
             f"the model is on several devices ({listed}); a plan bounds the memory of one. "
             "Move it with model.to(device) first"
         )
+    if "meta" in places:
+        raise PlanError(
+            f"{places['meta']} is on the meta device, without values to train: move the model to a "
+            "device (model.to_empty(device=...), then load or initialize its weights), and call "
+            "actckpt after that. A plan for a device that is not here needs no weights: "
+            "actckpt plan TARGET --device h100"
+        )
     return next(iter(places))
+
+
+def made_in_inference(where: str) -> TraceError:
+    """The error for a tensor made in inference mode; ``where`` one was met."""
+    return TraceError(
+        "a tensor that was made in torch.inference_mode() takes part in the training step: "
+        f"{where}.\nAutograd cannot follow it.\n"
+        "What works: make it under torch.no_grad(), or use tensor.clone(), made outside of "
+        "inference mode"
+    )
+
+
+def _inference_tensor(model: nn.Module, step: Step, error: Exception) -> str:
+    """Which tensor of a step was made in inference mode."""
+    found = next((name for name, t in model.named_buffers() if t.is_inference()), "")
+    if found:
+        return found
+    given = any(t.is_inference() for t in (*tensors(step.call), *tensors(step.target)))
+    return "one of the batch" if given else f"at {user_line(error)}"
 
 
 def _enter_residents(model: nn.Module, step: Step, recorder: Recorder) -> None:
@@ -124,13 +155,18 @@ def _run(model: nn.Module, step: Step, steps: FakeSteps, recorder: Recorder) -> 
     def enter(phase: Phase) -> None:
         recorder.phase = phase
 
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            # the hook goes with the fake parameter
-            p.register_post_accumulate_grad_hook(lambda p, name=name: recorder.settle(p.grad, name))
-    in_backward = steps.in_backward(lambda n: _step_in_backward(model, steps, n, recorder))
-    seen = run_step(model, step, enter)
-    in_backward()
+    with ExitStack() as hooks:  # a fake parameter would keep the recorder, and that every real one
+        for name, p in model.named_parameters():
+            if p.requires_grad:
+                settle = p.register_post_accumulate_grad_hook(
+                    lambda p, name=name: recorder.settle(p.grad, name)
+                )
+                hooks.callback(settle.remove)
+        finish = hooks.enter_context(
+            steps.in_backward(lambda n: _step_in_backward(model, steps, n, recorder))
+        )
+        seen = run_step(model, step, enter)
+        finish()
     after = steps.after_backward()
     for number in after:
         _create_state(model, steps, number, recorder)
@@ -203,4 +239,5 @@ def _assemble(
         supposed=tuple(dict.fromkeys(recorder.world.guards.lines)),
         calls=tuple(stages.followed.calls) if stages.followed is not None else (),
         stands_for=step.stand_in.name if step.stand_in is not None else "",
+        in_backward=tuple(stages.in_backward),
     )

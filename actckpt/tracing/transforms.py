@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch.autograd import graph
 
-from actckpt.graph import TRANSFORMS
+from actckpt.data.graph import TRANSFORMS
 from actckpt.tracing.recorder import Recorder
 
 _may_hook: Callable[[], bool] = getattr(

@@ -1,0 +1,7 @@
+"""``python -m actckpt`` does what ``actckpt`` does."""
+
+import sys
+
+from actckpt.cli import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""What a plan means on a graph: what runs again, from what, and when."""
