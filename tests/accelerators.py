@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from actckpt.graph import Graph
+from actckpt.commands.targets import load_target
+from actckpt.data.graph import Graph
 from actckpt.profiler.devices import DEVICES
-from actckpt.targets import load_target
 from actckpt.tracing.call import Call
 from actckpt.tracing.optimizing import optimizers_of
 from actckpt.tracing.step import Step

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
-from actckpt.graph import Graph
-from actckpt.plan import Burst, Plan
-from actckpt.recomputation import Recomputation
+from actckpt.data.graph import Graph
+from actckpt.data.plan import Burst, Plan
+from actckpt.interpreting.recomputation import Recomputation
 from tests.exact import MakePlan
 
 

@@ -10,16 +10,33 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from actckpt.graph import Graph
-from actckpt.profile import Cost, Profile
+from actckpt.data.graph import Graph
+from actckpt.data.profile import Cost, Profile
+from tests.quick import (
+    note_slow,
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_runtest_makereport,
+    pytest_runtest_protocol,
+)
 from tests.suite import CASES
 
 if TYPE_CHECKING:
     from xdist.scheduler import LoadScopeScheduling
 
 
-def pytest_configure() -> None:
+# hooks of this file, too
+__all__ = [
+    "pytest_addoption",
+    "pytest_collection_modifyitems",
+    "pytest_runtest_makereport",
+    "pytest_runtest_protocol",
+]
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """Gives each of several processes its share of the threads."""
+    note_slow(config)
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
 
@@ -48,6 +65,13 @@ def _own_costs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _alone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No word about models that other tests of this process have left behind."""
+    if request.node.path.stem != "test_other_models":
+        monkeypatch.setattr("actckpt.session.surroundings.neighbours", lambda model: [])
+
+
 @pytest.fixture
 def flat_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     """`actckpt.optimize` without measuring: every operation takes a microsecond."""
@@ -55,4 +79,14 @@ def flat_profile(monkeypatch: pytest.MonkeyPatch) -> None:
     def build(graph: Graph, **_: Any) -> Profile:
         return Profile(graph.device, tuple(Cost(1e-6) for _ in graph.signatures))
 
-    monkeypatch.setattr("actckpt.planning.build_profile", build)
+    monkeypatch.setattr("actckpt.planning.making.build_profile", build)
+
+
+@pytest.fixture
+def fresh_accelerator() -> Iterator[None]:
+    """No state of accelerate's is left to other tests."""
+    yield
+    import accelerate.state
+
+    accelerate.state.AcceleratorState._reset_state(True)
+    accelerate.state.GradientState._reset_state()

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from actckpt.graph import Graph
-from actckpt.plan import Plan, Region, SavedOp
-from actckpt.profile import Cost, Profile
+from actckpt.data.graph import Graph
+from actckpt.data.plan import Plan, Region, SavedOp
+from actckpt.data.profile import Cost, Profile
 from actckpt.rewriting import replay as replaying
 from actckpt.rewriting.installing import install
 from actckpt.rewriting.modes import PruneMode
@@ -164,7 +164,7 @@ class Seen:
 def watched() -> Iterator[Seen]:
     """Counts replays while it is open."""
     seen = Seen()
-    run, output = replaying._Replay.run, PruneMode._output
+    run, output = replaying.Replay.run, PruneMode._output
 
     def counted(self: Any) -> None:
         seen.replays += 1
@@ -175,12 +175,12 @@ def watched() -> Iterator[Seen]:
         seen.skipped += 1
         return output(self, action, n)
 
-    replaying._Replay.run = counted  # type: ignore[method-assign]
+    replaying.Replay.run = counted  # type: ignore[method-assign]
     PruneMode._output = skipped  # type: ignore[method-assign]
     try:
         yield seen
     finally:
-        replaying._Replay.run = run  # type: ignore[method-assign]
+        replaying.Replay.run = run  # type: ignore[method-assign]
         PruneMode._output = output  # type: ignore[method-assign]
 
 

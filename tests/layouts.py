@@ -6,19 +6,26 @@ import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from actckpt.profiler.arguments import rebuild, span
 from actckpt.profiler.timing import alone
-from actckpt.signature import encode, settled
 from actckpt.tracing.call import map_tensors
 from actckpt.tracing.kernel_outputs import fake_outputs
 from actckpt.tracing.layouts import dense
 from actckpt.tracing.mode import SKIPPED, flat_outputs, flat_tensors
+from actckpt.tracing.real_values import attach_real
+from actckpt.tracing.signature import encode, settled
+from actckpt.tracing.value_shapes import known_results
 
 LARGEST_BYTES = 1 << 26
 CPU = torch.device("cpu")
@@ -143,14 +150,14 @@ def differences(signature: str) -> list[Difference] | None:
         try:
             op, args, kwargs = rebuild(signature, lambda device: CPU)
             mode = FakeTensorMode()
-            fakes = map_tensors((args, kwargs), mode.from_tensor)
+            fakes = map_tensors((args, kwargs), partial(_faked, mode))
             with torch.enable_grad():  # oneDNN's LSTM returns a workspace only then
                 real = op(*args, **kwargs)
         except Exception:  # whatever a kernel objects to
             return None
         try:
             with mode, torch.no_grad():
-                fake = fake_outputs(op, *fakes)
+                fake = _fake_outputs(op, *fakes)
         except Exception as error:
             return [Difference(signature, 0, "refused", f"{type(error).__name__}: {error}", "")]
     made = list(flat_outputs(real))
@@ -164,6 +171,23 @@ def differences(signature: str) -> list[Difference] | None:
         if difference is not None:
             found.append(Difference(signature, n, *difference))
     return found
+
+
+def _faked(mode: FakeTensorMode, real: torch.Tensor) -> torch.Tensor:
+    fake = mode.from_tensor(real)
+    attach_real(fake, real)
+    return fake
+
+
+def _fake_outputs(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """As a trace has them, where shapes depend on values, too."""
+    try:
+        return fake_outputs(op, args, kwargs)
+    except (DynamicOutputShapeException, DataDependentOutputException):
+        found = known_results(op, args, kwargs)
+        if found is None:
+            raise
+        return found
 
 
 def _of(f: torch.Tensor, r: torch.Tensor, own: bool) -> tuple[str, str, str] | None:

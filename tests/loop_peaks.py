@@ -27,10 +27,15 @@ def resident_bytes(*things: Any) -> int:
     return sum({s._cdata: s.nbytes() for t in found for s in storages(t)}.values())
 
 
+def metered() -> AllocatorMeter:
+    """Meanwhile the allocator on the CPU is asked for the peak above what there was."""
+    return AllocatorMeter("cpu", residents=False)
+
+
 def loop_peak(step: Callable[[], object], *residents: Any) -> int:
     """Highest bytes allocated while one step of a loop runs, ``residents`` included."""
     before = resident_bytes(*residents)
-    with AllocatorMeter("cpu", residents=False) as meter:
+    with metered() as meter:
         step()
     return before + meter.peak_bytes
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from actckpt.data.graph import Graph
+from actckpt.data.plan import Plan
 from actckpt.errors import ReplayError
-from actckpt.graph import Graph
-from actckpt.plan import Plan
 from actckpt.rewriting import node
 from tests import exact, test_retained_graphs
 from tests.exact import assert_exact, enforce, halves, outcome, plan, region, saving, scalar_loss

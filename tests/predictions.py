@@ -14,13 +14,14 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from actckpt.dry_run import dry_run
-from actckpt.errors import BudgetError
-from actckpt.graph import Category, Graph, Phase
-from actckpt.plan import Plan
-from actckpt.planning import Planned, Request, choose_plan
+from actckpt.data.budget_error import BudgetError
+from actckpt.data.graph import Category, Graph, Phase
+from actckpt.data.plan import Plan
+from actckpt.data.profile import Profile
+from actckpt.planning.choosing import choose_plan
+from actckpt.planning.dry_run import dry_run
+from actckpt.planning.request import Planned, Request
 from actckpt.pricing.simulate import Pricer
-from actckpt.profile import Profile
 from actckpt.profiler.build import build_profile
 from actckpt.profiler.live import LiveMeter
 from actckpt.rewriting.installing import install, uninstall

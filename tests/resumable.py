@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 import actckpt
 from actckpt.checkpoint.encoding import encode
 from actckpt.checkpoint.tensor_file import bytes_of
-from actckpt.profile import Cost, Profile
+from actckpt.data.profile import Cost, Profile
 from actckpt.resuming.resumed import Resumed
 from actckpt.resuming.run_state import OWN
 from actckpt.tracing.tracer import trace_step
@@ -265,13 +265,13 @@ def within_share(job: Job) -> Job:
 
 def forbid_planning() -> None:
     """From now on, measuring operations or asking a policy is an error."""
-    from actckpt import planning
+    from actckpt.planning import making
     from actckpt.policies import POLICIES
 
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("the saved plan was to be used")
 
-    planning.__dict__["build_profile"] = never
+    making.__dict__["build_profile"] = never
     for name in POLICIES:
         POLICIES[name] = never
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import actckpt
-from actckpt.graph import Category
-from actckpt.session import session_of
+from actckpt.data.graph import Category
+from actckpt.session.session import session_of
 from tests.exact import differences, outcome, scalar_loss
 from tests.models.blocks import chain, rows
 from tests.suite import seeded

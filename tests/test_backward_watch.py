@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import actckpt
-from actckpt.session import session_of
+from actckpt.session.session import session_of
 from actckpt.tracing.backwards import Backward, joined
 from tests.test_several_backwards import Tasks, batch, kept, plain, several, total, trained
 

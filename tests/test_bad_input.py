@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 import actckpt
-from actckpt.errors import BudgetError, PlanError, ReplayError, TraceError
-from actckpt.plan import Plan, Region, SavedOp
+from actckpt.data.budget_error import BudgetError
+from actckpt.data.plan import Plan, Region, SavedOp
+from actckpt.errors import PlanError, ReplayError, TraceError
 from actckpt.rewriting.installing import installed
 from tests.exact import differences, outcome, plan, region, scalar_loss
 from tests.models.blocks import WIDTH, Chain, Residual, chain, rows
@@ -75,7 +76,7 @@ def test_budgets_that_are_not_positive(budget: float) -> None:
     refused(BudgetError, "positive", budget)
 
 
-@pytest.mark.parametrize("budget", ["8", "8GiB", b"8", [8], (8,), {}, True, 8j, object()])
+@pytest.mark.parametrize("budget", ["eight", b"8", [8], (8,), {}, True, 8j, object()])
 def test_budgets_that_are_no_number(budget: Any) -> None:
     refused((BudgetError, TypeError), "number", budget)
 
@@ -305,7 +306,7 @@ def test_an_error_leaves_an_earlier_plan_in_force() -> None:
     actckpt.optimize(
         model, None, batch=rows(), loss_fn=scalar_loss, policy=lambda g, p, b: plan("blocks.1")
     )
-    before = actckpt.report(model)
+    before = actckpt.report(model).plan
     rewrite = installed(model)
     for budget, more in (
         (-1.0, {}),
@@ -317,22 +318,19 @@ def test_an_error_leaves_an_earlier_plan_in_force() -> None:
         with pytest.raises((BudgetError, RuntimeError, PlanError)):
             actckpt.optimize(model, budget, **arguments)
         assert installed(model) is rewrite
-        assert actckpt.report(model) is before
+        assert actckpt.report(model).plan is before
     assert not differences(outcome(seeded(chain(3, 0.1))(), rows()), outcome(model, rows()))
 
 
-def test_a_budget_error_on_the_first_forward_leaves_the_model_unplanned() -> None:
+def test_a_budget_error_on_the_first_forward_leaves_the_model_as_it_was() -> None:
     model = seeded(chain(3, 0.1))()
-    actckpt.optimize(model, 1e-9, loss_fn=scalar_loss)
-    for _ in range(2):
-        with unchanged(model), pytest.raises(BudgetError):
+    with unchanged(model):
+        actckpt.optimize(model, 1e-9, loss_fn=scalar_loss)
+        with pytest.raises(BudgetError):
             model(rows(64))
-        with pytest.raises(PlanError, match="not happened yet"):
-            actckpt.report(model)
-    with torch.no_grad():
-        model(rows(64))
-    actckpt.revert(model)
     assert not any("forward" in m.__dict__ for m in model.modules())
+    with pytest.raises(PlanError, match="not optimized"):
+        actckpt.report(model)
     model.zero_grad()
     assert not differences(outcome(seeded(chain(3, 0.1))(), rows()), outcome(model, rows()))
 

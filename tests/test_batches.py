@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import actckpt
-from actckpt.graph import Graph
-from actckpt.plan import Plan
-from actckpt.session import session_of
+from actckpt.data.graph import Graph
+from actckpt.data.plan import Plan
+from actckpt.session.session import session_of
 from tests.exact import differences, halves, outcome, plan, scalar_loss
 from tests.models.blocks import Chain, Residual, chain, rows
 from tests.suite import seeded
@@ -176,15 +176,15 @@ def test_accumulate_plans_for_resident_gradients_at_once() -> None:
     assert policy.graphs[0].resident_gradients
 
 
-def test_the_optimizer_is_learned_from_its_first_step() -> None:
+def test_an_optimizer_made_later_is_learned_from_its_first_step() -> None:
     model, policy = optimized(batch=rows())
     other = nn.Linear(2, 2)
     foreign = torch.optim.Adam(other.parameters())
-    optimizer = torch.optim.Adam(model.parameters())
     other(torch.ones(1, 2)).sum().backward()
     foreign.step()
     train(model, rows())
     assert policy.calls == 1
+    optimizer = torch.optim.Adam(model.parameters())
     train(model, rows(), optimizer)
     assert policy.calls == 1
     train(model, rows(), optimizer)

@@ -10,15 +10,17 @@ import torch
 from torch import nn
 
 import actckpt
-from actckpt.errors import BudgetError, PlanError
-from actckpt.plan import Plan, Region
-from actckpt.policies import POLICIES, residency
+from actckpt.data.budget_error import BudgetError
+from actckpt.data.plan import Plan, Region
+from actckpt.errors import PlanError
+from actckpt.policies import POLICIES
 from actckpt.policies.blocks import blocks, opened, region
-from actckpt.policies.bound import lower_bound, smallest_peak
-from actckpt.policies.call_choices import call_choices
-from actckpt.policies.mincut import trades
-from actckpt.policies.packing import Packing
 from actckpt.policies.selective import saved_ops
+from actckpt.policies.solver import residency
+from actckpt.policies.solver.bound import lower_bound, smallest_peak
+from actckpt.policies.solver.call_choices import call_choices
+from actckpt.policies.solver.mincut import trades
+from actckpt.policies.solver.packing import Packing
 from actckpt.profiler.build import build_profile
 from tests.predictions import Prepared, prepared
 
@@ -214,7 +216,7 @@ def test_report_and_error_say_how_far_from_the_best() -> None:
 
 
 def test_blocks_of_equal_structure_are_solved_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from actckpt.policies import call_choices as module
+    from actckpt.policies.solver import call_choices as module
 
     p = prepared("gpt2")
     calls = []

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import actckpt
-from actckpt.graph import Graph
-from actckpt.profile import Cost, Profile
-from actckpt.units import format_gigabytes, split_gigabytes
+from actckpt.data.graph import Graph
+from actckpt.data.profile import Cost, Profile
+from actckpt.units import GIGABYTES
 from tests.exact import scalar_loss
 from tests.models.blocks import chain, rows
 from tests.suite import seeded
@@ -26,7 +26,7 @@ def scratch(monkeypatch: pytest.MonkeyPatch) -> None:
     def build(graph: Graph, **_: Any) -> Profile:
         return Profile(graph.device, tuple(Cost(1e-6, SCRATCH_BYTES) for _ in graph.signatures))
 
-    monkeypatch.setattr("actckpt.planning.build_profile", build)
+    monkeypatch.setattr("actckpt.planning.making.build_profile", build)
 
 
 @pytest.mark.kind("a budget that nothing fits", peak="said")
@@ -56,12 +56,13 @@ def test_the_split_adds_up_to_what_is_asked_for(scratch: None, scope: str, polic
     ("parts", "shown"),
     [
         ([1], ["0.000000001"]),
+        ([0, 0], ["0.000", "0.000"]),
         ([600_000_000, 600_400_000, 600_400_000], ["0.600", "0.601", "0.600"]),
         ([400_000] * 5 + [1_000_000_000], ["0.001", "0.001", *["0.000"] * 3, "1.000"]),
         ([0, 5_000_000_000], ["0.000", "5.000"]),
     ],
 )
 def test_parts_are_rounded_so_that_they_add_up(parts: list[int], shown: list[str]) -> None:
-    found = split_gigabytes(sum(parts), parts)
+    found = GIGABYTES.split(sum(parts), parts)
     assert found == shown
-    assert sum(map(Decimal, found)) == Decimal(format_gigabytes(sum(parts)))
+    assert sum(map(Decimal, found)) == Decimal(GIGABYTES.number(sum(parts)))

@@ -11,7 +11,7 @@ from torch import nn
 
 import actckpt
 from actckpt.errors import PlanError, ReplayError
-from actckpt.session import session_of
+from actckpt.session.session import session_of
 from actckpt.tracing.call import Call
 from tests import exact
 from tests.burst_plans import drawn, each_alone, everything

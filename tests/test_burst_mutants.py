@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from actckpt import recomputation, stretches
 from actckpt.errors import ReplayError
+from actckpt.interpreting import recomputation, stretches
 from actckpt.rewriting import bursting, following, holders, learned, schedule, scheduled, wires
 from actckpt.tracing import calls
 from tests import (

@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 import actckpt
-from actckpt import planning
-from actckpt.bursts import place_bursts
-from actckpt.dry_run import dry_run
+from actckpt.data.graph import Graph
+from actckpt.data.plan import Burst, Plan
 from actckpt.errors import PlanError, ReplayError
-from actckpt.graph import Graph
-from actckpt.plan import Burst, Plan
-from actckpt.recomputation import Recomputation
+from actckpt.interpreting.bursts import place_bursts
+from actckpt.interpreting.recomputation import Recomputation
+from actckpt.planning import search
+from actckpt.planning.dry_run import dry_run
 from actckpt.tracing.call import Call
 from tests import exact
 from tests.burst_plans import drawn, each_alone, everything, from_the_batch
@@ -281,7 +281,7 @@ def test_a_dry_run_that_leaves_the_trace_is_planned_by_calls(
     model = seeded(chain(8))()
     whole = actckpt.measure(seeded(chain(8))(), rows(512), loss_fn=scalar_loss, steps=1)
     budget_gb = 0.9 * whole.peak_bytes / 1e9
-    monkeypatch.setattr(planning, "dry_run", leaving)
+    monkeypatch.setattr(search, "dry_run", leaving)
     actckpt.optimize(model, budget_gb, batch=rows(512), loss_fn=scalar_loss, policy="optimal")
     assert actckpt.report(model).plan.regions
     assert asked[:2] == ["operations", "calls"]
@@ -300,7 +300,7 @@ def test_a_dry_run_that_cannot_replay_is_planned_by_calls(
     model = seeded(chain(8))()
     whole = actckpt.measure(seeded(chain(8))(), rows(512), loss_fn=scalar_loss, steps=1)
     budget_gb = 0.9 * whole.peak_bytes / 1e9
-    monkeypatch.setattr(planning, "dry_run", failing)
+    monkeypatch.setattr(search, "dry_run", failing)
     with caplog.at_level(logging.INFO, logger="actckpt"):
         actckpt.optimize(model, budget_gb, batch=rows(512), loss_fn=scalar_loss, policy="optimal")
     assert actckpt.report(model).plan.regions

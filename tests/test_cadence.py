@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -60,6 +61,36 @@ def test_durations_and_restarts() -> None:
     clock.now_s = 170
     assert cadence.due(2)
     assert not Cadence(None, clock=clock).due(0)
+
+
+@pytest.mark.parametrize(
+    ("every", "interval_s"),
+    [
+        ("10 minutes", 600), ("10min", 600), ("30s", 30), ("90 sec", 90), ("1.5h", 5400),
+        ("1d", 86400), ("2 days", 172800), ("1 Hour", 3600), ("45 mins", 2700), (".5 hr", 1800),
+    ],
+)  # fmt: skip
+def test_how_durations_are_written(every: str, interval_s: float) -> None:
+    assert Cadence(every).interval_s == interval_s
+
+
+@pytest.mark.parametrize(
+    ("every", "said"),
+    [
+        ("epochs", "found 'epochs'. For a save at the end of each epoch of run.steps"),
+        ("2 epochs", 'pass every="epoch"'),
+        ("500 steps", "Steps are a number alone: every=500"),
+        ("500", "Steps are a number alone: every=500"),
+        ("10 parsecs", 'a duration such as "10 minutes" or "1d", "auto", steps as a list'),
+        (0, "found 0"),
+        (2.5, "found 2.5"),
+        (True, "found True"),
+    ],
+)
+def test_what_no_interval_is_answered_with(every: Any, said: str) -> None:
+    with pytest.raises(ValueError, match="every must be a number of steps, ") as caught:
+        Cadence(every)
+    assert said in str(caught.value)
 
 
 @pytest.mark.parametrize("mtbf", ["soon", "0h", 3])

@@ -15,10 +15,14 @@ from torch import nn
 
 import actckpt
 from actckpt.checkpoint.files import Files
+from actckpt.checkpoint.journal_file import Lines, path_of
+from actckpt.checkpoint.journal_lines import Saved, Step
 from actckpt.checkpoint.verification import verify_files
 from actckpt.cli import main
 from tests.test_checkpoint_corruption import make
 from tests.test_checkpoint_encoding import same
+
+pytestmark = pytest.mark.filterwarnings("ignore:export_weights is deprecated:DeprecationWarning")
 
 Capture = pytest.CaptureFixture[str]
 
@@ -74,6 +78,12 @@ def test_exported_weights_are_the_models(tmp_path: Path, caplog: pytest.LogCaptu
         older = run.list()[1]
     again = actckpt.export_weights(older, tmp_path / "older.safetensors")
     assert again.read_bytes() == out.read_bytes()
+
+
+def test_the_one_file_is_deprecated(tmp_path: Path) -> None:
+    saved(tmp_path / "run", nn.Linear(2, 2))
+    with pytest.warns(DeprecationWarning, match=r"actckpt\.export\(checkpoint, folder"):
+        actckpt.export_weights(tmp_path / "run", tmp_path / "out.safetensors")
 
 
 def test_what_cannot_be_exported_is_said(tmp_path: Path) -> None:
@@ -220,6 +230,38 @@ def test_pruned_as_a_checkpointer_would(tmp_path: Path, capsys: Capture) -> None
     assert names(tmp_path) == [f"step-0000000{n}" for n in (1, 2, 3, 6, 7)]
     assert sorted(os.listdir(tmp_path))[:3] == [".lock", "journal.jsonl", "step-00000001"]
     assert "2 of 7 deleted" in capsys.readouterr().out
+
+
+def journaled(directory: Path) -> tuple[set[int], set[int]]:
+    """The steps of a journal, and the checkpoints that it says were saved."""
+    with Files().reading(path_of(str(directory))) as source:
+        records = [record for record, _ in Lines(source)]
+    steps = {r.step for r in records if isinstance(r, Step)}
+    return steps, {r.step for r in records if isinstance(r, Saved)}
+
+
+def test_the_journal_is_cut_with_what_is_pruned(tmp_path: Path, capsys: Capture) -> None:
+    def another() -> actckpt.Checkpointer:
+        options: dict[str, Any] = {"every": 2, "keep_last": None, "background": False}
+        return actckpt.Checkpointer(tmp_path, model=nn.Linear(2, 2), **options)
+
+    with another() as run:
+        for _ in range(7):
+            run.step()
+    assert journaled(tmp_path) == ({3, 4, 5, 6, 7}, {2, 4, 6})
+    before = path_of(str(tmp_path))
+    size_bytes = Path(before).stat().st_size
+    assert command("prune", tmp_path, "--keep-last", 1, "--dry-run") == 0
+    assert Path(before).stat().st_size == size_bytes
+    assert command("prune", tmp_path, "--keep-last", 2) == 0
+    assert journaled(tmp_path) == ({5, 6, 7}, {4, 6})
+    with another() as run:
+        resumed = run.resume()
+        assert resumed is not None
+        assert resumed.checkpoint.step == 6
+        run.step()
+        assert run.verified.steps == 1
+        assert run.verified.difference is None
 
 
 def test_nothing_is_pruned_where_that_is_not_safe(tmp_path: Path, capsys: Capture) -> None:

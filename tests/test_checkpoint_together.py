@@ -18,7 +18,9 @@ from actckpt.checkpoint.retention import Keep, retire
 from actckpt.checkpoint.verification import verify_files
 from actckpt.errors import CheckpointError, CheckpointFormatError
 from actckpt.resuming import choosing
+from actckpt.resuming.cadence import Cadence
 from actckpt.resuming.directory import RunDirectory
+from actckpt.resuming.places import Places
 from tests.system_calls import Call, Make, Watched
 from tests.test_checkpoint_corruption import make
 from tests.test_checkpoint_encoding import same
@@ -66,16 +68,29 @@ def test_a_reader_while_checkpoints_come_and_go(tmp_path: Path) -> None:
     assert 5 < newer < fired
 
 
-@pytest.mark.parametrize("chosen", [choosing.newest, lambda d: choosing.of_step(d, None)])
+def places(path: Path, files: Files) -> Places:
+    """A run's directory, and none beside."""
+    return Places(RunDirectory(str(path), files, Keep(), "full"), Cadence(None))
+
+
+def newest(at: Places) -> choosing.Chosen | None:
+    return choosing.newest(at, frozenset())
+
+
+def of_step(at: Places, step: int | None = None) -> choosing.Chosen:
+    return choosing.of_step(at, step, frozenset())
+
+
+@pytest.mark.parametrize("chosen", [newest, of_step])
 def test_a_run_is_put_back_while_checkpoints_come_and_go(
-    chosen: Callable[[RunDirectory], choosing.Chosen | None], tmp_path: Path
+    chosen: Callable[[Places], choosing.Chosen | None], tmp_path: Path
 ) -> None:
     make(tmp_path)
     newer = 0
     for at in range(30):
         before = discover(Files(), str(tmp_path)).checkpoints[0].step
         files = Files(Watched(Overtaking(tmp_path, at)))
-        found = chosen(RunDirectory(str(tmp_path), files, Keep(), "full"))
+        found = chosen(places(tmp_path, files))
         assert found is not None
         assert found.skipped == ()
         assert found.checkpoint.step in (before, before + 1)
@@ -88,7 +103,7 @@ def test_a_step_that_is_retired_while_it_is_read_is_said_to_be_gone(tmp_path: Pa
     make(tmp_path)
     files = Files(Watched(Overtaking(tmp_path, 12)))
     with pytest.raises(CheckpointError, match="no usable checkpoint of step 1; there are: 2"):
-        choosing.of_step(RunDirectory(str(tmp_path), files, Keep(), "full"), 1)
+        of_step(places(tmp_path, files), 1)
 
 
 def test_a_checkpoint_named_by_its_own_directory_is_not_replaced_by_another(tmp_path: Path) -> None:

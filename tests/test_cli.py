@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +17,17 @@ import torch
 from torch import nn
 
 import actckpt
-from actckpt.cli import main
-from actckpt.commands.compare import Pair, Row, draw, make_table, pair, sweep
-from actckpt.errors import BudgetError
-from actckpt.plan import Plan, Region
+from actckpt.cli import main, make_parser
+from actckpt.commands.compare_shown import LOOKS, draw, make_table, why_little_fits
+from actckpt.commands.sweep import Pair, Row, pair, percents_between, sweep
+from actckpt.data.budget_error import BudgetError
+from actckpt.data.plan import Plan, Region
+from actckpt.policies import POLICIES
 from actckpt.reporting.measurement import Measurement
 from actckpt.reporting.report import Report
 
 TARGET = f"{__name__}:make_target"
+SMALL = f"{__name__}:make_small"
 
 
 class Blocks(nn.Module):
@@ -41,6 +49,11 @@ class Blocks(nn.Module):
 def make_target() -> tuple[nn.Module, torch.Tensor]:
     """What the command line loads."""
     return Blocks(), torch.randn(512, 16)
+
+
+def make_small() -> tuple[nn.Module, torch.Tensor]:
+    """The same with fewer layers."""
+    return Blocks(2), torch.randn(512, 16)
 
 
 def exit_status(*argv: str) -> int:
@@ -65,7 +78,7 @@ def exit_status(*argv: str) -> int:
         (["plan", TARGET, "--budget-gb", "1", "--policy", "magic"], "invalid choice: 'magic'"),
         (["plan", TARGET, "--budget-gb", "1", "--set", "n_layer"], "KEY=VALUE"),
         (["plan", TARGET, "--budget-gb", "1", "--batch-size", "0"], "positive whole number"),
-        (["plan", TARGET, "--budget-gb", "1", "--save", "plan.pdf"], ".json, .txt, .png"),
+        (["plan", TARGET, "--budget-gb", "1", "--save", "plan.pdf"], ".html, .json, .txt, .png"),
         (["plan", TARGET, "--budget-gb", "1", "--scope", "all"], "invalid choice: 'all'"),
         (["compare", TARGET, "--policies", "auto,magic"], "no policy 'magic'; there are none"),
         (["compare", TARGET, "--budgets", "90,much"], "percentages above 0"),
@@ -85,6 +98,13 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(r"actckpt \d+\.\d+\.\d+\n", capsys.readouterr().out)
 
 
+def test_python_m_does_the_same() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "actckpt", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"actckpt {actckpt.__version__}\n"
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -102,6 +122,36 @@ def test_errors_of_the_user_are_one_message(
     assert message in err
     assert "Traceback" not in err
     assert len(err.splitlines()) <= 10
+
+
+# help
+
+
+def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """A parser and those of the commands inside it."""
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from commands(inner)
+
+
+@pytest.mark.parametrize("parser", list(commands(make_parser())), ids=lambda parser: parser.prog)
+def test_every_help_has_defaults_and_an_example(parser: argparse.ArgumentParser) -> None:
+    text = parser.format_help()
+    for action in parser._actions:
+        if isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
+            continue
+        assert action.help, f"{parser.prog} {action.dest} has no help"
+        default = action.default
+        if default not in (None, [], argparse.SUPPRESS) and default is not False:
+            words = " ".join(text.split())
+            assert f"(default: {default})" in words, f"{parser.prog} {action.dest}"
+    examples = re.findall(r"^(?:example: |  )(actckpt .+)$", text, re.MULTILINE)
+    assert examples
+    for example in examples:
+        assert example.startswith(parser.prog) or parser.prog == "actckpt"
+        assert callable(make_parser().parse_args(shlex.split(example)[1:]).run)
 
 
 # plan
@@ -152,6 +202,46 @@ def test_compare_measures_prints_and_writes(
         else:
             assert row["smallest_bytes"] > row["budget_bytes"]
     assert (tmp_path / "compare.png").stat().st_size > 1000
+
+
+def test_compare_bounds_activations_where_plans_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["compare", SMALL, "--policies", "calls,full", "--steps", "1", "--out", str(tmp_path)]
+    assert main(argv) == 0
+    data = json.loads((tmp_path / "compare.json").read_text(encoding="utf-8"))
+    assert data["scope"] == "activations"
+    percents = [row["percent"] for row in data["rows"] if row["policy"] == "calls"]
+    assert len(percents) == 6
+    assert percents == sorted(percents, reverse=True)
+    assert percents[0] < 100
+    fits = [row["fits"] for row in data["rows"]]
+    assert sum(fits) >= len(fits) / 2
+    assert "smallest plan of all" not in capsys.readouterr().out
+
+
+def test_budgets_lie_between_the_smallest_and_the_untouched() -> None:
+    percents = percents_between(250, 1000)
+    assert percents == [87.5, 75.0, 62.5, 50.0, 37.5, 25.0]
+    # rounded up: the smallest plan fits the last
+    assert percents_between(333_333, 1_000_000)[-1] == 33.4
+    assert percents_between(1000, 1000) == [100.0]
+
+
+def test_where_little_fits_it_says_why() -> None:
+    rows = [Row("auto", p, 10 * p, fits=False, smallest_bytes=900) for p in (30, 20, 10)]
+    text = " ".join(why_little_fits(rows, 1000, 150, "step"))
+    assert "0 of 3 fit" in text
+    assert "900 B (90 % of the untouched model): auto" in text
+    assert "850 B (85 %) are parameters" in text
+    assert "--scope activations" in text
+    assert "--scope activations" not in " ".join(why_little_fits(rows, 1000, 150, "activations"))
+    assert why_little_fits([Row("auto", 90, 900, fits=True)], 1000, 150, "step") == []
+
+
+def test_no_two_policies_look_alike() -> None:
+    assert set(LOOKS) == set(POLICIES)
+    assert len({color for color, _ in LOOKS.values()}) == len(LOOKS)
 
 
 def measurement(step_s: float, peak_bytes: int) -> Measurement:

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 import actckpt
-from actckpt.policies.burst_choices import FOLLOWED, burst_choices, priced
-from actckpt.policies.columns import Columns
-from actckpt.policies.packing import Choice, Packing, plan_of
+from actckpt.policies.solver.burst_choices import FOLLOWED, burst_choices, priced
+from actckpt.policies.solver.columns import Columns
+from actckpt.policies.solver.packing import Choice, Packing, plan_of
+from actckpt.policies.solver.staged import StagedSegment
 from actckpt.pricing.simulate import Pricer
 from experiments.optimality import caught
 from tests.exact import scalar_loss
@@ -164,3 +165,28 @@ def test_the_smallest_peak_does_not_depend_on_the_budget(name: str) -> None:
     assert len(found) == 1
     plan = actckpt.POLICIES["optimal"](p.graph, p.profile, found.pop())
     assert plan.bursts
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert"])
+def test_a_linear_program_says_whether_its_answer_is_the_best_way(name: str) -> None:
+    p = prepared(name)
+    columns = Columns(p.pricer)
+    price = columns.base.time_s / columns.base.peak_bytes
+    prices = {p.graph.forward_end: price, (p.graph.forward_end + len(p.graph.ops)) // 2: price}
+    answers = set()
+    for first, last in zip(columns.segments, columns.segments[1:], strict=False):
+        program = StagedSegment(p.pricer, (first[0], last[1]), 4)
+        cost = program.costs(prices)
+        best, quick = (program.solver(cost, whole=whole)() for whole in (True, False))
+        assert best.chosen is not None
+        assert quick.chosen is not None
+        assert best.whole
+        answers.add(quick.whole)
+        if quick.whole:
+            limits = program._limits
+            assert (limits.A @ quick.chosen >= limits.lb).all()
+            assert cost @ quick.chosen <= cost @ best.chosen + 1e-9 * abs(cost).sum()
+        else:  # rounded: what is made of it can run all the same
+            way = program.bursts(quick.chosen)
+            assert not way or priced(p.pricer, columns.base, way) is not None
+    assert True in answers

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import actckpt
-from actckpt.plan import Plan
+from actckpt.data.plan import Plan
 from actckpt.rewriting.installing import installed, uninstall
 from actckpt.rewriting.patch import PatchedForward
 from tests.exact import differences, enforce, halves, outcome, plan, region, watched

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from actckpt.data.graph import Category, Graph
 from actckpt.errors import PlanError
-from actckpt.graph import Category, Graph
+from actckpt.interpreting.recomputation import moved_statistics
 from actckpt.profiler.devices import DEVICES
-from actckpt.recomputation import moved_statistics
 from actckpt.tracing.accelerator_ops import AcceleratorOps
 from actckpt.tracing.call import Call
 from actckpt.tracing.fake import FakeWorld

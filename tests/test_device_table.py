@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+from actckpt.commands.targets import load_target
+from actckpt.data.profile import Cost
 from actckpt.errors import PlanError
-from actckpt.profile import Cost
 from actckpt.profiler.build import build_profile
 from actckpt.profiler.devices import DEVICES, Device, find_device, refuse_dtypes
 from actckpt.profiler.roofline import estimate, machine_of
-from actckpt.signature import encode
-from actckpt.targets import load_target
+from actckpt.tracing.signature import encode
 from actckpt.tracing.tracer import trace_step
 from actckpt.tracing.weightless import without_weights
 from tests.accelerators import SMALL, load, step_for

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from actckpt.cli import main
-from actckpt.errors import BudgetError
-from actckpt.graph import Category
-from actckpt.planning import Planned, Request, make_plan
-from actckpt.targets import load_target
+from actckpt.commands.targets import load_target
+from actckpt.data.budget_error import BudgetError
+from actckpt.data.graph import Category
+from actckpt.planning.making import make_plan
+from actckpt.planning.request import Planned, Request
 from actckpt.tracing.tracer import trace_step
 from actckpt.tracing.weightless import without_weights
 from tests.accelerators import SMALL, load, step_for
@@ -113,7 +114,7 @@ def test_plan_for_a_device_that_is_not_here(
     out = capsys.readouterr().out
     assert status == 0
     assert "for H100 SXM 80 GB, without weights" in out
-    assert "policy auto on H100 SXM 80 GB, estimated (roofline)" in out
+    assert "policy auto of LlamaForCausalLM on H100 SXM 80 GB, estimated (roofline)" in out
     assert "nothing was measured" in out
     assert "estimated" in json.loads(saved.read_text(encoding="utf-8"))["device"]
 

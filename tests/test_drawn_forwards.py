@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import actckpt
-from actckpt.session import session_of
+from actckpt.session.session import session_of
 from actckpt.tracing.fake import random_states
 from tests.loop_peaks import loop_peak, other_bits, weights
 from tests.models.blocks import Residual

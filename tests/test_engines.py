@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from scipy.optimize import linprog
 
-from actckpt.bursts import place_bursts
-from actckpt.plan import Plan
+from actckpt.data.plan import Plan
+from actckpt.interpreting.bursts import place_bursts
+from actckpt.interpreting.recomputation import Recomputation
+from actckpt.interpreting.regions import place
 from actckpt.policies import POLICIES
-from actckpt.policies.bound import lower_bound
-from actckpt.policies.engines import Engine, by_calls, by_operations
-from actckpt.policies.residency import Residency
+from actckpt.policies.solver.bound import lower_bound
+from actckpt.policies.solver.engines import Engine, by_calls, by_operations
+from actckpt.policies.solver.residency import Residency
 from actckpt.pricing.simulate import Pricer
-from actckpt.recomputation import Recomputation
-from actckpt.regions import place
 from tests.burst_plans import drawn, each_alone, everything
 from tests.predictions import prepared
 

@@ -50,6 +50,7 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_nothing_is_lost_and_every_fault_fires(scene: str, scan: str, books: Any) -> None:
     (tally,) = (t for t in books["books"] if t["name"] == f"{scene}: {scan}")
     assert tally["violations"] == []
+    assert tally["missed"] == []
     assert tally["injected"] == tally["fired"] > 5
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 import actckpt
+from actckpt.session.session import session_of
+from tests.exact import same_bits
 from tests.loop_peaks import loop_peak, other_bits, weights
 from tests.models.blocks import chain
 
@@ -163,3 +165,78 @@ def tiny_bert(transformers: Any, directory: Path) -> None:
         intermediate_size=128,
     )  # fmt: skip
     transformers.BertModel(config).save_pretrained(directory)
+
+
+class _Reversible(torch.autograd.Function):
+    """Saves what comes out at the end; backward makes what went into each part again from it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, parts: list[nn.Module]) -> Any:
+        a, b = x.chunk(2, -1)
+        for part in parts:
+            a, b = b, a + part(b)
+        ctx.parts, ctx.ends = parts, (a.detach(), b.detach())
+        return torch.cat([a, b], -1)
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        (a, b), (ga, gb) = ctx.ends, g.chunk(2, -1)
+        del ctx.ends
+        for part in reversed(ctx.parts):
+            with torch.enable_grad():
+                before = a.detach().requires_grad_()
+                out = part(before)
+            torch.autograd.backward(out, gb)
+            a, b = b - out.detach(), before.detach()
+            ga, gb = gb, ga + before.grad
+            del out, before
+        return torch.cat([ga, gb], -1), None
+
+
+class ReversibleNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(chain(4)() for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = _Reversible.apply(x.repeat(1, 2), list(self.parts))  # type: ignore[no-untyped-call]
+        return out
+
+
+def reversible(model: nn.Module, x: torch.Tensor) -> None:
+    model(x.clone().requires_grad_()).square().mean().backward()
+
+
+@pytest.mark.kind("a reversible net", bits=True, peak="said")
+def test_a_reversible_net_names_what_can_be_planned_in_place_of_it() -> None:
+    torch.manual_seed(0)
+    untouched = ReversibleNet()
+    model = copy.deepcopy(untouched)
+    x = torch.randn(4096, 8)
+    full = loop_peak(lambda: reversible(untouched, x), untouched, x)
+    actckpt.optimize(model, 0.7 * full / 1e9, policy="calls")
+    with pytest.raises(actckpt.BudgetError, match="runs forwards itself") as caught:
+        reversible(model, x)
+    assert "(parts.2, parts.1 and 1 more)" in str(caught.value)
+    actckpt.revert(model)
+    actckpt.optimize(model, None, policy="full")
+    reversible(model, x)
+    assert any("runs forwards itself" in note for note in actckpt.report(model).notes)
+    session = session_of(model)
+    assert session is not None
+    assert session.current is not None
+    graph = session.current.planned.graph
+    assert graph.in_backward == ("parts.2", "parts.1", "parts.0")
+    assert actckpt.Graph.from_json(graph.to_json()) == graph
+    actckpt.revert(model)
+
+    for part in model.parts:
+        actckpt.optimize(part, None, policy="full")
+    for n in range(2):
+        for m in (untouched, model):
+            m.zero_grad()
+            reversible(m, x)
+        pairs = zip(untouched.parameters(), model.parameters(), strict=True)
+        assert all(same_bits(a.grad, b.grad) for a, b in pairs), n  # type: ignore[arg-type]
+    model.zero_grad()
+    assert loop_peak(lambda: reversible(model, x), model, x) <= 0.7 * full

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 import actckpt
-from actckpt.errors import BudgetError
-from actckpt.session import Session, session_of
+from actckpt.data.budget_error import BudgetError
+from actckpt.session.planner import Planner
+from actckpt.session.session import Session, session_of
 from tests.loop_peaks import loop_peak, other_bits, weights
 from tests.models.blocks import Residual
 from tests.test_forwards_in_backward import tiny_bert
@@ -133,13 +134,13 @@ def test_a_steady_loop_plans_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     peaks, _ = loop([copy.deepcopy(model)], carried, 2)
     actckpt.optimize(model, 0.65 * peaks[-1] / 1e9, policy="calls")
     made: list[int] = []
-    make = Session._make
+    make = Planner.make
 
-    def counted(*args: Any) -> Any:
+    def counted(*args: Any, **kwargs: Any) -> Any:
         made.append(1)
-        return make(*args)
+        return make(*args, **kwargs)
 
-    monkeypatch.setattr(Session, "_make", counted)
+    monkeypatch.setattr(Planner, "make", counted)
     after: list[int] = []
 
     def step(models: Models, x: torch.Tensor) -> None:
@@ -160,7 +161,7 @@ def test_what_cannot_be_held_is_said() -> None:
 
 
 def test_graphs_that_are_gone_or_used_do_not_count() -> None:
-    from actckpt import company
+    from actckpt.session import company
 
     model = Encoder()
     actckpt.optimize(model, 1.0)

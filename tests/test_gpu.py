@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import actckpt
-from actckpt.graph import Graph
-from actckpt.plan import Plan
+from actckpt.data.graph import Graph
+from actckpt.data.plan import Plan
 from actckpt.policies import POLICIES
 from tests.burst_plans import each_alone, everything
 from tests.exact import MakePlan, assert_exact, dear, scalar_loss

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import actckpt
+from actckpt.data.graph import Graph
 from actckpt.errors import TraceError
-from actckpt.graph import Graph
-from actckpt.session import session_of
+from actckpt.session.session import session_of
 from actckpt.tracing.call import Call
 from actckpt.tracing.step import Step
 from tests.loop_peaks import loop_peak, other_bits, weights

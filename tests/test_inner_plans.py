@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import actckpt
-from actckpt.session import session_of
+from actckpt.session.session import session_of
 
 
 def blocks(seed: int) -> nn.Module:
@@ -65,7 +65,7 @@ def test_plans_inside_are_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("planned anew")
 
-    monkeypatch.setattr("actckpt.planning.build_profile", never)
+    monkeypatch.setattr("actckpt.planning.making.build_profile", never)
     with actckpt.Checkpointer(tmp_path, **again, every=None) as run:
         resumed = run.resume()
         assert resumed is not None

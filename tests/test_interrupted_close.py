@@ -8,12 +8,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
 import actckpt
 from tests.small_run import advance, names, objects
-from tests.test_background_saving import Gate
+from tests.test_background_saving import LONG_S, Gate
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,15 +26,42 @@ def gate() -> Iterator[Gate]:
     found.opened.set()
 
 
+def waits_in_close(frame: FrameType | None) -> bool:
+    """Whether a thread waits for an event, and `close` for that."""
+    if frame is None or frame.f_code is not threading.Condition.wait.__code__:
+        return False
+    while frame is not None and frame.f_code is not actckpt.Checkpointer.close.__code__:
+        frame = frame.f_back
+    return frame is not None
+
+
+@pytest.fixture(autouse=True)
+def _interrupts() -> Iterator[None]:
+    """Ctrl-C raises, also where a shell has begun this process as one that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupted_close(run: actckpt.Checkpointer) -> None:
     main = threading.main_thread().ident
     assert main is not None
-    # again and again: the first may come before there is anything to wait for
-    timer = threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        run.close()
-    timer.join()
+    given_up = threading.Event()
+
+    def interrupt() -> None:
+        while not waits_in_close(sys._current_frames()[main]):
+            if given_up.wait(0.01):
+                return
+        signal.pthread_kill(main, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run.close()
+    finally:
+        given_up.set()
+        thread.join()
 
 
 def join_writers() -> None:
@@ -50,7 +78,7 @@ def test_the_lock_stays_until_the_writer_has_ended(sets: int, tmp_path: Path, ga
         tmp_path, **made, every=1, keep_last=None, staging_sets=sets, files=gate.files
     )
     advance(run, made, sets)
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(LONG_S)
     interrupted_close(run)
     # the cell once more
     made = objects(seed=1)
@@ -72,7 +100,7 @@ def test_a_run_that_goes_on_after_all_keeps_the_lock(tmp_path: Path, gate: Gate)
     run = actckpt.Checkpointer(tmp_path, **made, every=None, staging_sets=2, files=gate.files)
     advance(run, made, 1)
     run.save(wait=False)
-    assert gate.reached.wait(60)
+    assert gate.reached.wait(LONG_S)
     interrupted_close(run)
     advance(run, made, 1)
     run.save(wait=False)

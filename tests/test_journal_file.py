@@ -167,7 +167,7 @@ def test_after_a_failure_the_next_save_begins_again(tmp_path: Path) -> None:
             run.train_on(batch)
             run.update()
             run.checkpointer.step({"loss": 1.0})
-            run.checkpointer._directory.journal.flush()
+            run.checkpointer._places.journal.flush()
             full = run.checkpointer.step_count < 8
     assert [r.step for r in records(tmp_path) if isinstance(r, Step)] == [11, 12, 13, 14]
     assert process(tmp_path, 14).verified.steps == 4
@@ -282,12 +282,12 @@ def test_a_forked_child_writes_nothing(tmp_path: Path, caplog: pytest.LogCapture
     with training(tmp_path) as run, caplog.at_level(logging.WARNING):
         for _ in run.checkpointer.steps(epochs=None, total_steps=7):
             run.checkpointer.step()
-        run.checkpointer._directory.journal.close()  # a fork beside threads is warned of
+        run.checkpointer._places.journal.close()  # a fork beside threads is warned of
         child = os.fork()
         if not child:
             try:
                 run.checkpointer._journal.stepped(8, None, {})
-                run.checkpointer._directory.journal.flush()
+                run.checkpointer._places.journal.flush()
             finally:
                 os._exit(0)
         os.waitpid(child, 0)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import actckpt
-from actckpt import margin
+from actckpt.planning import margin
 from actckpt.rewriting.holders import bits, is_seed
 from tests.exact import differences, outcome, scalar_loss
 from tests.models.blocks import chain, rows
@@ -38,7 +38,7 @@ def test_blocks_are_counted_whole_without_expandable_segments(
 
 @pytest.mark.parametrize("share", [0.97, 0.99])
 def test_a_plan_aims_where_the_model_is(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actckpt.planning.aims", lambda model: (share, share))
+    monkeypatch.setattr("actckpt.planning.search.aims", lambda model: (share, share))
     model, x = seeded(chain(6))(), rows(512)
     peak = actckpt.measure(model, x, loss_fn=scalar_loss, steps=1).added_bytes
     actckpt.optimize(model, 0.8 * peak / 1e9, batch=x, loss_fn=scalar_loss, scope="activations")

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import actckpt
-from actckpt.batch_search import BatchTried, search
-from actckpt.errors import BudgetError
+from actckpt.data.budget_error import BudgetError
+from actckpt.planning.batch_search import BatchTried, search
 
 
 def chain() -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import actckpt
-from actckpt.graph import Category
-from actckpt.profiler.census import resident_bytes
+from actckpt.data.graph import Category
+from actckpt.profiler.census import resident_bytes, sizes
 from actckpt.profiler.live import LiveMeter
 from actckpt.profiler.meter import AllocatorMeter
 
@@ -94,6 +95,14 @@ def test_allocator_meter_equals_known_allocations() -> None:
         ]
         assert meter.reserved_bytes is None
         del c
+
+
+def test_what_has_no_shape_yet_takes_no_memory() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lazy modules say that they are new
+        model = nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(4))
+    assert resident_bytes(model, None, None)[Category.PARAMETER] == 4 * (16 + 4)
+    assert len(sizes(model.parameters())) == 2
 
 
 def test_allocator_meter_counts_release_of_older_blocks() -> None:

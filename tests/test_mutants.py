@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from actckpt import regions
-from actckpt.graph import Graph
+from actckpt.data.graph import Graph
+from actckpt.interpreting import regions
 from actckpt.rewriting import holders, node, patch, record, replay, rewrite, run
 from actckpt.rewriting.modes import PruneMode
 from actckpt.rewriting.program import Program
@@ -117,13 +117,13 @@ def attributes_left_by_replays(mp: Patch) -> None:
 
 def links_unchecked(mp: Patch) -> None:
     mp.setattr(run.Run, "_continues", lambda *a: True)
-    source = node.Span.source
+    source = record.Span.source
 
-    def any_version(self: node.Span, tensor: torch.Tensor) -> Any:
+    def any_version(self: record.Span, tensor: torch.Tensor) -> Any:
         found = self.produced.get(id(tensor))
         return source(self, tensor) or (found[1:3] if found and found[0]() is tensor else None)
 
-    mp.setattr(node.Span, "source", any_version)
+    mp.setattr(record.Span, "source", any_version)
 
 
 def parameter_versions_unchecked(mp: Patch) -> None:
@@ -206,13 +206,13 @@ def random_operations_are_skipped(mp: Patch) -> None:
 
 
 def saves_counted_from_one(mp: Patch) -> None:
-    init = replay._Replay.__init__
+    init = replay.Replay.__init__
 
     def later(self: Any, *args: Any) -> None:
         init(self, *args)
         self.number = 1
 
-    mp.setattr(replay._Replay, "__init__", later)
+    mp.setattr(replay.Replay, "__init__", later)
 
 
 def autocast_not_brought_back(mp: Patch) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from actckpt.policies.burst_choices import burst_choices
-from actckpt.policies.columns import Columns
-from actckpt.policies.neighbourhood import improved
-from actckpt.policies.packing import Choice, Packing
+from actckpt.policies.solver.burst_choices import burst_choices
+from actckpt.policies.solver.columns import Columns
+from actckpt.policies.solver.neighbourhood import improved
+from actckpt.policies.solver.packing import Choice, Packing
 from tests.predictions import prepared
 
 MODELS = ("gpt2", "bert", "unet", "t5", "resnet")

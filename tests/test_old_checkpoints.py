@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from actckpt.resuming import plans
 from actckpt.resuming.resumed import version_differences
-from actckpt.session import session_of
+from actckpt.session.session import session_of
 from actckpt.versions import versions
 from tests.written_by_573e56b.make import KINDS, SAVED_AFTER, Run
 
@@ -67,7 +67,7 @@ def test_resumes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def measured(*_: Any, **__: Any) -> Any:
         raise AssertionError("planned anew")
 
-    monkeypatch.setattr("actckpt.planning.build_profile", measured)
+    monkeypatch.setattr("actckpt.planning.making.build_profile", measured)
     batches = run.batches(begun=kind.accumulate // 2)
     beyond = [next(batches) for _ in record["beyond"]]
     assert [indices for indices, _ in beyond] == [indices for indices, _ in record["beyond"]]

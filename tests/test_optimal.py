@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from unittest.mock import patch
 
 import pytest
 
 import actckpt
-from actckpt.policies.by_calls import by_calls
+from actckpt.data.profile import Cost
+from actckpt.interpreting.recomputation import Recomputation
+from actckpt.policies import optimal
 from actckpt.policies.exhaustive import MOST_RESULTS
 from actckpt.policies.optimal import by_columns
-from actckpt.policies.segments import segments
+from actckpt.policies.solver.leveled_choices import LeveledChoices
+from actckpt.policies.solver.prepared import Prepared
+from actckpt.policies.solver.segments import segments
+from actckpt.policies.solver.work import DEFAULT_EFFORT, Work
 from actckpt.pricing.simulate import Pricer
-from actckpt.recomputation import Recomputation
 from experiments.optimality import SMALL, caught, row_of, small
 from tests.exact import scalar_loss
 from tests.models.blocks import chain, rows
@@ -61,7 +66,9 @@ def test_the_solver_for_any_size_finds_the_optimum_of_small_graphs(kind: str) ->
         except actckpt.BudgetError:
             continue
         compared += 1
-        planned = pricer.price(by_columns(found.graph, found.profile, budget))
+        planned = pricer.price(
+            by_columns(Prepared(found.graph, found.profile), budget, Work.of(DEFAULT_EFFORT))
+        )
         assert planned.peak_bytes <= budget
         assert planned.time_s <= best.time_s * (1 + CLOSE)
     assert compared >= 3
@@ -90,14 +97,16 @@ def test_a_larger_budget_is_never_slower(name: str) -> None:
 def test_blocks_of_long_chains_are_recomputed_together_wherever_they_are() -> None:
     """Too little for what each block would be made again from."""
     found = caught(seeded(chain(34))(), rows(2048), loss_fn=scalar_loss)
-    pricer = Pricer(found.graph, found.profile)
-    budget = int(0.27 * pricer.estimate(actckpt.Plan("none")).peak_bytes)
-    plan = actckpt.POLICIES["optimal"](found.graph, found.profile, budget)
+    # whether it pays depends on what operations take: not on how busy this machine is
+    flat = dataclasses.replace(found.profile, costs=(Cost(1e-4),) * len(found.profile.costs))
+    pricer = Pricer(found.graph, flat)
+    budget = int(0.24 * pricer.estimate(actckpt.Plan("none")).peak_bytes)
+    plan = actckpt.POLICIES["optimal"](found.graph, flat, budget)
     assert pricer.price(plan).peak_bytes <= budget
     parts = segments(pricer.possible)
     assert len(parts) > 32
-    early = [b for b in plan.bursts if b.ops[-1] < parts[17][0]]
-    assert any(sum(b.ops[0] < last <= b.ops[-1] for _, last in parts) > 3 for b in early)
+    every = plan.walk_bursts()
+    assert any(sum(b.ops[0] < last <= b.ops[-1] for _, last in parts) > 3 for b in every)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "vit"])
@@ -126,7 +135,9 @@ def test_plans_are_close_to_the_bound_of_their_kind(name: str) -> None:
         plan = actckpt.POLICIES["optimal"](p.graph, p.profile, budget)
         overhead = p.pricer.price(plan).time_s / whole.time_s - 1
         bound = actckpt.lower_bound(p.graph, p.profile, budget)
-        assert -1e-6 <= overhead - bound.by_operations <= 3 * CLOSE
+        # by points, or by a part of it where a busy machine has made the engine dear
+        above = 3 * CLOSE + 0.1 * bound.by_operations
+        assert -1e-6 <= overhead - bound.by_operations <= above
         # of the kind that does not follow the forward, less can be said
         assert bound.overhead == bound.by_calls < bound.by_operations
 
@@ -137,7 +148,10 @@ def test_auto_takes_regions_only_where_they_are_faster_without_following() -> No
     auto = actckpt.POLICIES["auto"]
     dear = {name: 20 * getattr(p.profile, name) for name in ("follow_s", "pass_s", "stretch_s")}
     followed = dataclasses.replace(p.profile, **dear)
-    plan, calls = auto(p.graph, followed, budget), by_calls(p.graph, followed, budget)
+    plan, calls = (
+        auto(p.graph, followed, budget),
+        actckpt.POLICIES["calls"](p.graph, followed, budget),
+    )
     price = Pricer(p.graph, followed).price(plan)
     # they would be faster, and are not believed to be
     assert plan.bursts
@@ -172,3 +186,30 @@ def test_a_row_of_the_experiment_says_what_was_found() -> None:
     assert row["by"] in ("operations", "calls")
     assert row["used"] <= 1
     assert row["gap"] >= -1e-6
+
+
+def test_what_linear_programs_find_is_enough_where_little_could_be_gained() -> None:
+    p = prepared("gpt2")
+    whole = p.pricer.estimate(actckpt.Plan("none"))
+    budget = int(0.85 * whole.peak_bytes)
+
+    def searched(little: float, near: float) -> tuple[float, int]:
+        with (
+            patch.object(optimal, "LeveledChoices", side_effect=LeveledChoices) as levels,
+            patch.object(optimal, "_LITTLE", little),
+            patch.object(optimal, "_NEAR", near),
+        ):
+            plan = actckpt.POLICIES["optimal"](p.graph, p.profile, budget)
+        price = p.pricer.price(plan)
+        assert price.peak_bytes <= budget
+        return price.time_s, levels.call_count
+
+    near, little = optimal._NEAR, optimal._LITTLE
+    alone_s, levels = searched(-1.0, near)
+    assert levels == 1
+    tried_s, levels = searched(1.0, -1.0)  # tried, and not enough
+    assert levels == 1
+    assert tried_s <= alone_s + 1e-3 * whole.time_s
+    assert searched(1.0, 1.0)[1] == 0
+    # besides, what choices take together is not quite the sum that the programs see
+    assert searched(little, near)[0] <= alone_s + (near + 1e-3) * whole.time_s

@@ -9,10 +9,14 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import networkx
 import pytest
 
 import actckpt
 from actckpt import errors
+from actckpt.data import budget_error
+from actckpt.reporting.report import SUFFIXES
+from tests.quick import slow_tests
 
 ROOT = Path(__file__).parent.parent
 # folder -> the package it is installed as
@@ -24,8 +28,12 @@ FOLDERS = {
 
 FUNCTIONS = {
     "exhaustive",
+    "export",
     "export_weights",
     "find_max_batch",
+    "kept_tables",
+    "average_weights",
+    "load_weights",
     "lower_bound",
     "measure",
     "optimize",
@@ -43,7 +51,9 @@ DATA = {
     "Call",
     "Checkpoint",
     "Checkpointer",
+    "Exported",
     "Graph",
+    "LoadedWeights",
     "Measurement",
     "Plan",
     "Price",
@@ -51,141 +61,122 @@ DATA = {
     "Region",
     "Report",
     "Resumed",
+    "SaveOutcome",
     "SavedOp",
     "SeededSamples",
     "Selective",
+    "Tier",
 }
 ERRORS = {
     name
-    for name, value in vars(errors).items()
+    for module in (errors, budget_error)
+    for name, value in vars(module).items()
     if isinstance(value, type) and issubclass(value, errors.ActckptError)
+}
+
+# a user imports from these
+PUBLIC_MODULES = {
+    "actckpt",
+    "actckpt.demo.model",
+    "actckpt.exporting.drift",
+    "actckpt.integrations.accelerate",
+    "actckpt.integrations.lightning",
+    "actckpt.integrations.transformers",
 }
 
 # module or package -> what it may import; every arrow points down this list or sideways to itself
 MAY_IMPORT: dict[str, set[str]] = {}
 MAY_IMPORT["errors"] = set()
 MAY_IMPORT["units"] = set()
+MAY_IMPORT["progress"] = set()
 MAY_IMPORT["versions"] = set()
-MAY_IMPORT["graph"] = {"errors"}
-MAY_IMPORT["profile"] = {"errors"}
-MAY_IMPORT["plan"] = {"errors", "graph", "profile"}
-MAY_IMPORT["signature"] = {"errors"}
-MAY_IMPORT["regions"] = {"plan", *MAY_IMPORT["plan"]}
-MAY_IMPORT["recomputation"] = {"errors", "graph"}
-MAY_IMPORT["bursts"] = {"plan", "recomputation", *MAY_IMPORT["plan"]}
-MAY_IMPORT["windows"] = {"graph"}
-MAY_IMPORT["stretches"] = {"bursts", "windows", *MAY_IMPORT["bursts"]}
-MAY_IMPORT["pricing"] = {"regions", "stretches", *MAY_IMPORT["regions"], *MAY_IMPORT["stretches"]}
-MAY_IMPORT["policies"] = {"pricing", *MAY_IMPORT["pricing"]}
+MAY_IMPORT["object_walk"] = set()
 MAY_IMPORT["own_generators"] = set()
-MAY_IMPORT["tracing"] = {"errors", "graph", "own_generators", "plan", "signature", "versions"}
-MAY_IMPORT["profiler"] = {"errors", "graph", "plan", "profile", "signature", "tracing", "versions"}
-MAY_IMPORT["rewriting"] = {
-    "bursts",
-    "recomputation",
-    "regions",
-    "signature",
-    "stretches",
-    "tracing",
-    "windows",
-    *MAY_IMPORT["regions"],
-}
-MAY_IMPORT["dry_run"] = {"profiler", "rewriting", *MAY_IMPORT["profiler"], *MAY_IMPORT["rewriting"]}
-MAY_IMPORT["plan_key"] = {"graph"}
-MAY_IMPORT["margin"] = set()
-MAY_IMPORT["several_backwards"] = {"dry_run", "graph", "pricing", "profile", "tracing"}
-MAY_IMPORT["room"] = {"dry_run", "graph"}
+MAY_IMPORT["pages"] = {"units"}
+MAY_IMPORT["data"] = {"errors", "pages"}
+MAY_IMPORT["interpreting"] = {"data", "errors"}
+MAY_IMPORT["pricing"] = {"data", "errors", "interpreting"}
+MAY_IMPORT["policies"] = {"data", "errors", "interpreting", "pricing", "units"}
+MAY_IMPORT["tracing"] = {"data", "errors", "object_walk", "own_generators", "versions"}
+MAY_IMPORT["profiler"] = {"data", "errors", "progress", "tracing", "versions"}
+MAY_IMPORT["rewriting"] = {"data", "errors", "interpreting", "tracing"}
 MAY_IMPORT["planning"] = {
-    "dry_run",
-    "margin",
-    "plan_key",
-    "policies",
-    "room",
-    "several_backwards",
-    "units",
-    *MAY_IMPORT["dry_run"],
-    *MAY_IMPORT["policies"],
-}
-MAY_IMPORT["reporting"] = {"planning", "versions", *MAY_IMPORT["planning"]}
-MAY_IMPORT["measuring"] = {"graph", "profiler", "reporting", "tracing", "units"}
-MAY_IMPORT["batch_search"] = set()
-MAY_IMPORT["batch_key"] = {"rewriting", "signature", "tracing"}
-MAY_IMPORT["backward_watch"] = {"rewriting", "tracing"}
-MAY_IMPORT["in_use"] = {"errors", "rewriting", "tracing"}
-MAY_IMPORT["optimizer_listeners"] = {"tracing"}
-MAY_IMPORT["optimizer_watch"] = {"graph", "optimizer_listeners", "profiler", "tracing"}
-MAY_IMPORT["company"] = {"batch_key", "graph", "planning", "profiler", "room", "tracing"}
-MAY_IMPORT["needs"] = {"company", "errors", "margin", "planning", "profiler", "room", "units"}
-MAY_IMPORT["planned_batch"] = {
-    "batch_key",
-    "optimizer_watch",
-    "plan_key",
-    "planning",
-    "reporting",
-    "room",
-    "tracing",
-}
-MAY_IMPORT["forward_changes"] = {"batch_key", "errors", "planned_batch", "planning", "rewriting"}
-MAY_IMPORT["participant"] = {
-    "batch_key",
-    "company",
+    "data",
     "errors",
-    "needs",
-    "optimizer_watch",
-    "planned_batch",
-    "planning",
-    "room",
+    "policies",
+    "pricing",
+    "profiler",
+    "progress",
+    "rewriting",
+    "tracing",
+    "units",
 }
-MAY_IMPORT["kept_plans"] = {"errors", "plan", "planning", "profile", "tracing"}
-MAY_IMPORT["surroundings"] = {"tracing"}
+MAY_IMPORT["reporting"] = {"interpreting", "pages", "planning", "versions", *MAY_IMPORT["planning"]}
+MAY_IMPORT["measuring"] = {"data", "profiler", "reporting", "tracing", "units"}
+MAY_IMPORT["budget"] = {"data", "errors", "units"}
+MAY_IMPORT["asked"] = {"budget", "data", "errors", "planning", "policies", "units"}
+MAY_IMPORT["refusals"] = {"errors", "rewriting", "tracing"}
 MAY_IMPORT["session"] = {
-    "backward_watch",
-    "batch_key",
-    "company",
-    "forward_changes",
-    "in_use",
-    "kept_plans",
-    "needs",
-    "optimizer_listeners",
-    "optimizer_watch",
-    "participant",
-    "planned_batch",
+    "data",
+    "errors",
+    "object_walk",
+    "planning",
+    "profiler",
     "reporting",
-    "surroundings",
-    *MAY_IMPORT["reporting"],
+    "rewriting",
+    "tracing",
+    "units",
 }
 # what lies on disk knows nothing of a live run
 MAY_IMPORT["checkpoint"] = {"errors", "units"}
+MAY_IMPORT["foreign"] = {"checkpoint", "errors"}
+MAY_IMPORT["importing"] = {"checkpoint", "errors", "foreign"}
+MAY_IMPORT["sharded"] = {"checkpoint", "errors"}
 MAY_IMPORT["resuming"] = {
     "checkpoint",
     "errors",
+    "importing",
+    "object_walk",
     "own_generators",
+    "session",
+    "sharded",
+    "units",
+    "versions",
+}
+MAY_IMPORT["exporting"] = {
+    "checkpoint",
+    "errors",
+    "foreign",
+    "progress",
+    "resuming",
     "session",
     "units",
     "versions",
 }
 LIBRARY = set(MAY_IMPORT)
 MAY_IMPORT["api"] = LIBRARY
-MAY_IMPORT["targets"] = {"errors"}
 MAY_IMPORT["demo"] = {"", "reporting"}
-MAY_IMPORT["commands"] = {"api", "demo", "targets", *LIBRARY}
+# what a user of the library would call, and how a run is kept
+MAY_IMPORT["integrations"] = {
+    "",
+    "asked",
+    "budget",
+    "checkpoint",
+    "errors",
+    "planning",
+    "profiler",
+    "resuming",
+    "session",
+    "tracing",
+    "units",
+}
+MAY_IMPORT["commands"] = {"api", "demo", *LIBRARY}
 MAY_IMPORT["cli"] = {"commands", "errors", "versions"}
+MAY_IMPORT["__main__"] = {"cli"}
 MAY_IMPORT[""] = {"api", *LIBRARY}
 
 # plain data: to be read without torch
-PLAIN = (
-    "bursts",
-    "errors",
-    "graph",
-    "plan",
-    "profile",
-    "recomputation",
-    "regions",
-    "reporting",
-    "policies",
-    "stretches",
-    "windows",
-)
+PLAIN = ("data", "errors", "interpreting", "pages", "policies", "reporting")
 
 
 def sources() -> Iterator[tuple[str, Path]]:
@@ -199,12 +190,20 @@ def sources() -> Iterator[tuple[str, Path]]:
             yield ".".join([package, *(p for p in parts if p != "__init__")]), path
 
 
-def imported(path: Path) -> Iterator[str]:
-    """Full names of the modules that a file imports anywhere in it, other than for types alone."""
+MODULES = {module for module, _ in sources()}
+
+
+def imported(path: Path, *, for_types: bool = False) -> Iterator[str]:
+    """Full names of the modules that a file imports anywhere in it.
+
+    Args:
+        for_types: also those that it imports for annotations alone.
+    """
     nodes: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
     while nodes:
         node = nodes.pop()
-        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+        guarded = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if for_types or not guarded:
             nodes.extend(ast.iter_child_nodes(node))
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -212,9 +211,9 @@ def imported(path: Path) -> Iterator[str]:
             assert node.level == 0, f"{path.name}: relative import"
             assert node.module is not None
             yield node.module
-            # `from actckpt import plan` may name a module or an object
-            if node.module == "actckpt":
-                yield from (f"actckpt.{alias.name}" for alias in node.names)
+            # `from actckpt.planning import margin` may name a module or an object
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            yield from names if node.module == "actckpt" else names & MODULES
 
 
 def part(module: str) -> str:
@@ -230,6 +229,16 @@ def test_public_surface() -> None:
     for name in actckpt.__all__:
         assert getattr(actckpt, name) is not None
     assert {"none", "full", "sqrt", "log", "selective", "auto"} <= set(actckpt.POLICIES)
+
+
+def test_what_a_report_and_a_graph_can_do() -> None:
+    def methods(kind: type) -> set[str]:
+        return {n for n, v in vars(kind).items() if callable(v) or isinstance(v, classmethod)}
+
+    shown = {"from_json", "to_json", "_repr_html_"}
+    assert methods(actckpt.Report) >= {*shown, "save", "plot", "scalars"}
+    assert methods(actckpt.Graph) >= shown
+    assert set(SUFFIXES) == {".html", ".json", ".png", ".txt"}
 
 
 def test_public_errors_have_one_root() -> None:
@@ -250,9 +259,22 @@ def test_imports_point_one_way(module: str, path: Path) -> None:
             assert name.split(".")[0] not in ("experiments", "tests", "policies", "profiler")
             continue
         other = part(name)
-        if own == "demo" and other not in PARTS:
+        if own in ("demo", "integrations") and other not in PARTS:
             continue  # `from actckpt import optimize`: the public surface
         assert other == own or other in MAY_IMPORT[own], f"{module} imports {name}"
+
+
+def test_no_modules_import_each_other() -> None:
+    """Not round about, not inside a function, and not for annotations either."""
+    files = dict(sources())
+    arrows = networkx.DiGraph(
+        (module, name)
+        for module, path in files.items()
+        for name in imported(path, for_types=True)
+        # a package gathers what its modules define
+        if name in files and name != module and files[name].name != "__init__.py"
+    )
+    assert [c for c in networkx.strongly_connected_components(arrows) if len(c) > 1] == []
 
 
 @pytest.mark.parametrize(
@@ -260,7 +282,7 @@ def test_imports_point_one_way(module: str, path: Path) -> None:
 )
 def test_experiments_use_the_public_surface_only(path: Path) -> None:
     for name in imported(path):
-        if name.split(".")[0] == "actckpt" and name != "actckpt":
+        if name.split(".")[0] == "actckpt" and name not in PUBLIC_MODULES:
             assert name.removeprefix("actckpt.") in actckpt.__all__, f"{path.name} imports {name}"
 
 
@@ -274,7 +296,7 @@ def loaded_after(statement: str, names: tuple[str, ...]) -> list[str]:
 
 
 def test_importing_actckpt_imports_no_optional_dependency() -> None:
-    optional = ("matplotlib", "peft", "transformers", "pytest")
+    optional = ("actckpt.integrations", "matplotlib", "peft", "transformers", "pytest")
     assert loaded_after("import actckpt", optional) == []
 
 
@@ -284,13 +306,29 @@ def test_checkpoints_are_imported_by_whoever_uses_them() -> None:
     assert loaded_after("import actckpt; actckpt.Checkpointer", lazy) == list(lazy)
 
 
-def test_nothing_on_disk_is_a_pickle() -> None:
+# the room for what others have written -> what of pickle its modules may use
+OF_PICKLE = {
+    "actckpt.foreign.restricted_pickle": {"_Unpickler", "UnpicklingError"},
+    "actckpt.foreign.torch_file": {"UnpicklingError"},
+}
+
+
+def test_nothing_is_a_pickle() -> None:
+    """But in one room, which reads those of others by a list of names."""
     for module, path in sources():
-        if part(module) in ("checkpoint", "resuming"):
-            text = path.read_text(encoding="utf-8")
-            assert not {"pickle", "dill", "shelve"} & {n.split(".")[0] for n in imported(path)}
-            assert "torch.load" not in text, module
-            assert "torch.save" not in text, module
+        names = {n.split(".")[0] for n in imported(path)}
+        assert not {"dill", "shelve", "joblib", "cloudpickle"} & names, module
+        assert "pickle" not in names or module in OF_PICKLE, module
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle":
+                assert node.attr in OF_PICKLE[module], f"{module}: pickle.{node.attr}"
+            if not isinstance(node, ast.Call):
+                continue
+            assert ast.unparse(node.func) != "torch.save" or part(module) == "exporting", module
+            if ast.unparse(node.func) == "torch.load":
+                assert module == "actckpt.foreign.torch_file" or part(module) == "exporting", module
+                options = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                assert options["weights_only"] == "True"
 
 
 def test_plain_data_imports_no_torch() -> None:
@@ -317,6 +355,12 @@ def test_folders_are_linked_for_tools_without_import_hooks() -> None:
         link = ROOT / "actckpt" / name
         assert link.is_symlink()
         assert link.readlink() == Path("..", name)
+
+
+def test_tests_that_are_called_slow_exist() -> None:
+    for name in slow_tests():
+        file, _, test = name.partition("::")
+        assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), name
 
 
 def test_versions_agree() -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import actckpt
-from actckpt.policies.burst_choices import burst_choices
-from actckpt.policies.packing import Choice, Packing
-from actckpt.policies.shared_holds import Hold, joined
+from actckpt.policies.solver.burst_choices import burst_choices
+from actckpt.policies.solver.packing import Choice, Packing
+from actckpt.policies.solver.shared_holds import Hold, joined
 from tests.predictions import prepared
 
 # a residual stream, dropout, results of all earlier layers, skips, two chains, routing

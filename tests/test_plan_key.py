@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import ASGD, SGD, AdamW, Optimizer, RAdam
 
 import actckpt
-from actckpt.plan_key import plan_key
+from actckpt.planning.plan_key import plan_key
 
 MADE: dict[str, Callable[..., Optimizer]] = {
     "AdamW": AdamW,

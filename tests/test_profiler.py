@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from actckpt.data.graph import Graph
+from actckpt.data.profile import Cost, Profile
 from actckpt.errors import PlanError
-from actckpt.graph import Graph
-from actckpt.profile import Cost, Profile
 from actckpt.profiler import build, roofline
 from actckpt.profiler.arguments import input_bytes, rebuild
 from actckpt.profiler.build import build_profile
@@ -21,7 +21,7 @@ from actckpt.profiler.devices import DEVICES
 from actckpt.profiler.roofline import estimate, machine_of
 from actckpt.profiler.store import CostStore
 from actckpt.profiler.timing import is_view, workspaces
-from actckpt.signature import encode
+from actckpt.tracing.signature import encode
 
 _HERE = torch.device("cpu")
 _ONEDNN = torch.backends.mkldnn.is_available()

@@ -15,11 +15,12 @@ import pytest
 import torch
 
 import actckpt
-from actckpt.errors import BudgetError
-from actckpt.graph import Graph
-from actckpt.plan import Plan
-from actckpt.planning import Planned, Request, choose_plan
-from actckpt.profile import Profile
+from actckpt.data.budget_error import BudgetError
+from actckpt.data.graph import Graph
+from actckpt.data.plan import Plan
+from actckpt.data.profile import Profile
+from actckpt.planning.choosing import choose_plan
+from actckpt.planning.request import Planned, Request
 from actckpt.profiler.build import build_profile
 from tests.exact import differences, outcome, scalar_loss
 from tests.models.blocks import Chain
@@ -78,7 +79,7 @@ def test_drawn_models_on_drawn_costs_are_exact(seed: int, monkeypatch: pytest.Mo
     def build(graph: Graph, **_: Any) -> Profile:
         return drawn_profile(build_profile(graph, progress=False), random.Random(seed))
 
-    monkeypatch.setattr("actckpt.planning.build_profile", build)
+    monkeypatch.setattr("actckpt.planning.making.build_profile", build)
     model = make()
 
     def optimize(budget_gb: float) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from actckpt.plan import Plan
+from actckpt.data.plan import Plan
 from actckpt.tracing.call import Call
 from tests.burst_plans import everything
 from tests.exact import assert_exact, halves, plan, region, saving, scalar_loss

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from actckpt.plan import Plan
+from actckpt.data.plan import Plan
 from actckpt.tracing.call import Call
 from tests.exact import assert_exact, enforce, halves, plan, region, scalar_loss, watched
 from tests.models.blocks import WIDTH, Chain, Residual, chain, rows

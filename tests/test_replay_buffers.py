@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import actckpt
-from actckpt.plan import Plan
+from actckpt.data.plan import Plan
 from tests.exact import (
     assert_exact,
     differences,

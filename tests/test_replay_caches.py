@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import actckpt
+from actckpt.data.plan import Plan, Region
 from actckpt.errors import ReplayError
-from actckpt.plan import Plan, Region
 from actckpt.tracing.call import Call
 from tests.exact import assert_exact, enforce, halves, plan, region, saving
 from tests.suite import seeded

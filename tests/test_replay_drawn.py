@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from actckpt.errors import BudgetError
-from actckpt.graph import Graph
-from actckpt.plan import Plan, Region, SavedOp
+from actckpt.data.budget_error import BudgetError
+from actckpt.data.graph import Graph
+from actckpt.data.plan import Plan, Region, SavedOp
 from actckpt.policies import POLICIES
 from tests.exact import assert_exact, dear, region
 from tests.models.blocks import WIDTH, Chain, Network, Residual, rows

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from actckpt.plan import Plan
+from actckpt.data.plan import Plan
 from tests.exact import MakePlan, assert_exact, halves, plan, region
 from tests.models.blocks import WIDTH, Chain, Residual, chain, rows
 

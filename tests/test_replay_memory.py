@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from actckpt.plan import Plan
-from actckpt.rewriting.run import CURRENT
+from actckpt.data.plan import Plan
+from actckpt.rewriting.current import CURRENT
 from tests.exact import differences, enforce, halves, outcome, plan, region, saving, scalar_loss
 from tests.models.blocks import WIDTH, Chain, Residual, chain, rows
 from tests.suite import seeded

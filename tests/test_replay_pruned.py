@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from actckpt.graph import Graph
-from actckpt.plan import Plan
+from actckpt.data.graph import Graph
+from actckpt.data.plan import Plan
 from tests.exact import MakePlan, assert_exact, plan, region, saving
 from tests.models.blocks import WIDTH, Chain, rows
 from tests.suite import seeded

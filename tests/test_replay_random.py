@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from actckpt.plan import Plan
+from actckpt.data.plan import Plan
 from tests.exact import (
     assert_exact,
     differences,

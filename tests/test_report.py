@@ -8,13 +8,16 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from actckpt.data.plan import Plan, Region, SavedOp
 from actckpt.errors import ReportError
-from actckpt.plan import Plan, Region, SavedOp
+from actckpt.reporting.facts import Arm, Figures, OpRow, RegionRow
 from actckpt.reporting.measurement import Measurement
-from actckpt.reporting.report import Arm, Figures, OpRow, RegionRow, Report, Timeline
-from actckpt.units import format_bytes, format_gigabytes, format_percent, format_seconds
+from actckpt.reporting.report import Report
+from actckpt.reporting.timeline import Timeline
+from actckpt.units import GIGABYTES, format_bytes, format_percent, format_seconds
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
@@ -147,12 +150,14 @@ def test_scope_activations_compares_what_the_step_adds(report: Report) -> None:
     assert "75.0 % of it used" in str(added)
 
 
-@pytest.mark.parametrize("suffix", [".json", ".txt", ".PNG"])
+@pytest.mark.parametrize("suffix", [".json", ".txt", ".PNG", ".html"])
 def test_save_chooses_by_suffix(report: Report, tmp_path: Path, suffix: str) -> None:
     path = report.save(tmp_path / f"report{suffix}")
     content = path.read_bytes()
     if suffix == ".PNG":
         assert content.startswith(PNG_MAGIC)
+    elif suffix == ".html":
+        assert content.startswith(b"<!doctype html>")
     elif suffix == ".json":
         assert Report.from_json(content.decode()) == report
     else:
@@ -178,6 +183,25 @@ def test_plot_shows_both_arms_on_one_axis(report: Report, scope: str, measured: 
     labels = {text.get_text() for text in figure.legends[0].texts}
     assert ("parameters" in labels) == (scope == "step")
     assert {"activations", "recomputed", "strange"} <= labels
+
+
+def test_scalars_are_numbers_by_name(report: Report) -> None:
+    found = with_measured(report, *MEASURED).scalars()
+    assert all(name.startswith("actckpt/") for name in found)
+    assert all(type(value) in (int, float) and math.isfinite(value) for value in found.values())
+    solved = dataclasses.replace(report, lower_bound=np.float64(0.1))
+    assert type(solved.scalars("")["lower_bound"]) is float
+    assert found["actckpt/untouched_predicted_peak_bytes"] == 2_000_000_000
+    assert found["actckpt/planned_measured_peak_bytes"] == 1_150_000_000
+    assert found["actckpt/budget_used"] == 1_150_000_000 / 1_200_000_000
+    assert found["actckpt/overhead"] == pytest.approx(0.1)
+    # what is not known is left out
+    assert "actckpt/planned_measured_added_bytes" not in found
+    assert "actckpt/lower_bound" not in found
+    assert "planned_measured_peak_bytes" not in report.scalars("")
+    assert dataclasses.replace(report, lower_bound=0.1).scalars("")["gap_points"] == pytest.approx(
+        10
+    )
 
 
 def test_plot_needs_a_timeline(report: Report) -> None:
@@ -253,7 +277,7 @@ def test_seconds_as_text(duration_s: float, text: str) -> None:
 @pytest.mark.parametrize(
     ("count", "text", "rounded_up"),
     [
-        (0, "0.000000000", "0.000000000"),
+        (0, "0.000", "0.000"),
         (999, "0.000000999", "0.000000999"),
         (412_345, "0.000412", "0.000413"),
         (99_949_999, "0.0999", "0.1000"),
@@ -263,8 +287,8 @@ def test_seconds_as_text(duration_s: float, text: str) -> None:
     ],
 )
 def test_gigabytes_as_text(count: int, text: str, rounded_up: str) -> None:
-    assert format_gigabytes(count) == text
-    assert format_gigabytes(count, up=True) == rounded_up
+    assert GIGABYTES.number(count) == text
+    assert GIGABYTES.number(count, up=True) == rounded_up
 
 
 def test_percent_as_text() -> None:

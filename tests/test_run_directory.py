@@ -84,12 +84,16 @@ def test_a_forked_child_does_not_hold_the_lock(tmp_path: Path) -> None:
     run = actckpt.Checkpointer(tmp_path, **objects())
     run.save()
     read, write = os.pipe()
+    begun, began = os.pipe()
     child = os.fork()
     if child == 0:  # waits until the parent has closed; holds whatever it has inherited
+        os.write(began, b"1")
         os.close(write)
         os.read(read, 1)
         os._exit(0)
     os.close(read)
+    # the parent may be back from a fork before the child has begun
+    assert os.read(begun, 1) == b"1"
     run.close()
     with actckpt.Checkpointer(tmp_path, **objects()) as other:
         other.resume()
@@ -172,9 +176,10 @@ def test_a_damaged_checkpoint_keeps_no_sound_one_from_staying(tmp_path: Path) ->
 
 
 def test_a_directory_that_cannot_be_one(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(actckpt.CheckpointSaveError, match="cannot be written"):
-        actckpt.Checkpointer(tmp_path / "file" / "run", **objects()).save()
+    inside = actckpt.Checkpointer(tmp_path / "file" / "run", **objects())
     run = actckpt.Checkpointer(tmp_path / "file", **objects())
+    (tmp_path / "file").touch()  # once there, the constructor refuses it
+    with pytest.raises(actckpt.CheckpointSaveError, match="cannot be written"):
+        inside.save()
     with pytest.raises(actckpt.CheckpointError, match="file"):
         run.list()

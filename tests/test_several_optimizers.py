@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,8 +15,8 @@ import torch
 from torch import nn
 
 import actckpt
-from actckpt.graph import Category, Graph
-from actckpt.plan import Plan, Region
+from actckpt.data.graph import Category, Graph
+from actckpt.data.plan import Plan, Region
 from tests.exact import plan, region, saving
 from tests.loop_peaks import loop_peak, other_bits, weights
 
@@ -340,6 +342,49 @@ def test_an_optimizer_that_is_dropped_is_not_kept_alive() -> None:
     again = Steps(m, [torch.optim.AdamW(m.parameters(), 1e-3)])
     for seed in range(2):
         again(seed)
+
+
+def test_a_model_whose_optimizers_step_in_backward_is_not_kept_alive() -> None:
+    def trained() -> list[weakref.ref[Any]]:
+        model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        optimizers = {p: torch.optim.SGD([p], 0.01, momentum=0.9) for p in model.parameters()}
+
+        def step(p: torch.Tensor) -> None:
+            optimizers[p].step()  # type: ignore[index]
+            optimizers[p].zero_grad()  # type: ignore[index]
+
+        for p in model.parameters():
+            p.register_post_accumulate_grad_hook(step)
+        actckpt.optimize(model, 0.001)
+        batches = [torch.randn(4, 8) for _ in range(3)]
+        for x in batches:
+            model(x).sum().backward()
+        return [weakref.ref(model), *(weakref.ref(x.untyped_storage()) for x in batches)]
+
+    kept = trained()
+    gc.collect()
+    assert [ref() for ref in kept] == [None] * 4
+
+
+def test_an_optimizer_without_a_state_of_its_own() -> None:
+    class Descent:
+        def __init__(self, parameters: Iterable[torch.Tensor]) -> None:
+            self.param_groups = [{"params": list(parameters), "lr": 0.01}]
+
+        @torch.no_grad()
+        def step(self) -> None:
+            for p in self.param_groups[0]["params"]:  # type: ignore[attr-defined]
+                p.add_(p.grad, alpha=-0.01)
+                p.grad = None
+
+    first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+    optimizers: list[Any] = [Descent(first.parameters()), Descent(second.parameters())]
+    for model, optimizer in zip((first, second), optimizers, strict=True):
+        actckpt.optimize(model, 0.01, optimizer=optimizer)
+    for _ in range(2):
+        second(first(torch.randn(4, 8))).sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
 
 
 def test_what_is_no_optimizer_is_refused() -> None:

@@ -145,3 +145,31 @@ def test_ragged_tensors_are_refused(where: str, lazily: bool) -> None:
     actckpt.revert(model)
     assert installed(model) is None
     model(sequences).backward()
+
+
+@pytest.mark.kind("a gradient that is handed out is sparse", bits=True)
+def test_gradients_that_are_handed_out_may_be_sparse() -> None:
+    class Looked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.out = nn.Embedding(50, 16, sparse=True), nn.Linear(16, 2)
+
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.out(torch.relu(self.table(rows)))
+            return y
+
+    torch.manual_seed(0)
+    model = Looked()
+    rows = torch.randint(0, 50, (8, 6))
+
+    def gradients() -> list[torch.Tensor]:
+        out, parameters = model(rows), list(model.parameters())
+        first = torch.autograd.grad(out[..., 0].sum(), parameters, retain_graph=True)
+        return [*first, *torch.autograd.grad(out[..., 1].sum(), parameters)]
+
+    wanted = gradients()
+    actckpt.optimize(model, 0.01)
+    for _ in range(3):
+        for found, one in zip(gradients(), wanted, strict=True):
+            assert found.layout == one.layout
+            assert torch.equal(found.to_dense(), one.to_dense())

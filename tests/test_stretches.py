@@ -13,12 +13,12 @@ from torch import nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 import actckpt
-from actckpt.bursts import place_bursts
-from actckpt.graph import Graph
-from actckpt.plan import Plan
-from actckpt.recomputation import Recomputation
+from actckpt.data.graph import Graph
+from actckpt.data.plan import Plan
+from actckpt.interpreting.bursts import place_bursts
+from actckpt.interpreting.recomputation import Recomputation
+from actckpt.interpreting.stretches import Stretches
 from actckpt.rewriting.following import Following
-from actckpt.stretches import Stretches
 from tests import exact
 from tests.burst_plans import drawn, everything, grouped, made_under
 from tests.exact import assert_exact, changes, differences, enforce, outcome, scalar_loss

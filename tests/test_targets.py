@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from actckpt.commands.targets import load_target
 from actckpt.errors import TargetError
-from actckpt.targets import load_target, parse_bytes
 from actckpt.versions import versions
 
 SMALL = {
@@ -136,40 +136,6 @@ def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(TargetError, match="pip install transformers"):
         load("gpt2")
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("16", 16 * 10**9),
-        ("0.5", 5 * 10**8),
-        ("8GiB", 8 * 2**30),
-        ("8GB", 8 * 10**9),
-        ("8 gb", 8 * 10**9),
-        ("500MB", 500 * 10**6),
-        (" 1.5 MiB ", 3 * 2**19),
-        ("0.1GB", 10**8),
-        (".5TB", 5 * 10**11),
-        ("12KiB", 12 * 1024),
-        ("4096B", 4096),
-    ],
-)
-def test_sizes(text: str, size: int) -> None:
-    assert parse_bytes(text) == size
-
-
-@pytest.mark.parametrize(
-    "text", ["", "GB", "8XB", "-1", "nan", "inf", "1e3", "8 GB 2", "8G", "1/2"]
-)
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a size"):
-        parse_bytes(text)
-
-
-@pytest.mark.parametrize("text", ["0", "0GB", "0.1B"])
-def test_budgets_are_positive(text: str) -> None:
-    with pytest.raises(ValueError, match="less than one byte"):
-        parse_bytes(text)
 
 
 def test_versions_name_what_a_result_depends_on() -> None:

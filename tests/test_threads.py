@@ -8,10 +8,12 @@ from functools import partial
 
 import pytest
 
-from actckpt.plan import Plan
-from actckpt.policies import threads
+from actckpt.data.plan import Plan
 from actckpt.policies.optimal import by_columns
-from actckpt.policies.threads import in_threads
+from actckpt.policies.solver import threads
+from actckpt.policies.solver.prepared import Prepared
+from actckpt.policies.solver.threads import in_threads
+from actckpt.policies.solver.work import DEFAULT_EFFORT, Work
 from tests.predictions import prepared
 
 
@@ -52,6 +54,10 @@ def test_a_plan_does_not_depend_on_the_cores(name: str, monkeypatch: pytest.Monk
     plans = []
     for cores in (1, 3):
         monkeypatch.setattr(threads, "_cores", lambda cores=cores: cores)
-        plans.append(by_columns(subject.graph, subject.profile, budget_bytes))
+        plans.append(
+            by_columns(
+                Prepared(subject.graph, subject.profile), budget_bytes, Work.of(DEFAULT_EFFORT)
+            )
+        )
     assert plans[0].bursts
     assert plans[0] == plans[1]

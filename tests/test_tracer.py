@@ -17,8 +17,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import actckpt
+from actckpt.data.graph import Category, Graph
 from actckpt.errors import TraceError
-from actckpt.graph import Category, Graph
 from actckpt.tracing.call import tensors
 from actckpt.tracing.fx_graph import fx_graph
 from actckpt.tracing.mode import SKIPPED, flat_outputs

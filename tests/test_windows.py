@@ -12,11 +12,11 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import actckpt
-from actckpt.bursts import place_bursts
-from actckpt.graph import Graph
-from actckpt.recomputation import Recomputation
-from actckpt.stretches import Stretches
-from actckpt.windows import Windows
+from actckpt.data.graph import Graph
+from actckpt.interpreting.bursts import place_bursts
+from actckpt.interpreting.recomputation import Recomputation
+from actckpt.interpreting.stretches import Stretches
+from actckpt.interpreting.windows import Windows
 from tests.burst_plans import everything, made_under
 from tests.exact import assert_exact, changes, enforce, outcome
 from tests.models.blocks import Chain, Residual, rows

@@ -22,20 +22,22 @@ class Extent:
     """Of which faults one in how many is injected.
 
     Args:
-        more: besides, beyond the first scenes, which are gone through most closely.
+        close: besides, of kills in the first scenes, which are gone through most closely.
+        more: besides, of everything beyond the first scenes.
         parts: random survivals of each loss of power.
     """
 
     kills: int
     errors: int
     later: int
+    close: int
     more: int
     parts: int
 
 
-WHOLE = Extent(kills=1, errors=1, later=1, more=1, parts=8)
+WHOLE = Extent(kills=1, errors=1, later=1, close=1, more=1, parts=8)
 # no number of calls is a multiple of these: every kind of error meets other calls
-BOUNDED = Extent(kills=5, errors=37, later=83, more=13, parts=1)
+BOUNDED = Extent(kills=5, errors=37, later=83, close=2, more=13, parts=1)
 
 Scan = Callable[[Tally], None]
 
@@ -47,7 +49,8 @@ def scans(scene: Scene, extent: Extent) -> Iterator[tuple[str, Scan]]:
     first = resumed if scene.resumes_as_others else 0
     # between two changes of the disk, every kill leaves the same
     after = {at + 1 for at, name in enumerate(names[:-1]) if name in (*CHANGING, "open")}
-    calls = _from(first, {*range(0, len(names), extent.kills), *after})[::more]
+    kills = extent.more if scene.resumes_as_others else extent.close
+    calls = _from(first, {*range(0, len(names), extent.kills), *after})[::kills]
     faults = _part([f for f in errors(names) if f.at >= first], extent.errors, more)
     sampled = range(extent.later // 2, len(names), extent.later)
     later = _from(first, {*sampled, *_after_new(names)})[::more]

@@ -17,18 +17,22 @@ class Tally:
     Args:
         name: of the faults.
         one_is_enough: `add` raises `Caught` for the first violation.
+        missed: the faults that did not fire.
     """
 
     name: str
     one_is_enough: bool = False
     injected: int = 0
     fired: int = 0
+    missed: list[str] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
 
     def add(self, fault: str, fired: int, wrong: Iterable[str]) -> None:
         """Enters one fault."""
         self.injected += 1
         self.fired += fired
+        if not fired:
+            self.missed.append(fault)
         self.broken(fault, wrong)
 
     def broken(self, fault: str, wrong: Iterable[str]) -> None:

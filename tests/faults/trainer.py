@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,11 @@ class Trainer:
             directory, **self._made, keep_last=KEPT, files=watched, **{"every": None, **how}
         )
         # in this thread, and while no other makes calls: their order is the same every time
-        journal = self.run._directory.journal
+        journal = self.run._places.journal
         journal.behind = False
-        self._journal_work: list[Any] = []
+        self._journal_work: dict[bool, list[Any]] = {False: [], True: []}
         self._perform = journal._perform
-        journal._perform = self._journal_work.extend  # type: ignore[assignment,method-assign]
+        journal._perform = self._note_journal  # type: ignore[method-assign]
 
     def resume(self) -> bool:
         """Whether the run was taken up, or is new."""
@@ -114,10 +114,14 @@ class Trainer:
             if thread.name == WRITER:
                 thread.join()
 
+    def _note_journal(self, work: Iterable[Any]) -> None:
+        """Keeps apart what saves in the background ask for, before a step or after it by chance."""
+        self._journal_work[threading.current_thread().name == WRITER] += work
+
     def _write_journal(self) -> None:
-        """What its own thread would do."""
-        work, self._journal_work[:] = [*self._journal_work], []
-        self._perform(work)
+        """What its own thread would do; the steps first."""
+        work, self._journal_work = self._journal_work, {False: [], True: []}
+        self._perform(work[False] + work[True])
 
     def _begin(self, step: int) -> None:
         self._open.append(step)

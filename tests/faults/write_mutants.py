@@ -44,19 +44,19 @@ def overwrite_in_place(mp: Patch) -> None:
 
     mp.setattr(Files, "writing", writing)
     mp.setattr(Files, "make_directory", make)
-    mp.setattr(commit, "_free_name", name)
+    mp.setattr(commit, "free_name", name)
     mp.setattr(commit, "unique", lambda prefix, name: name)
 
 
 def delete_before_commit(mp: Patch) -> None:
     """Room is made for the new checkpoint first."""
-    check = commit._check_space
+    check = commit.check_space
 
     def deleting(fs: Files, directory: str, snapshot: Snapshot) -> None:
         retention.retire(fs, directory, discover(fs, directory).checkpoints)
         check(fs, directory, snapshot)
 
-    mp.setattr(commit, "_check_space", deleting)
+    mp.setattr(commit, "check_space", deleting)
 
 
 class _Kept:
@@ -145,7 +145,7 @@ def no_fsync_of_files(mp: Patch) -> None:
 
 def no_fsync_on_taking_up(mp: Patch) -> None:
     """What the last writer may not have come to is left to luck."""
-    acquire, sync = RunDirectory.acquire, Files.sync_directory
+    acquire, sync = RunDirectory._acquire, Files.sync_directory
 
     def without(self: RunDirectory) -> None:
         with pytest.MonkeyPatch.context() as inner:
@@ -154,7 +154,7 @@ def no_fsync_on_taking_up(mp: Patch) -> None:
             )
             acquire(self)
 
-    mp.setattr(RunDirectory, "acquire", without)
+    mp.setattr(RunDirectory, "_acquire", without)
 
 
 def deleted_in_sight(mp: Patch) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actckpt.policies.levels import Levels
+from actckpt.policies.solver.run_lengths import Levels
 
 ARRAYS = st.lists(st.sampled_from([0, 0, 0, 5, -(10**12), 2**62]), min_size=1, max_size=40)
 

@@ -1,0 +1,1 @@
+"""Folders that DeepSpeed itself has written, and the script that had it write them."""

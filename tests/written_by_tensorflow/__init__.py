@@ -1,0 +1,1 @@
+"""Checkpoints that TensorFlow itself has written, and the script that had it write them."""
