@@ -13,6 +13,7 @@ import argparse
 import copy
 import importlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -57,6 +58,8 @@ def rows_of(name: str, tree: Path, quick: bool, rounds: int) -> list[Row]:
     warnings.filterwarnings("ignore", category=FutureWarning)
     subject = built(name, quick=quick)
     with tempfile.TemporaryDirectory() as folder:
+        # each tree would keep costs under its own name, and plan by what it has measured itself
+        os.environ.setdefault("ACTCKPT_CACHE", folder)
         before = other_tree(tree, Path(folder))
         untouched, first = _tried(subject, copy.deepcopy(subject.model), None)
         rows = []

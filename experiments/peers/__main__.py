@@ -19,10 +19,12 @@ from typing import Any
 
 from experiments.arguments import add_models
 from experiments.peers.arms import GROUPS, PEERS
+from experiments.peers.deep import DEEP
 from experiments.peers.figure import draw
 from experiments.peers.measure import Case, Row, rows_of
-from experiments.peers.models import MODELS, SEED
+from experiments.peers.models import EVERY, MODELS, SEED
 from experiments.peers.table import tables
+from experiments.peers.talk import beside, draw_talk
 from experiments.progress import progress
 from experiments.results import FOLDER, circumstances, write_json_lines, write_markdown
 
@@ -31,7 +33,7 @@ ROUNDS = 15
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.peers", description=__doc__)
-    add_models(parser, MODELS)
+    add_models(parser, EVERY)
     parser.add_argument("--group", action="append", choices=GROUPS, help="only these peers")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="timed rounds, at least 2")
     parser.add_argument(
@@ -42,9 +44,10 @@ def main() -> None:
         action="store_true",
         help="no plans sought at the peers' times, only taken: a fifth of the time",
     )
+    parser.add_argument("--deep", action="store_true", help="the deep models")
     parser.add_argument("--write", action="store_true", help="only tables and plot, anew")
     options = parser.parse_args()
-    names = options.models or list(MODELS)
+    names = options.models or list(DEEP if options.deep else MODELS)
     folder = Path("runs/peers") if options.quick else FOLDER
     about, rows = _read(folder)
     if options.write:
@@ -82,7 +85,7 @@ def _merged(rows: list[Row], found: list[Row]) -> list[Row]:
     """Old rows and new ones, in the order of the models and peers."""
     new = {(row["model"], row["peer"]): row for row in found}
     kept = {(row["model"], row["peer"]): row for row in rows} | new
-    return [kept[m, p] for m in MODELS for p in PEERS if (m, p) in kept]
+    return [kept[m, p] for m in EVERY for p in PEERS if (m, p) in kept]
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], list[Row]]:
@@ -124,11 +127,14 @@ def _write(folder: Path, about: dict[str, Any], rows: list[Row]) -> None:
         "over the peer's, a tie within 1 %, a loss where we are slower by more than that spread. "
         "\\* changes buffers (BatchNorm's statistics) as the untouched model does not.",
         *tables(rows),
+        "![each peer's time and ours at its peak](peers_talk.png)",
         "![peak against time](peers.png)",
         folder=folder,
     )
     if any("peak_bytes" in row for row in rows):
         draw(rows).savefig(folder / "peers.png")
+    if beside(rows):
+        draw_talk(rows).savefig(folder / "peers_talk.png")
 
 
 def _short(row: Row) -> str:

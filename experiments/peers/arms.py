@@ -32,6 +32,7 @@ PEERS: dict[str, Peer] = {
         Peer("torch per block", "checkpoint", checkpointing.per_block),
         Peer("Hugging Face's switch", "checkpoint", checkpointing.hugging_face),
         Peer("sqrt(n) segments", "checkpoint", checkpointing.segments),
+        Peer("sqrt(n) segments, and blocks", "checkpoint", checkpointing.nested),
         Peer("SAC, all products", "selective", checkpointing.all_products),
         Peer("SAC, every second", "selective", checkpointing.every_second),
         *(

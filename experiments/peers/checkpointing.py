@@ -77,6 +77,18 @@ def segments(subject: Subject, model: nn.Module) -> nn.Module:
 
     Unlike `checkpoint_sequential` it checkpoints the last segment too.
     """
+    return _in_segments(subject, model)
+
+
+def nested(subject: Subject, model: nn.Module) -> nn.Module:
+    """The same segments, and in them every block under torch's function once more."""
+    if subject.chain is not None:
+        for block in subject.chain(model).blocks:
+            checkpointed(block)
+    return _in_segments(subject, model)
+
+
+def _in_segments(subject: Subject, model: nn.Module) -> nn.Module:
     if subject.chain is None:
         raise NotApplicable("the blocks are not called in one chain")
     chain = subject.chain(model)

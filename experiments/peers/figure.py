@@ -32,25 +32,25 @@ def draw(rows: Sequence[Row]) -> Figure:
     models = list(dict.fromkeys(row["model"] for row in rows))
     columns = min(COLUMNS, len(models))
     lines = -(-len(models) // columns)
-    figure = blank_figure(max(3.3 * columns + 0.6, 7), 2.9 * lines + 1.1)
-    panels = list(figure.subplots(lines, columns, squeeze=False, sharex=True).flat)
+    figure = blank_figure(max(4.0 * columns + 0.6, 7), 3.3 * lines + 1.3)
+    panels = list(figure.subplots(lines, columns, squeeze=False, sharex=False).flat)
     for axes in panels[len(models) :]:
         axes.set_visible(False)
     handles: dict[str, Any] = {}
     for axes, model in zip(panels, models, strict=False):
         _panel(axes, [row for row in rows if row["model"] == model and "peak_bytes" in row])
-        axes.set_title(model, loc="left", fontsize=10, color=INK)
+        axes.set_title(model, loc="left", fontsize=13, color=INK)
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    figure.supxlabel("activation peak, % of the untouched model's", fontsize=9, color=MUTED)
-    figure.supylabel("step time over the untouched model's", fontsize=9, color=MUTED)
+    figure.supxlabel("activation peak, % of the untouched model's", fontsize=12, color=MUTED)
+    figure.supylabel("step time over the untouched model's", fontsize=12, color=MUTED)
     figure.legend(
         list(handles.values()),
         list(handles),
         loc="outside upper left",
         ncols=max(columns + 1, 3),
         frameon=False,
-        fontsize=8.5,
+        fontsize=11.5,
         labelcolor=INK,
     )
     return figure
@@ -58,26 +58,29 @@ def draw(rows: Sequence[Row]) -> Figure:
 
 def _panel(axes: Axes, rows: Sequence[Row]) -> None:
     bare_axes(axes)
+    axes.tick_params(labelsize=10)
     axes.plot(100, 1, marker="o", color=UNTOUCHED, linestyle="none", markersize=5)
     axes.annotate(
-        "untouched", (100, 1), (-4, -10), textcoords="offset points", fontsize=7, color=MUTED,
+        "untouched", (100, 1), (-4, -10), textcoords="offset points", fontsize=9, color=MUTED,
         ha="right",
     )  # fmt: skip
     peaks, measured, predicted = zip(*_ours(rows), strict=True) if rows else ((), (), ())
     axes.plot(peaks, predicted, color=OURS, linewidth=1.2, label="actckpt, predicted", zorder=2)
     axes.plot(
-        peaks, measured, color=OURS, marker="o", markersize=4, linestyle="none", label="actckpt",
+        peaks, measured, color=OURS, marker="o", markersize=5, linestyle="none", label="actckpt",
         zorder=4,
     )  # fmt: skip
+    furthest = 100.0
     for start, (label, color, marker, joined) in LOOKS.items():
         points = [_point(row, row) for row in rows if row["peer"].startswith(start)]
         if points:
             axes.plot(
                 [x for x, _ in points], [y for _, y in points], color=color, marker=marker,
-                markersize=6, linestyle=":" if joined else "none", linewidth=1, label=label,
-                alpha=0.9, zorder=3,
+                markersize=7, linestyle=":" if joined else "none", linewidth=1, label=label,
+                alpha=0.9, zorder=3, clip_on=False,
             )  # fmt: skip
-    axes.set_xlim(0, 108)
+            furthest = max(furthest, *(x for x, _ in points))
+    axes.set_xlim(0, furthest + 6)
     axes.set_ylim(bottom=min(0.95, axes.get_ylim()[0]))
 
 

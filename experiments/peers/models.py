@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
-from experiments.peers.subject import Chain, Subject
+from experiments.peers.deep import DEEP
+from experiments.peers.gpt2 import gpt2_of
+from experiments.peers.subject import Chain, Subject, listed, numbered
 from tests.models.densenet import DenseBlock, DenseNet
 from tests.models.unet import UNet
 from tests.suite import generator, masked_tokens, normal, pixels, seq2seq, tokens
@@ -25,7 +26,7 @@ def built(name: str, *, quick: bool) -> Subject:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        subject = MODELS[name](quick)
+        subject = EVERY[name](quick)
     subject.model.train()
     for module in subject.model.modules():
         config: Any = getattr(module, "config", None)
@@ -36,28 +37,8 @@ def built(name: str, *, quick: bool) -> Subject:
 
 
 def gpt2(quick: bool) -> Subject:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     layers, batch = (4, 2) if quick else (8, 4)
-    config = GPT2Config(
-        vocab_size=VOCABULARY,
-        n_positions=256,
-        n_embd=256,
-        n_layer=layers,
-        n_head=8,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    return Subject(
-        f"{layers} layers of width 256, {batch} x 256 tokens",
-        GPT2LMHeadModel(config),
-        tokens(batch, 256, VOCABULARY)(),
-        _numbered("transformer.h", layers),
-        _listed("transformer", "h"),
-    )
+    return gpt2_of(layers, batch, heads=8, vocabulary=VOCABULARY)
 
 
 def llama(quick: bool) -> Subject:
@@ -77,8 +58,8 @@ def llama(quick: bool) -> Subject:
         f"{layers} layers of width 256, {batch} x 256 tokens",
         LlamaForCausalLM(config),
         tokens(batch, 256, VOCABULARY)(),
-        _numbered("model.layers", layers),
-        _listed("model", "layers"),
+        numbered("model.layers", layers),
+        listed("model", "layers"),
     )
 
 
@@ -98,8 +79,8 @@ def bert(quick: bool) -> Subject:
         f"{layers} layers of width 256, {batch} x 256 tokens, dropout 0.1",
         BertForMaskedLM(config),
         masked_tokens(batch, 256, VOCABULARY)(),
-        _numbered("bert.encoder.layer", layers),
-        _listed("bert.encoder", "layer"),
+        numbered("bert.encoder.layer", layers),
+        listed("bert.encoder", "layer"),
     )
 
 
@@ -120,8 +101,8 @@ def vit(quick: bool) -> Subject:
         f"{layers} layers of width 256, {batch} x 257 patches",
         ViTForImageClassification(config),
         pixels(batch, 64)(),
-        _numbered("vit.layers", layers),
-        _listed("vit", "layers"),
+        numbered("vit.layers", layers),
+        listed("vit", "layers"),
     )
 
 
@@ -143,7 +124,7 @@ def t5(quick: bool) -> Subject:
         f"{layers} + {layers} layers of width 256, {batch} x 256 + 192 tokens, dropout 0.1",
         T5ForConditionalGeneration(config),
         seq2seq(batch, 256, 192, VOCABULARY)(),
-        (*_numbered("encoder.block", layers), *_numbered("decoder.block", layers)),
+        (*numbered("encoder.block", layers), *numbered("decoder.block", layers)),
     )
 
 
@@ -168,8 +149,8 @@ def mixtral(quick: bool) -> Subject:
         f"{layers} layers of width 192, 4 experts, {batch} x 256 tokens, bf16",
         AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16),
         tokens(batch, 256, VOCABULARY)(),
-        _numbered("model.layers", layers),
-        _listed("model", "layers"),
+        numbered("model.layers", layers),
+        listed("model", "layers"),
     )
 
 
@@ -192,7 +173,7 @@ def resnet50(quick: bool) -> Subject:
         tuple(
             path
             for stage, depth in enumerate(depths)
-            for path in _numbered(f"resnet.encoder.stages.{stage}.layers", depth)
+            for path in numbered(f"resnet.encoder.stages.{stage}.layers", depth)
         ),
         lambda model: Chain(
             "resnet.encoder",
@@ -218,12 +199,12 @@ def densenet121(quick: bool) -> Subject:
             path
             for number, part in parts.items()
             for path in (
-                _numbered(f"parts.{number}.layers", len(part.layers))
+                numbered(f"parts.{number}.layers", len(part.layers))
                 if isinstance(part, DenseBlock)
                 else (f"parts.{number}",)
             )
         ),
-        _listed("", "parts"),
+        listed("", "parts"),
         _classes((batch,), 10),
     )
 
@@ -234,7 +215,7 @@ def unet(quick: bool) -> Subject:
         f"{depth} levels from width 16, {batch} x {size} x {size} pixels",
         UNet(width=16, depth=depth),
         normal(batch, 3, size, size)(),
-        (*_numbered("down", depth), "bottom", *_numbered("up", depth)),
+        (*numbered("down", depth), "bottom", *numbered("up", depth)),
         target=_classes((batch, size, size), 4),
     )
 
@@ -252,18 +233,7 @@ MODELS: dict[str, Callable[[bool], Subject]] = {
 }
 
 
-def _numbered(path: str, count: int) -> tuple[str, ...]:
-    return tuple(f"{path}.{i}" for i in range(count))
-
-
-def _listed(owner: str, attribute: str) -> Callable[[nn.Module], Chain]:
-    """The chain of what a ModuleList holds."""
-
-    def chain(model: nn.Module) -> Chain:
-        listed = getattr(model.get_submodule(owner), attribute)
-        return Chain(owner, attribute, tuple(listed))
-
-    return chain
+EVERY = MODELS | DEEP
 
 
 def _classes(shape: Sequence[int], classes: int) -> torch.Tensor:

@@ -65,3 +65,18 @@ class Subject:
 def cross_entropy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Cross-entropy; classes are dimension 1."""
     return nn.functional.cross_entropy(output, target)
+
+
+def numbered(path: str, count: int) -> tuple[str, ...]:
+    """The paths of what a ModuleList holds."""
+    return tuple(f"{path}.{i}" for i in range(count))
+
+
+def listed(owner: str, attribute: str) -> Callable[[nn.Module], Chain]:
+    """The chain of what a ModuleList holds."""
+
+    def chain(model: nn.Module) -> Chain:
+        held = getattr(model.get_submodule(owner), attribute)
+        return Chain(owner, attribute, tuple(held))
+
+    return chain
