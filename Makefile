@@ -4,12 +4,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LIBRARIES := $(VENV)/.libraries
 
-.PHONY: help setup lint test resume faults demo gpu grid figures clean
+.PHONY: help setup lint check test docs resume faults demo gpu grid figures clean
 
 help:
 	@echo "make setup    create $(VENV) with everything in it"
 	@echo "make demo     train a small GPT without a budget, under two, killed and resumed (runs/demo)"
+	@echo "make check    lint, types and the first case of every quick test, in three minutes"
 	@echo "make test     lint, types and tests (installs the libraries that they meet)"
+	@echo "make docs     the pages of docs/ as a site, in build/site; a warning is an error"
 	@echo "make resume   every model killed and resumed under a tight plan (slow)"
 	@echo "make gpu      the CUDA tests, then five models at real sizes, in 9 minutes (no setup)"
 	@echo "make lint     ruff and mypy"
@@ -26,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 $(LIBRARIES): $(STAMP)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,libraries]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,docs,libraries]'
 	@touch $@
 
 lint: setup
@@ -34,11 +36,21 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+check: lint $(LIBRARIES)
+	$(BIN)/python -m pytest -q --quick -n logical --maxprocesses 4 --no-loadscope-reorder
+
 test: lint $(LIBRARIES)
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --no-loadscope-reorder
 
+# NO_MKDOCS_2_WARNING: an advertisement for another generator, printed on every run
+docs: setup
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 faults: setup
 	$(BIN)/python -m tests.faults --whole
+	$(BIN)/python -m tests.faults.ranks --whole
+	$(BIN)/python -m tests.faults.ranks --whole --world 3
 	ACTCKPT_FAULTS=whole $(BIN)/python -m pytest tests/test_checkpoint_corruption.py tests/test_checkpoint_damage.py
 
 resume: setup
