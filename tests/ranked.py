@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -34,6 +35,7 @@ from torch.nn import functional
 ROOT = Path(__file__).parent.parent
 # where the store of the ranks is
 PORT = "ACTCKPT_TEST_STORE"
+LIMIT_S = 120
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 VOCABULARY, WIDTH = 37, 18
@@ -203,7 +205,9 @@ def launch(folder: Path, module: str, scenario: str, ranks: int) -> list[Any]:
     for rank in range(ranks):
         # a file: nobody reads a pipe while they run
         with (folder / f"stderr-{rank}").open("wb") as said:
-            command = [sys.executable, "-W", "error", "-m", module, str(folder), scenario]
+            # one that does not end says where all its threads are
+            options = ["-W", "error", "-X", "faulthandler"]
+            command = [sys.executable, *options, "-m", module, str(folder), scenario]
             running.append(
                 subprocess.Popen(
                     [*command, str(rank)],
@@ -212,18 +216,20 @@ def launch(folder: Path, module: str, scenario: str, ranks: int) -> list[Any]:
                     stderr=said,
                 )
             )
-    end = time.monotonic() + 120
+    end = time.monotonic() + LIMIT_S
     while any(p.poll() is None for p in running) and time.monotonic() < end:
         if any(p.returncode for p in running):
             break  # the others would wait for it
         time.sleep(0.05)
     failed = [p for p in running if p.returncode]
+    late = [rank for rank, p in enumerate(running) if p.poll() is None] if not failed else []
     for process in running:
-        process.kill()
+        process.send_signal(signal.SIGABRT if late else signal.SIGKILL)
         process.wait()
     # one that failed may be so for what another, which is still there, has said
-    texts = [(folder / f"stderr-{rank}").read_text("utf-8")[-3000:] for rank in range(ranks)]
+    texts = [(folder / f"stderr-{rank}").read_text("utf-8")[-8000:] for rank in range(ranks)]
     assert not failed, "\n\n".join(texts)
+    assert not late, f"rank {late} had not ended after {LIMIT_S} s:\n" + "\n\n".join(texts)
     return [
         json.loads((folder / f"{scenario}-{rank}.json").read_text("utf-8")) for rank in range(ranks)
     ]
