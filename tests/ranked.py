@@ -35,7 +35,8 @@ from torch.nn import functional
 ROOT = Path(__file__).parent.parent
 # where the store of the ranks is
 PORT = "ACTCKPT_TEST_STORE"
-LIMIT_S = 120
+# fifteen seconds where nothing else runs
+LIMIT_S = 240
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 
 VOCABULARY, WIDTH = 37, 18
@@ -181,8 +182,13 @@ def digests(*states: Any) -> dict[str, str]:
 
 
 @contextmanager
-def group(folder: Path, name: str, rank: int, world: int) -> Iterator[None]:
-    """A process group of these ranks; who launched them has the store, as torchrun does."""
+def group(folder: Path, name: str, rank: int, world: int, *, last: bool = False) -> Iterator[None]:
+    """A process group of these ranks; who launched them has the store, as torchrun does.
+
+    Args:
+        last: it is left as it is, and the rank is to end by `os._exit` once it has said what it
+            found. One in thousands did not come back from where torch takes gloo apart.
+    """
     server = dist.TCPStore(  # type: ignore[attr-defined]
         "127.0.0.1", int(os.environ[PORT]), is_master=False, wait_for_workers=False
     )
@@ -193,7 +199,8 @@ def group(folder: Path, name: str, rank: int, world: int) -> Iterator[None]:
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        if not last:
+            dist.destroy_process_group()
 
 
 def launch(folder: Path, module: str, scenario: str, ranks: int) -> list[Any]:

@@ -59,7 +59,7 @@ def resharded(folder: Path, rank: int) -> dict[str, Any]:
     for world in (2, 1, 3, 4):
         if rank >= world:
             continue
-        with group(folder, f"again-{world}", rank, world):
+        with group(folder, f"again-{world}", rank, world, last=world == 4):
             model, optimizer = built(world)
             run = actckpt.Checkpointer(runs, model=model, optimizer=optimizer, every=None)
             resumed = run.resume()
@@ -175,7 +175,7 @@ def replicated(folder: Path, rank: int) -> dict[str, Any]:
             run.close()
     for world, size in ((1, 8), (4, 2)):
         if rank < world:
-            with group(folder, f"world-{world}", rank, world):
+            with group(folder, f"world-{world}", rank, world, last=world == 4):
                 run, model, optimizer, _ = begun(world, size)
                 found[f"inexact {world}"] = list(run.resume().inexact)
                 found[f"seen {world}"] = go_on(run, model, optimizer, 8)
@@ -193,7 +193,7 @@ def meshes(folder: Path, rank: int) -> dict[str, Any]:
         state = {n: optimizer.state[p] for n, p in names.items()}
         return digests(names, state)
 
-    with group(folder, "all", rank, 4):
+    with group(folder, "all", rank, 4, last=True):
         before = ""
         for kind in ("fsdp", "fsdp x tp", "hsdp", "tp", "pipeline", "plain", "pipeline"):
             model, optimizer = meshed(kind, 4)
@@ -227,6 +227,7 @@ def main(folder: Path, scenario: str, rank: int) -> None:
     torch.set_num_threads(1)
     found = SCENARIOS[scenario](folder, rank)
     (folder / f"{scenario}-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+    os._exit(0)
 
 
 if __name__ == "__main__":
