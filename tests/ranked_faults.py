@@ -25,7 +25,7 @@ from actckpt.errors import CheckpointError, CheckpointSaveError
 from actckpt.resuming import choosing_together
 from actckpt.resuming.shared_directory import SharedDirectory
 from actckpt.resuming.staging import Staging, StagingSet
-from actckpt.sharded import committing, exchange, share_writing
+from actckpt.sharded import committing, exchange, share_writing, waiting
 from actckpt.sharded.exchange import Exchange
 from tests.ranked import group
 
@@ -165,7 +165,7 @@ def told_late(folder: Path, rank: int) -> dict[str, Any]:
     begin = time.monotonic()
     with (
         mock.patch.object(committing, "write_share", slow if not rank else write_share),
-        mock.patch.object(exchange, "_MOST_S", 1.0 if rank else 0.05),
+        mock.patch.object(waiting, "_MOST_S", 1.0 if rank else 0.05),
     ):
         run.step()
         with failing(rank == 1, run._saves, "snapshot", CheckpointSaveError("a lambda")):
@@ -227,6 +227,26 @@ class Kept:
         self.data = dict(data)
 
 
+def started_again(folder: Path, rank: int) -> dict[str, Any]:
+    """Ranks that come to the store of a run before them, in which all that was said still is."""
+    run = begun(folder / "run")
+    step(run)
+    step(run)
+    run.close()
+    dist.barrier()
+    # as processes do that have made none yet: torchrun starts them on the store it has
+    exchange._NUMBERS.clear()
+    if rank:
+        time.sleep(0.3)  # rank 0 finds what was said before
+    run = begun(folder / "run")
+    found: dict[str, Any] = {"at": run.step_count}
+    step(run)
+    found["saved"] = verdict(run)
+    run.close()
+    dist.barrier()
+    return found
+
+
 def own_items(folder: Path, rank: int) -> dict[str, Any]:
     """Plain data that ranks have otherwise, and what one of them has alone."""
     first = {"both": Kept(a=1, seen={"x": 1}), "alone": Kept(first=True)}
@@ -268,7 +288,15 @@ def without_others(folder: Path) -> dict[str, Any]:
 
 SCENARIOS: dict[str, Callable[[Path, int], dict[str, Any]]] = {
     scenario.__name__: scenario
-    for scenario in (saves_apart, one_fails, told_late, unreadable, asked_to_end, own_items)
+    for scenario in (
+        saves_apart,
+        one_fails,
+        told_late,
+        unreadable,
+        asked_to_end,
+        own_items,
+        started_again,
+    )
 }
 
 

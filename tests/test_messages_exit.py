@@ -55,7 +55,7 @@ SCRIPT = """
 def test_an_exit_with_everything_open(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path)],
-        capture_output=True, text=True, cwd=ROOT, timeout=120, check=False,
+        capture_output=True, text=True, cwd=ROOT, timeout=300, check=False,
     )  # fmt: skip
     said = [line for line in done.stderr.splitlines() if not line.startswith("actckpt: plan")]
     assert not said

@@ -220,7 +220,7 @@ def test_exit_ctrl_c_and_sigterm_while_a_save_is_written(tmp_path: Path) -> None
                 for _ in range(8):  # into the second save, or further
                     assert process.stdout.readline() == "writing\n"
                 process.send_signal(sent[how])
-            _, errors = process.communicate(timeout=60)
+            _, errors = process.communicate(timeout=300)
             assert process.returncode == status[how], errors
             found = sorted({*os.listdir(tmp_path / how)} - {"journal.jsonl"})
             steps = [name for name in found if name.startswith("step-")]

@@ -91,3 +91,8 @@ def test_each_rank_has_its_own_of_what_is_no_part_of_a_model(ranks: list[Any]) -
     assert any(
         "ranks had extra-alone (and 2 more) each otherwise" in reason for reason in alone["inexact"]
     )
+
+
+def test_what_was_said_in_a_run_before_is_not_heard(ranks: list[Any]) -> None:
+    for rank in ranks:
+        assert rank["started_again"] == {"at": 2, "saved": [3, "committed"]}

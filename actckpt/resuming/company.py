@@ -92,7 +92,8 @@ def company_of(model: Any, silence: str, timeout: str) -> Company:
         return Alone()
     # torch's distributed packages take a second to import
     from actckpt.resuming.together import Together
-    from actckpt.sharded.exchange import Exchange, Patience
+    from actckpt.sharded.exchange import Exchange
+    from actckpt.sharded.waiting import Patience
 
     return Together(Exchange(Patience(silent_s, most_s)))
 

@@ -10,11 +10,12 @@ import atexit
 import itertools
 import json
 import logging
+import secrets
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import Any
 
 import torch.distributed as dist
@@ -22,39 +23,15 @@ from torch.distributed import distributed_c10d
 
 from actckpt.errors import CheckpointError
 from actckpt.sharded.line import Line
+from actckpt.sharded.meeting import Hello, welcome
+from actckpt.sharded.waiting import Patience, RankSilentError, Waiting, listed
 
 logger = logging.getLogger("actckpt")
 
 # a store of torch's refuses values of 8 MiB
 _PIECE_CHARS = 4 << 20
-_LEAST_S, _MOST_S = 0.001, 0.05
 # of the exchanges of a process group
 _NUMBERS: weakref.WeakKeyDictionary[Any, Iterator[int]] = weakref.WeakKeyDictionary()
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a rank waits for others.
-
-    Args:
-        silent_s: one that has not beaten for so long is taken for dead.
-        most_s: for one that beats, and does not come.
-    """
-
-    silent_s: float = 10.0
-    most_s: float = 1800.0
-
-
-class RankSilentError(CheckpointError):
-    """Another rank did not come.
-
-    Attributes:
-        ranks: which.
-    """
-
-    def __init__(self, message: str, ranks: list[int]) -> None:
-        super().__init__(message)
-        self.ranks = ranks
 
 
 class Exchange:
@@ -67,11 +44,18 @@ class Exchange:
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         self.patience = patience
+        self._line = Line()
         # a process may be of another group by now, of which others have made fewer
         numbers = _NUMBERS.setdefault(dist.group.WORLD, itertools.count())
-        self._prefix = f"actckpt/{next(numbers)}"
-        self._store = _store(self._prefix)
-        self._line = Line()
+        place = f"actckpt/{next(numbers)}"
+        self._name, self._hello = "", None
+        self._store: Any = None
+        self._joining = threading.Lock()
+        if self.is_coordinator:
+            self._named(secrets.token_hex(8))
+            self._answer_all(_store(place))
+        else:
+            self._hello = Hello(self._call_in_time, _store(place), self.rank)
         self._decisions, self._gatherings = itertools.count(), itertools.count()
         # keys that are in the store by this rank's hand
         self._told: list[str] = []
@@ -87,10 +71,12 @@ class Exchange:
     def begin(self) -> None:
         """From now on others see that this process runs."""
         if self._beating is None or not self._beating.is_alive():
+            self._join()
+            store = _store(self._name)
             self._ends.clear()
             self._beating = threading.Thread(
                 target=_beat,
-                args=(_store(self._prefix), self.rank, self._ends, self.patience.silent_s / 10),
+                args=(store, self.rank, self._ends, self.patience.silent_s / 10),
                 name="actckpt-beat",
                 daemon=True,
             )
@@ -117,9 +103,9 @@ class Exchange:
         pieces = [text[n : n + _PIECE_CHARS] for n in range(0, len(text), _PIECE_CHARS)]
         for number, piece in enumerate(pieces[1:], 1):
             self._told.append(f"{key}/{number}")
-            self._call(self._store.set, f"{key}/{number}", piece)
+            self._call("set", f"{key}/{number}", piece)
         # who sees this one sees the others
-        self._call(self._store.set, key, f"{len(pieces)} {pieces[0]}")
+        self._call("set", key, f"{len(pieces)} {pieces[0]}")
 
     def to_all(self, message: Any) -> None:
         """Says what this rank, the coordinator, has decided; the others ask `from_coordinator`."""
@@ -150,7 +136,7 @@ class Exchange:
 
     def ask(self, key: str) -> Any:
         """What was said under a key; None where nothing was yet."""
-        return self._get(key) if self._call(self._store.check, [key]) else None
+        return self._get(key) if self._call("check", [key]) else None
 
     def hear_all(self, key: str) -> list[Any]:
         """What every rank said under a key of its own, as `tell_all` does.
@@ -169,11 +155,10 @@ class Exchange:
 
     def _hear(self, keys: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        begin, pause = time.monotonic(), _LEAST_S
-        warned = False
+        waiting = self._waiting()
         while True:
             for key in [k for k in keys if k not in found]:
-                if self._call(self._store.check, [key]):
+                if self._call("check", [key]):
                     found[key] = self._get(key)
             missing = [k for k in keys if k not in found]
             if not missing:
@@ -183,41 +168,27 @@ class Exchange:
             dead = sorted({r for k in missing for r in keys[k] if silent.issuperset(keys[k])})
             if dead:
                 raise RankSilentError(
-                    f"rank {_listed(dead)} was not heard of for {self.patience.silent_s:g} s: it "
+                    f"rank {listed(dead)} was not heard of for {self.patience.silent_s:g} s: it "
                     "was killed or stopped, or its machine is",
                     dead,
                 )
-            waited_s = time.monotonic() - begin
-            if waited_s > self.patience.silent_s and not warned:
-                warned = True
-                if never := sorted(awaited - self._heard.keys() - {self.rank}):
-                    logger.warning(
-                        "actckpt: waiting for rank %s, of which nothing was heard yet: where many "
-                        "ranks train together, every one of them makes a Checkpointer and calls it",
-                        _listed(never),
-                    )
-            if waited_s > self.patience.most_s:
-                raise RankSilentError(
-                    f"rank {_listed(sorted(awaited))} did not come within "
-                    f"{self.patience.most_s:g} s, though it runs: every rank has to make the same "
-                    "calls in the same order",
-                    sorted(awaited),
-                )
-            time.sleep(pause)
-            pause = min(2 * pause, _MOST_S)
+            waiting.pause(awaited - {self.rank})
+
+    def _waiting(self) -> Waiting:
+        return Waiting(self.patience, self._heard.keys())
 
     def _get(self, key: str) -> Any:
-        first = self._call(self._store.get, key).decode()
+        first = self._call("get", key).decode()
         count, _, text = first.partition(" ")
-        rest = (self._call(self._store.get, f"{key}/{n}").decode() for n in range(1, int(count)))
+        rest = (self._call("get", f"{key}/{n}").decode() for n in range(1, int(count)))
         return json.loads("".join([text, *rest]))
 
     def _is_silent(self, rank: int) -> bool:
         """Whether a rank that has beaten does so no more."""
         key = f"beat/{rank}"
-        if not self._call(self._store.check, [key]):
+        if not self._call("check", [key]):
             return False
-        beat = self._call(self._store.get, key)
+        beat = self._call("get", key)
         now = time.monotonic()
         if rank not in self._heard or self._heard[rank][0] != beat:
             self._heard[rank] = beat, now
@@ -227,9 +198,44 @@ class Exchange:
         """Nobody asks any more for what this rank said under such keys."""
         for key in [k for k in self._told if k.startswith(prefix)]:
             self._told.remove(key)
-            self._call(self._store.delete_key, key)
+            self._call("delete_key", key)
 
-    def _call(self, call: Callable[..., Any], *args: Any) -> Any:
+    def _named(self, name: str) -> None:
+        self._store, self._name, self._hello = _store(name), name, None
+
+    def _answer_all(self, store: Any) -> None:
+        """As long as the process runs: what is said under a name must not wait for who is late."""
+        if self.world_size > 1:
+            ended = threading.Event()
+            thread = threading.Thread(
+                target=_answer_all,
+                args=(store, range(1, self.world_size), self._name, ended),
+                name="actckpt-meeting",
+                daemon=True,
+            )
+            thread.start()
+            _ANSWERING[thread] = ended
+
+    def _join(self) -> None:
+        """Waits for the coordinator to have made its part of this.
+
+        Raises:
+            RankSilentError: it did not.
+        """
+        with self._joining:
+            if self._hello is None:
+                return
+            waiting = self._waiting()
+            while (name := self._hello.answer()) is None:
+                waiting.pause({0})
+            self._named(name)
+
+    def _call(self, method: str, *args: Any) -> Any:
+        """Calls the store, under the name that these ranks alone have."""
+        self._join()
+        return self._call_in_time(getattr(self._store, method), *args)
+
+    def _call_in_time(self, call: Callable[..., Any], *args: Any) -> Any:
         try:
             return self._line.call(call, *args, timeout_s=self.patience.silent_s)
         # torch's own classes of this, and what its C++ raises, are RuntimeErrors
@@ -241,21 +247,33 @@ class Exchange:
 
 
 _BEATING: weakref.WeakSet[Exchange] = weakref.WeakSet()
+_ANSWERING: weakref.WeakKeyDictionary[threading.Thread, threading.Event] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def _end_all() -> None:
     """A thread in torch's code must not meet the end of the interpreter."""
     for exchange in list(_BEATING):
         exchange.end()
+    for thread, ended in list(_ANSWERING.items()):
+        ended.set()
+        thread.join(1.0)
 
 
 atexit.register(_end_all)
 
 
 def _store(prefix: str) -> Any:
-    """The store under names of our own, over a connection that nobody else waits for."""
+    """The store under a name of our own, over a connection that nobody else waits for."""
     store: Any = distributed_c10d._get_default_store()
     return distributed_c10d.PrefixStore(prefix, store.clone())
+
+
+def _answer_all(store: Any, ranks: range, name: str, ended: threading.Event) -> None:
+    # the group may end before all have come
+    with suppress(RuntimeError):
+        welcome(store, ranks, name, ended.wait)
 
 
 def _beat(store: Any, rank: int, ends: threading.Event, pause_s: float) -> None:
@@ -266,8 +284,3 @@ def _beat(store: Any, rank: int, ends: threading.Event, pause_s: float) -> None:
             return  # the group has ended
         if ends.wait(pause_s):
             return
-
-
-def _listed(ranks: list[int]) -> str:
-    shown = ", ".join(map(str, ranks[:8]))
-    return shown if len(ranks) <= 8 else f"{shown} and {len(ranks) - 8} more"
