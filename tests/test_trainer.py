@@ -20,7 +20,8 @@ pytest.importorskip("peft")
 pytest.importorskip("accelerate")
 transformers = pytest.importorskip("transformers")
 
-from actckpt.integrations.trainer_models import budget_beside  # noqa: E402
+from actckpt.integrations.replicas import budget_left  # noqa: E402
+from actckpt.integrations.trainer_models import models_beside  # noqa: E402
 from actckpt.integrations.transformers import MemoryBudget  # noqa: E402
 from tests.trained import (  # noqa: E402
     BAR,
@@ -205,11 +206,13 @@ def test_a_training_is_finished_and_then_made_longer(tmp_path: Path) -> None:
 def test_what_lies_beside_the_model_is_taken_off_the_budget() -> None:
     model, reference = nn.Linear(100, 10), nn.Linear(100, 10).requires_grad_(False)
     trainer = types.SimpleNamespace(model=model, ref_model=reference, losses=[nn.Linear(10, 10)])
-    assert budget_beside("1MB", trainer, model) == "0.99508MB"
-    assert budget_beside("1MB", types.SimpleNamespace(model=model), model) == "1MB"
+    beside = models_beside(trainer, model)
+    assert budget_left("1MB", model, beside) == "0.99508MB"
+    assert not models_beside(types.SimpleNamespace(model=model), model)
+    assert budget_left("1MB", model, {}) == "1MB"
     with pytest.raises(actckpt.BudgetError, match="ref_model"):
-        budget_beside("4kB", trainer, model)
-    left = budget_beside("13kB", trainer, model)  # 4920 B are beside, 8080 B are left
+        budget_left("4kB", model, beside)
+    left = budget_left("13kB", model, beside)  # 4920 B are beside, 8080 B are left
     with pytest.raises(actckpt.BudgetError) as found:
         actckpt.optimize(model, left, batch=torch.ones(4, 100), loss_fn=torch.sum)
     needed = found.value.smallest_bytes

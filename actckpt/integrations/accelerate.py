@@ -9,7 +9,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from actckpt.errors import ArgumentError, CheckpointError
-from actckpt.integrations.budget_arguments import BudgetArguments, Settings, one_process
+from actckpt.integrations.budget_arguments import BudgetArguments, Settings
+from actckpt.integrations.replicas import no_replicas, wrapper_of
 
 
 class MemoryBudget(BudgetArguments):
@@ -57,7 +58,6 @@ class MemoryBudget(BudgetArguments):
         resumed: what resuming found; None where the run begins anew.
 
     Raises:
-        PlanError: the accelerator trains in more than one process.
         BudgetError, PlanError, ArgumentError: an argument is not what it must be.
     """
 
@@ -71,11 +71,6 @@ class MemoryBudget(BudgetArguments):
             raise ArgumentError(
                 "MemoryBudget begins with the Accelerator of the loop, as in "
                 f"MemoryBudget(accelerator, '8GB'); found {accelerator!r:.60}"
-            )
-        if accelerator.num_processes > 1:
-            raise one_process(
-                f"this accelerator has {accelerator.num_processes} processes",
-                "Start one, as in accelerate launch --num_processes 1",
             )
         self._accelerator = accelerator
         self._loader: Any = None
@@ -91,6 +86,7 @@ class MemoryBudget(BudgetArguments):
             scheduler: None where there is none, and then among the results.
 
         Raises:
+            PlanError: the accelerator cuts the model over its processes.
             CheckpointError: as `actckpt.Checkpointer.resume`.
         """
         if self._loader is not None:
@@ -99,6 +95,12 @@ class MemoryBudget(BudgetArguments):
         given = [model, optimizer, loader, *([] if scheduler is None else [scheduler])]
         prepared = [*accelerator.prepare(*given), *([None] if scheduler is None else [])]
         model, optimizer, self._loader, scheduler = prepared
+        if accelerator.num_processes > 1 and wrapper_of(model) is None:
+            raise no_replicas(
+                f"this accelerator has {accelerator.num_processes} processes around a "
+                f"{type(model).__name__}",
+                "Start it with torchrun, and leave its plugins for FSDP and DeepSpeed out",
+            )
         self._optimize(model, optimizer, accelerator.gradient_accumulation_steps > 1)
         registered = getattr(accelerator, "_custom_objects", [])
         run = self._checkpointer(

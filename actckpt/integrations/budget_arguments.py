@@ -14,22 +14,10 @@ from actckpt.asked import request_of
 from actckpt.checkpoint.local_path import local_path, refuse_file
 from actckpt.checkpoint.retention import Keep
 from actckpt.errors import ArgumentError
+from actckpt.integrations.replicas import bucket_bytes, budget_left, planned_in
 from actckpt.resuming.cadence import Cadence
 from actckpt.resuming.live_objects import Stateful
 from actckpt.session.session import Session, session_of
-
-
-def one_process(found: str, works: str) -> PlanError:
-    """What a training of several processes or devices is refused with, in each of them.
-
-    Args:
-        found: "this trainer has 2 processes".
-        works: what to do instead.
-    """
-    return PlanError(
-        f"MemoryBudget plans for one process with one device; {found}. {works}; or leave "
-        "MemoryBudget out"
-    )
 
 
 class Settings(TypedDict, total=False):
@@ -136,16 +124,27 @@ class BudgetArguments:
         """Whether a step was, in the training that runs."""
         return self._session is not None and self._session.current is not None
 
-    def _optimize(self, model: nn.Module, optimizer: Any, accumulate: bool, **other: Any) -> None:
+    def _optimize(
+        self,
+        model: nn.Module,
+        optimizer: Any,
+        accumulate: bool,
+        beside: Mapping[str, int] | None = None,
+    ) -> None:
         """Plans from now on, where that was asked for.
 
         Args:
-            other: arguments in the place of those that were given.
+            model: as it is called, in DistributedDataParallel or not.
+            beside: bytes of what else lies on its device, by a name for messages.
         """
-        if self._plans:
-            given = {**self._planning, **other}
-            actckpt.optimize(model, optimizer=optimizer, accumulate=accumulate, **given)
-            self._model, self._session = model, session_of(model)
+        if not self._plans:
+            return
+        given, inner = dict(self._planning), planned_in(model)
+        if given["scope"] == "step":
+            others = {**(beside or {}), **bucket_bytes(model)}
+            given["budget_gb"] = budget_left(given["budget_gb"], inner, others)
+        actckpt.optimize(inner, optimizer=optimizer, accumulate=accumulate, **given)
+        self._model, self._session = inner, session_of(inner)
 
     def _revert(self) -> None:
         """The model is as it was; its report can still be asked for, which takes a while."""

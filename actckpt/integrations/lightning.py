@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 
 from actckpt import Checkpointer
 from actckpt.errors import CheckpointError
-from actckpt.integrations.budget_arguments import BudgetArguments, one_process
+from actckpt.integrations.budget_arguments import BudgetArguments
 from actckpt.integrations.lightning_loops import Training
+from actckpt.integrations.replicas import no_replicas, wrapper_of
 
 
 class MemoryBudget(BudgetArguments, pl.Callback):  # type: ignore[misc]
@@ -107,7 +109,8 @@ class MemoryBudget(BudgetArguments, pl.Callback):  # type: ignore[misc]
 
     def plan(self, module: pl.LightningModule, optimizers: list[Any]) -> None:
         """Plans on the first batch."""
-        self._optimize(module, optimizers, accumulate=True)
+        wrapper = wrapper_of(module.trainer.strategy.model)
+        self._optimize(module if wrapper is None else wrapper, optimizers, accumulate=True)
 
     def checkpointer(self, **objects: Any) -> Checkpointer | None:
         """The run that keeps checkpoints of these; None without ``checkpoints``."""
@@ -135,8 +138,10 @@ class MemoryBudget(BudgetArguments, pl.Callback):  # type: ignore[misc]
 
 def _refuse(trainer: pl.Trainer) -> None:
     """Trainings that no plan is made for."""
-    if trainer.world_size > 1:
-        raise one_process(
-            f"this trainer has {trainer.world_size} processes",
-            "Pass Trainer(devices=1, num_nodes=1)",
+    strategy = trainer.strategy
+    whole = isinstance(strategy, DDPStrategy) and not isinstance(strategy, DeepSpeedStrategy)
+    if trainer.world_size > 1 and not whole:
+        raise no_replicas(
+            f"this trainer has {trainer.world_size} processes under {type(strategy).__name__}",
+            'Pass Trainer(strategy="ddp")',
         )

@@ -8,43 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from actckpt import BudgetError
-from actckpt.budget import Left, budget_bytes
-from actckpt.planning.announcing import announce
-from actckpt.profiler.memory_size import memory_bytes
 from actckpt.tracing.tracer import model_device
-from actckpt.units import unit_of
 
 
-def budget_beside(asked: Any, trainer: Any, model: nn.Module) -> Any:
-    """The budget of the model, with what others take on its device taken off.
+def models_beside(trainer: Any, model: nn.Module) -> dict[str, int]:
+    """Bytes of the models that a trainer holds beside the one it trains, on its device, by name.
 
     A reference model and a loss with weights lie there through every step.
-
-    Args:
-        asked: as for `actckpt.optimize`.
-
-    Raises:
-        BudgetError: the others alone take it.
     """
-    if asked is None:
-        return None
-    names = {name: _bytes(found, model) for name, found in _modules(trainer)}
-    others = {name: size for name, size in names.items() if size}
-    if not others:
-        return asked
-    bound = budget_bytes(asked, lambda: memory_bytes(model_device(model)))
-    unit = unit_of(asked)
-    listed = ", ".join(f"{name} {unit.text(size)}" for name, size in others.items())
-    left = bound - sum(others.values())
-    if left <= 0:
-        raise BudgetError(
-            f"budget {unit.text(bound)} is below what lies beside the model that is "
-            f"trained ({listed}): raise it, or move that to another device",
-            budget_bytes=bound,
-        )
-    announce(f"of {unit.text(bound)} the model gets {unit.text(left)}: beside it lie {listed}")
-    return Left(unit.exactly(left), bound - left)
+    found = {name: _bytes(modules, model) for name, modules in _modules(trainer)}
+    return {name: size for name, size in found.items() if size}
 
 
 # of each tensor, to see whether it changes

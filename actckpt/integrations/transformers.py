@@ -7,13 +7,15 @@ import logging
 from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from actckpt import PlanError
 from actckpt.errors import CheckpointError
-from actckpt.integrations.budget_arguments import BudgetArguments, one_process
+from actckpt.integrations.budget_arguments import BudgetArguments
+from actckpt.integrations.replicas import no_replicas, wrapper_of
 from actckpt.integrations.trainer_loop import TrainerLoop, refuse_unknown, trainer_of
-from actckpt.integrations.trainer_models import budget_beside
+from actckpt.integrations.trainer_models import models_beside
 from actckpt.integrations.trainer_state import TrainingState
 
 logger = logging.getLogger("actckpt")
@@ -89,16 +91,16 @@ class MemoryBudget(BudgetArguments, TrainerCallback):  # type: ignore[misc]
         assert model is not None
         self._end()
         trainer, resume_from_checkpoint = trainer_of()
-        _refuse(args)
+        wrapped = model if trainer is None else trainer.model_wrapped
+        _refuse(args, wrapped)
         if self._plans:
             _refuse_checkpointing(args)
         if self._checkpoints is not None:
             _refuse_to_resume(args, trainer, resume_from_checkpoint)
         inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wraps it
-        given = {}
-        if trainer is not None and self._planning["scope"] == "step":
-            given["budget_gb"] = budget_beside(self._planning["budget_gb"], trainer, model)
-        self._optimize(model, inner, args.gradient_accumulation_steps > 1, **given)
+        beside = {} if trainer is None else models_beside(trainer, model)
+        called = wrapped if isinstance(wrapped, DistributedDataParallel) else model
+        self._optimize(called, inner, args.gradient_accumulation_steps > 1, beside)
         if self._checkpoints is None:
             return
         try:
@@ -146,15 +148,18 @@ class MemoryBudget(BudgetArguments, TrainerCallback):  # type: ignore[misc]
             loop.run.close()
 
 
-def _refuse(args: TrainingArguments) -> None:
+def _refuse(args: TrainingArguments, wrapped: Any) -> None:
     """Trainings that no plan is made for."""
-    if args.world_size > 1 or args.n_gpu > 1:
-        found = f"{args.world_size} processes"
-        if args.world_size == 1:
-            found = f"one process with {args.n_gpu} devices"
-        raise one_process(
-            f"this training has {found}",
-            "Start one, without torchrun or accelerate launch, with CUDA_VISIBLE_DEVICES=0",
+    if args.world_size > 1 and wrapper_of(wrapped) is None:
+        raise no_replicas(
+            f"this training has {args.world_size} processes around a {type(wrapped).__name__}",
+            "Start it with torchrun, without fsdp= and deepspeed=",
+        )
+    if args.n_gpu > 1:
+        raise no_replicas(
+            f"this training has one process with {args.n_gpu} devices",
+            f"Start one for each, as in torchrun --nproc-per-node {args.n_gpu}, or let it see one "
+            "alone, with CUDA_VISIBLE_DEVICES=0",
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -38,8 +38,15 @@ class LeftOut:
         self._objects = {n: x for n, x in objects.items() if _is_foreign(x)}
         self._fresh = {n: _copied(x, _parameters(x)) for n, x in self._objects.items()}
 
-    def item(self, states: Mapping[str, Encoded]) -> dict[str, Any]:
+    def item(
+        self, states: Mapping[str, Encoded], loadable: Callable[[str, Any, Any], Any]
+    ) -> dict[str, Any]:
         """(path, value) of everything that loading these states would not bring back, by item.
+
+        Nothing of an optimizer whose state is cut over ranks: no copy of it can be compared here.
+
+        Args:
+            loadable: for (item, optimizer, saved state) what the optimizer's own loading takes.
 
         Raises:
             CheckpointSaveError: a state cannot be loaded at all.
@@ -48,12 +55,13 @@ class LeftOut:
         for name, x in self._objects.items():
             fresh = self._fresh[name]
             probe = None if fresh is None else _copied(fresh, _parameters(fresh))
-            if probe is None:
-                continue
             encoded = states[name]
+            if probe is None or encoded.shards:
+                continue
             try:
                 with relinked(probe):
-                    probe.load_state_dict(decode(encoded.tree, encoded.tensors, name))
+                    state = decode(encoded.tree, encoded.tensors, name)
+                    probe.load_state_dict(loadable(name, probe, state))
             except Exception as error:
                 raise CheckpointSaveError(
                     f"the state of the {name}, a {type(x).__name__}, can be saved and not be put "

@@ -170,8 +170,14 @@ class RunState:
         encoded = {
             name: encode(state, name, sharded=self._ranked) for name, state in states.items()
         }
-        encoded["left-out"] = encode(self._left_out.item(encoded), "left-out")
+        encoded["left-out"] = encode(self._left_out.item(encoded, self._numbered), "left-out")
         return encoded
+
+    def _numbered(self, name: str, optimizer: Any, state: Any) -> Any:
+        """The state of an optimizer as its own code gives and takes it."""
+        if not is_by_name(state):
+            return state
+        return by_number(name, optimizer, ParameterNames(self.objects), state, (), "the state")
 
     def _states(self) -> dict[str, Any]:
         states = {name: item.state_dict() for name, item in self._objects.items()}
