@@ -28,6 +28,20 @@ def sealed(kind: str, version: int, fields: Mapping[str, Any]) -> bytes:
     return body + f',\n "checksum": "{checksum_of(body)}"\n}}\n'.encode("ascii")
 
 
+def without_table(raw: bytes, name: str) -> tuple[bytes, bytes]:
+    """A document as if one of its tables were empty, and the lines of that table.
+
+    What has not the lines that `sealed` writes is left as it is.
+    """
+    head = f'\n "{name}": {{'.encode("ascii")
+    begin = raw.find(head + b"\n") + len(head)
+    # no string has a line break in it, and the lines of a table begin with two spaces
+    end = raw.find(b"\n }", begin)
+    if begin < len(head) or end < 0:
+        return raw, b""
+    return raw[:begin] + raw[end:], raw[begin:end]
+
+
 def _table(x: Any) -> str:
     if not isinstance(x, Mapping) or not x:
         return _line(x)
@@ -39,13 +53,18 @@ _line = json.JSONEncoder(allow_nan=False).encode
 
 
 def unsealed(
-    raw: bytes | bytearray, kind: str, versions: Sequence[int], where: str
+    raw: bytes | bytearray,
+    kind: str,
+    versions: Sequence[int],
+    where: str,
+    text: bytes | None = None,
 ) -> dict[str, Any]:
     """The fields of a document that `sealed` wrote, and its ``format_version``.
 
     Args:
         versions: those that are known here.
         where: the file, for messages.
+        text: what `without_table` left of it, to be read in its stead.
 
     Raises:
         CheckpointFormatError: damaged, another format, or a version unknown here.
@@ -60,7 +79,7 @@ def unsealed(
             "use another checkpoint"
         )
     try:
-        data = parsed(raw, where)
+        data = parsed(raw if text is None else text, where)
     except CheckpointFormatError as error:
         raise CheckpointFormatError(f"{error}. Use another checkpoint") from error
     if not isinstance(data, dict) or data.get("format") != f"actckpt.{kind}":

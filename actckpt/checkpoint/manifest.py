@@ -186,12 +186,20 @@ def check_whole(name: str, tensor: TensorEntry, where: str) -> None:
     Raises:
         CheckpointFormatError: they have not.
     """
-    if tensor.dtype not in BY_NAME or math.prod(tensor.shape) != sum(
-        math.prod(c.shape) for c in tensor.chunks
-    ):
+    check_volume(name, tensor, volume(tensor), len(tensor.chunks), where)
+
+
+def volume(tensor: TensorEntry) -> int:
+    """How many elements its chunks have."""
+    return sum(math.prod(c.shape) for c in tensor.chunks)
+
+
+def check_volume(name: str, tensor: TensorEntry, elements: int, chunks: int, where: str) -> None:
+    """As `check_whole`, of a tensor whose chunks were counted elsewhere."""
+    if tensor.dtype not in BY_NAME or math.prod(tensor.shape) != elements:
         raise CheckpointFormatError(
             f"{where}: {name} is {tensor.dtype} of shape {list(tensor.shape)}, which its "
-            f"{len(tensor.chunks)} chunks do not make up. Use another checkpoint"
+            f"{chunks} chunks do not make up. Use another checkpoint"
         )
 
 

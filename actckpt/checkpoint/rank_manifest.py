@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from actckpt.checkpoint.digest import BLOCK_BYTES, BLOCK_DIGEST_BYTES, checksum_of_blocks
 from actckpt.checkpoint.documents import sealed, unsealed
 from actckpt.checkpoint.manifest import (
+    Chunk,
     FileEntry,
     TensorEntry,
     check_chunks,
@@ -67,16 +68,19 @@ class RankManifest:
         return sealed(KIND, VERSION, data)
 
     @classmethod
-    def from_bytes(cls, raw: bytes | bytearray, where: str) -> RankManifest:
+    def from_bytes(
+        cls, raw: bytes | bytearray, where: str, *, text: bytes | None = None
+    ) -> RankManifest:
         """The manifest that `to_bytes` wrote.
 
         Args:
             where: the file, for messages.
+            text: as for `unsealed`: what is left of it without its tensors.
 
         Raises:
             CheckpointFormatError: damaged, another version, or a file outside of the checkpoint.
         """
-        data = unsealed(raw, KIND, (VERSION,), where)
+        data = unsealed(raw, KIND, (VERSION,), where, text)
         try:
             found = cls(
                 rank=count_of(data["rank"]),
@@ -134,22 +138,30 @@ class Shares:
                 missing.
         """
         found: dict[str, TensorEntry] = {}
+        chunks: dict[str, list[Chunk]] = {}
         for name, entry in (e for r in self.ranks for e in r.tensors.items()):
-            before = found.get(name)
-            if before is None:
-                found[name] = entry
-                continue
-            if (before.dtype, before.shape) != (entry.dtype, entry.shape):
-                raise CheckpointFormatError(
-                    f"{where}: {name} is {before.dtype} {list(before.shape)} of one rank and "
-                    f"{entry.dtype} {list(entry.shape)} of another. Use another checkpoint"
-                )
-            found[name] = replace(before, chunks=before.chunks + entry.chunks)
+            before = found.setdefault(name, entry)
+            check_same(name, before, entry, where)
+            chunks.setdefault(name, []).extend(entry.chunks)
+        found = {name: replace(e, chunks=tuple(chunks[name])) for name, e in found.items()}
         for name, entry in found.items():
             check_whole(name, entry, where)
         if rank is not None and rank < len(self.ranks):
             found |= self.ranks[rank].own
         return found
+
+
+def check_same(name: str, a: TensorEntry, b: TensorEntry, where: str) -> None:
+    """Raises unless two ranks have written parts of one and the same tensor.
+
+    Raises:
+        CheckpointFormatError: they describe it differently.
+    """
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        raise CheckpointFormatError(
+            f"{where}: {name} is {a.dtype} {list(a.shape)} of one rank and {b.dtype} "
+            f"{list(b.shape)} of another. Use another checkpoint"
+        )
 
 
 def check_together(ranks: Iterable[RankManifest], save: str, where: str) -> Shares:

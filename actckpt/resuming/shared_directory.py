@@ -13,7 +13,7 @@ from actckpt.checkpoint.snapshot import Snapshot
 from actckpt.errors import CheckpointError, CheckpointSaveError
 from actckpt.resuming.directory import RunDirectory
 from actckpt.resuming.journal_writer import JournalWriter
-from actckpt.sharded.committing import SaveTogether, decline
+from actckpt.sharded.committing import Known, SaveTogether, decline
 from actckpt.sharded.exchange import Exchange
 from actckpt.sharded.step_names import StepNames
 
@@ -43,6 +43,7 @@ class SharedDirectory(RunDirectory):
         self._keys: dict[int, str] = {}
         self._open: set[int] = set()
         self._may_write = False
+        self._known = Known()
 
     # ---- what is decided for all
 
@@ -150,6 +151,7 @@ class SharedDirectory(RunDirectory):
             self.files,
             self.path,
             snapshot,
+            self._known,
             key=self._keys[ticket],
             prepare=prepare,
             begun=begun,

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from actckpt.checkpoint.dtypes import BY_NAME
+import xxhash
+
 from actckpt.errors import CheckpointSaveError
-from actckpt.sharded.layout import Box, Layout
+from actckpt.sharded.contents import APART
+from actckpt.sharded.holders import Holders, size_bytes
+from actckpt.sharded.layout import Layout
+
+_WRITES, _SKIPS, _OWNS = "wso"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,83 +33,100 @@ class Assignment:
     trees: tuple[str, ...]
     without: tuple[str, ...]
 
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a rank does with each of its tensors, save after save.
+
+    Args:
+        todo: a letter for every name of its layout.
+        groups: for every compared part, with which others its content is told; or `APART`.
+    """
+
+    todo: str
+    groups: tuple[int, ...]
+
+    def digest(self, layout: Sequence[str]) -> str:
+        """What tells it from every other.
+
+        Args:
+            layout: the digests of that which it is for.
+        """
+        return xxhash.xxh3_128_hexdigest(json.dumps([*layout, self.todo, self.groups]).encode())
+
     def to_json(self) -> dict[str, Any]:
         """As a message."""
-        return asdict(self)
+        return {"todo": self.todo, "groups": self.groups}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Assignment:
+    def from_json(cls, data: Mapping[str, Any]) -> Task:
         """From what `to_json` gave."""
-        return cls(**{name: tuple(found) for name, found in data.items()})
+        return cls(data["todo"], tuple(data["groups"]))
+
+    def assignment(
+        self, layout: Layout, trees: Sequence[str], without: Sequence[str]
+    ) -> Assignment:
+        """By names."""
+
+        def named(letter: str) -> tuple[str, ...]:
+            pairs = zip(layout.names, self.todo, strict=True)
+            return tuple(name for name, found in pairs if found == letter)
+
+        return Assignment(named(_SKIPS), named(_OWNS), tuple(trees), tuple(without))
 
 
-def assign(layouts: Sequence[Layout]) -> list[Assignment]:
-    """An assignment for every rank.
+def owners(holders: Holders, number: int, digest: Callable[[int], bytes | str]) -> tuple[int, ...]:
+    """The ranks that have a part otherwise than the first.
 
-    A part that several ranks hold is written by the one that has the fewest bytes to write so far,
-    if their digests are equal. Otherwise each of those that differ from the first keeps its own:
-    buffers that every rank has from its own data, random states. O(ranks x tensors).
+    Args:
+        number: of the part.
+        digest: of what a rank that is among its ``compared`` holds in it.
 
     Raises:
-        CheckpointSaveError: the ranks do not hold one and the same tensors.
+        CheckpointSaveError: the part is one of many, of which all ranks have to have the same.
     """
-    holders: dict[tuple[str, tuple[int, ...]], list[int]] = {}
-    wholes: dict[str, tuple[Box, int]] = {}
-    for rank, layout in enumerate(layouts):
-        for name, box in layout.boxes.items():
-            first, by = wholes.setdefault(name, (box, rank))
-            alike = (first.dtype, first.shape) == (box.dtype, box.shape)
-            if not alike and not (first.is_whole and box.is_whole):
-                raise CheckpointSaveError(
-                    f"{name} is {first.dtype} {list(first.shape)} on rank {by} and {box.dtype} "
-                    f"{list(box.shape)} on rank {rank}, which hold parts of it: ranks have to "
-                    "train one and the same model"
-                )
-            if math.prod(box.part) or box.is_whole:
-                holders.setdefault((name, box.offset), []).append(rank)
-    loads = [0] * len(layouts)
-    skipped: list[list[str]] = [[] for _ in layouts]
-    own: list[list[str]] = [[] for _ in layouts]
-    volumes: dict[str, int] = dict.fromkeys(wholes, 0)
-    shared = []
-    for (name, offset), ranks in holders.items():
-        box = layouts[ranks[0]].boxes[name]
-        volumes[name] += math.prod(box.part)
-        if len(ranks) == 1:
-            loads[ranks[0]] += _size_bytes(box)
-        else:
-            shared.append((name, offset, ranks, box))
-    for name, _, ranks, box in shared:
-        same = [r for r in ranks if layouts[r].boxes[name] == box]
-        for rank in set(ranks) - set(same):
-            if not box.is_whole:
-                raise CheckpointSaveError(
-                    f"{name}: ranks {ranks[0]} and {rank} hold the same part of it with other "
-                    "content. Replicas of a sharded tensor have to be equal: what makes them "
-                    "differ makes the run another one"
-                )
-            own[rank].append(name)
-        writer = min(same, key=lambda r: loads[r])
-        loads[writer] += _size_bytes(box)
-        for rank in same:
-            if rank != writer:
-                skipped[rank].append(name)
-    for name, (box, _) in wholes.items():
-        if volumes[name] != math.prod(box.shape):
-            raise CheckpointSaveError(
-                f"the ranks hold {volumes[name]} of the {math.prod(box.shape)} elements of {name}: "
-                "every rank that holds a part has to save"
-            )
-    return [
-        Assignment(
-            tuple(skipped[rank]),
-            tuple(own[rank]),
-            tuple(i for i, d in layout.trees.items() if rank and d != layouts[0].trees.get(i)),
-            tuple(i for i in layouts[0].trees if i not in layout.trees),
+    name, part = holders.parts[number]
+    first = part.ranks[0]
+    same = {*part.alike}
+    if part.box.compared:
+        expected = digest(first)
+        same = {rank for rank in same if digest(rank) == expected}
+    own = tuple(rank for rank in part.ranks if rank not in same)
+    if own and not part.box.is_whole:
+        raise CheckpointSaveError(
+            f"{name}: ranks {first} and {own[0]} hold the same part of it with other content. "
+            "Replicas of a sharded tensor have to be equal: what makes them differ makes the run "
+            "another one"
         )
-        for rank, layout in enumerate(layouts)
+    return own
+
+
+def assign(holders: Holders, apart: Mapping[int, tuple[int, ...]]) -> list[Task]:
+    """A task for every rank.
+
+    A part that several ranks hold is written by the one that has the fewest bytes to write so far,
+    if they hold the same. Otherwise each of those that differ from the first keeps its own:
+    buffers that every rank has from its own data, random states. O(ranks x parts).
+
+    Args:
+        apart: by number, the parts that ranks have, or had, otherwise, and which of them do now.
+    """
+    loads = [*holders.alone_bytes]
+    todo = [bytearray(_WRITES.encode() * len(layout.names)) for layout in holders.layouts]
+    groups: list[list[int]] = [[] for _ in holders.layouts]
+    sets: dict[tuple[int, ...], int] = {}
+    for number, (name, part) in enumerate(holders.parts):
+        own = apart.get(number, ())
+        same = [r for r in part.ranks if r not in own] if own else part.ranks
+        writer = min(same, key=loads.__getitem__)
+        loads[writer] += size_bytes(part.box)
+        for letter, ranks in ((_SKIPS, same), (_OWNS, own)):
+            for rank in ranks:
+                if rank != writer:
+                    todo[rank][holders.number(rank, name)] = ord(letter)
+        group = APART if number in apart else sets.setdefault(part.ranks, len(sets))
+        for rank in part.compared:
+            groups[rank].append(group)
+    return [
+        Task(letters.decode(), tuple(found)) for letters, found in zip(todo, groups, strict=True)
     ]
-
-
-def _size_bytes(box: Box) -> int:
-    return math.prod(box.part) * BY_NAME[box.dtype].itemsize

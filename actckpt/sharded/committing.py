@@ -1,8 +1,9 @@
 """A checkpoint that many ranks write together: every rank votes, one decides, all hear of it.
 
-1. Every rank says what it holds (`layout`). The coordinator answers who writes what, and where.
+1. Every rank says what it holds. The coordinator answers who writes what, and where. What is as
+   at the save before is said by its digest alone (`planning`).
 2. Every rank writes its share into files of its own, reads them back, and votes with the size and
-   checksum of its manifest.
+   checksum of its manifest, and with what it was told to do.
 3. The coordinator, which alone holds the directory's lock, looks at every file of every rank,
    writes the root manifest, renames, and says so.
 
@@ -12,10 +13,11 @@ and looks at the disk.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +26,13 @@ from actckpt.checkpoint.discovery import Checkpoint
 from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.manifest import FileEntry, Manifest
 from actckpt.checkpoint.names import MANIFEST, SAVING, rank_file, unique
-from actckpt.checkpoint.rank_manifest import check_together
 from actckpt.checkpoint.snapshot import Snapshot
-from actckpt.checkpoint.verification import check_present, checked, read_manifest, read_share
+from actckpt.checkpoint.verification import checked, read_manifest
 from actckpt.errors import CheckpointError, CheckpointSaveError, CheckpointUnknownError
-from actckpt.sharded.assignment import Assignment, assign
 from actckpt.sharded.exchange import Exchange
-from actckpt.sharded.layout import Layout, layout_of
+from actckpt.sharded.planning import Holding, Planner
 from actckpt.sharded.share_writing import write_share
+from actckpt.sharded.sight import Sight
 
 logger = logging.getLogger("actckpt")
 
@@ -46,7 +47,12 @@ def decline(exchange: Exchange, key: str, error: BaseException) -> None:
     exchange.tell_all(f"{key}/layout", said)
     if exchange.is_coordinator:
         for rank in range(exchange.world_size):
-            exchange.tell(f"{key}/plan/of/{rank}", said)
+            exchange.tell(_plan_key(key, 0, rank), said)
+
+
+def _plan_key(key: str, number: int, rank: int) -> str:
+    """Of the coordinator's answer to a rank: what it asks, one after another, and then the plan."""
+    return f"{key}/plan/{number}/of/{rank}"
 
 
 def _failure(error: BaseException) -> dict[str, Any]:
@@ -57,10 +63,20 @@ def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+class Known:
+    """What a rank knows of the saves before, and the coordinator of all ranks."""
+
+    def __init__(self) -> None:
+        self.holding = Holding()
+        self.planner = Planner()
+        self.sight = Sight()
+
+
 class SaveTogether:
     """One save of one rank.
 
     Args:
+        known: of the saves before, the same object in all of them.
         key: of the save, the same on every rank and of no other save.
         prepare: called by the coordinator, with the lock or an error; returns the serial of the
             checkpoint that is to be.
@@ -75,6 +91,7 @@ class SaveTogether:
         files: Files,
         directory: str,
         snapshot: Snapshot,
+        known: Known,
         *,
         key: str,
         prepare: Callable[[], int],
@@ -86,6 +103,7 @@ class SaveTogether:
         self._files = files
         self._directory = directory
         self._snapshot = snapshot
+        self._holding, self._planner, self._sight = known.holding, known.planner, known.sight
         self._key = key
         self._prepare = prepare
         self._begun = begun
@@ -93,6 +111,8 @@ class SaveTogether:
         self._serial = 0
         self._verify = verify
         self._temporary = ""
+        # by rank, how many answers it had, of the coordinator
+        self._asked = [0] * exchange.world_size
         # whether there is a checkpoint under its name, sound or not
         self._named = False
         # why this rank voted against it
@@ -126,30 +146,29 @@ class SaveTogether:
             # wait for that in another thread
             if all("layout" in message for message in said):
                 self._settled()
-            self._raise_failures(said)
+            self._raise_failures(dict(enumerate(said)))
             self._check_alike(said)
-            assignments = assign([Layout.from_json(s["layout"]) for s in said])
+            tasks = self._planner.plan(said, self._fetch, self._ask)
             name = free_name(self._files, self._directory, self._snapshot.step)
             save = secrets.token_hex(8)
             self._temporary = f"{self._directory}/{unique(SAVING, name)}"
             self._files.make_directory(self._temporary)
             # a rank on another machine is to find it
             self._files.sync_directory(self._directory)
-            for rank, assignment in enumerate(assignments):
-                exchange.tell(
-                    f"{key}/plan/of/{rank}",
-                    {
-                        "temporary": Path(self._temporary).name,
-                        "name": name,
-                        "serial": self._serial,
-                        "save": save,
-                        "assignment": assignment.to_json(),
-                    },
-                )
+            where = {
+                "temporary": Path(self._temporary).name,
+                "name": name,
+                "serial": self._serial,
+                "save": save,
+            }
+            plans = [where | self._planner.reply(rank, said) for rank in range(len(said))]
+            for rank, (asked, plan) in enumerate(zip(self._asked, plans, strict=True)):
+                exchange.tell(_plan_key(key, asked, rank), plan)
             planned = True
-            self._vote(assignments[0], self._temporary, save, self._serial)
+            self._vote(plans[0])
             votes = exchange.hear_all(f"{key}/vote")
-            self._raise_failures(votes)
+            self._raise_failures(dict(enumerate(votes)))
+            self._check_tasks(votes, tasks)
             made = self._decide(votes, name, save)
         except BaseException as error:
             self._give_up(error, planned)
@@ -171,6 +190,33 @@ class SaveTogether:
                         f"{message[what]!r}: every rank has to save at the same step"
                     )
 
+    def _fetch(self, rank: int, what: str) -> str:
+        text: str = self._exchange.hear(f"{self._key}/{what}/of/{rank}", (rank,))
+        return text
+
+    def _ask(self, asked: dict[int, list[str]]) -> dict[int, Any]:
+        """What ranks answer."""
+        exchange, key = self._exchange, self._key
+        keys = {}
+        for rank, what in asked.items():
+            number = self._asked[rank]
+            exchange.tell(_plan_key(key, number, rank), {"ask": what})
+            keys[rank] = f"{key}/answer/{number}/of/{rank}"
+            self._asked[rank] += 1
+        if exchange.rank in asked:
+            exchange.tell(keys[exchange.rank], self._holding.answer(asked[exchange.rank]))
+        found = exchange.hear_from(keys)
+        self._raise_failures(found)
+        return found
+
+    def _check_tasks(self, votes: Sequence[dict[str, Any]], tasks: Sequence[str]) -> None:
+        """That all did what this save's plan gives them."""
+        for rank, (vote, task) in enumerate(zip(votes, tasks, strict=True)):
+            if vote["task"] != task:
+                raise CheckpointSaveError(
+                    f"rank {rank} wrote by plan {vote['task']:.8}, and this save has {task:.8}"
+                )
+
     def _decide(self, votes: Sequence[dict[str, Any]], name: str, save: str) -> Checkpoint:
         files, temporary, snapshot = self._files, self._temporary, self._snapshot
         entries = {
@@ -178,13 +224,7 @@ class SaveTogether:
             for rank, vote in enumerate(votes)
         }
         # seen from here: what a rank wrote on a disk of its own machine is no part of this
-        shares = check_together(
-            [read_share(files, temporary, file, entries) for file in entries], save, temporary
-        )
-        for share in shares.ranks:
-            for file, entry in share.files.items():
-                check_present(files, f"{temporary}/{file}", entry)
-        shares.tensors(None, temporary)
+        data_bytes = self._sight.look(files, temporary, entries, save)
         manifest = Manifest(
             step=snapshot.step,
             serial=self._serial,
@@ -196,7 +236,7 @@ class SaveTogether:
             files=entries,
             tensors={},
             world_size=self._exchange.world_size,
-            data_bytes=sum(share.size_bytes for share in shares.ranks),
+            data_bytes=data_bytes,
             save=save,
         )
         with files.writing(f"{temporary}/{MANIFEST}") as sink:
@@ -223,8 +263,9 @@ class SaveTogether:
         said = {"unknown": _reason(error)} if self._named else _failure(error)
         try:
             if not planned:
-                for rank in range(self._exchange.world_size):
-                    self._exchange.tell(f"{self._key}/plan/of/{rank}", said)
+                self._holding.forget()
+                for rank, asked in enumerate(self._asked):
+                    self._exchange.tell(_plan_key(self._key, asked, rank), said)
             self._exchange.tell(f"{self._key}/verdict", said)
         except CheckpointError as unheard:
             error.add_note(f"The other ranks could not be told: {unheard}")
@@ -235,15 +276,16 @@ class SaveTogether:
 
     def _take_part(self) -> Checkpoint:
         exchange, key = self._exchange, self._key
-        self._say_layout()
-        plan = exchange.hear(f"{key}/plan/of/{exchange.rank}", (0,))
-        if "failed" in plan:
-            raise self._failed(plan["failed"])
+        try:
+            self._say_layout()
+            plan = self._plan()
+        except BaseException:
+            self._holding.forget()
+            raise
         self._settled()
-        temporary = f"{self._directory}/{plan['temporary']}"
         final = f"{self._directory}/{plan['name']}"
-        assignment = Assignment.from_json(plan["assignment"])
-        self._vote(assignment, temporary, plan["save"], plan["serial"])
+        self._temporary = f"{self._directory}/{plan['temporary']}"
+        self._vote(plan)
         try:
             verdict = exchange.hear(f"{key}/verdict", (0,))
         except CheckpointError as error:
@@ -255,6 +297,23 @@ class SaveTogether:
         # the coordinator has read it back; a file server may show it here later
         manifest = Manifest.from_bytes(verdict["manifest"].encode(), f"{final}/{MANIFEST}")
         return Checkpoint(Path(final), manifest)
+
+    def _plan(self) -> dict[str, Any]:
+        """What the coordinator tells, once it has asked what it wants to know."""
+        exchange, key = self._exchange, self._key
+        for number in itertools.count():
+            told: dict[str, Any] = exchange.hear(_plan_key(key, number, exchange.rank), (0,))
+            if "failed" in told:
+                raise self._failed(told["failed"])
+            if "ask" not in told:
+                return told
+            try:
+                answer = self._holding.answer(told["ask"])
+            except BaseException as error:
+                exchange.tell_all(f"{key}/answer/{number}", _failure(error))
+                raise
+            exchange.tell_all(f"{key}/answer/{number}", answer)
+        raise AssertionError
 
     def _look(self, final: str, save: str, error: CheckpointError) -> Checkpoint:
         """What the disk says, where nobody else does."""
@@ -273,31 +332,37 @@ class SaveTogether:
     # ---- all
 
     def _say_layout(self) -> None:
-        snapshot = self._snapshot
+        snapshot, exchange, key = self._snapshot, self._exchange, self._key
         try:
-            layout = layout_of(snapshot.items, self._exchange.world_size)
+            said = self._holding.say(snapshot.items, exchange.world_size)
         except BaseException as error:
-            self._exchange.tell_all(f"{self._key}/layout", _failure(error))
+            exchange.tell_all(f"{key}/layout", _failure(error))
             raise
-        self._exchange.tell_all(
-            f"{self._key}/layout",
-            {"step": snapshot.step, "tag": snapshot.tag, "layout": layout.to_json()},
-        )
+        if self._holding.is_new:
+            # who hears that it is there may fetch it
+            for what, text in self._holding.in_full().items():
+                exchange.tell_all(f"{key}/{what}", text)
+        exchange.tell_all(f"{key}/layout", {"step": snapshot.step, "tag": snapshot.tag, **said})
 
-    def _vote(self, assignment: Assignment, temporary: str, save: str, serial: int) -> None:
+    def _vote(self, plan: dict[str, Any]) -> None:
         try:
-            self._begun(serial)
+            assignment, task = self._holding.take(plan)
+            self._begun(plan["serial"])
             check_space(self._files, self._directory, self._snapshot)
             _, entry = write_share(
                 self._files,
-                temporary,
+                self._temporary,
                 self._snapshot,
                 assignment,
                 rank=self._exchange.rank,
-                save=save,
+                save=plan["save"],
                 verify=self._verify,
             )
-            vote: dict[str, Any] = {"size_bytes": entry.size_bytes, "checksum": entry.checksum}
+            vote: dict[str, Any] = {
+                "size_bytes": entry.size_bytes,
+                "checksum": entry.checksum,
+                "task": task,
+            }
         except Exception as error:  # memory, a device: all are to say the same of this save
             vote, self._cause = _failure(error), error
         except BaseException as error:
@@ -305,8 +370,8 @@ class SaveTogether:
             raise
         self._exchange.tell_all(f"{self._key}/vote", vote)
 
-    def _raise_failures(self, said: Sequence[dict[str, Any]]) -> None:
-        failed = {rank: m["failed"] for rank, m in enumerate(said) if "failed" in m}
+    def _raise_failures(self, said: Mapping[int, dict[str, Any]]) -> None:
+        failed = {rank: m["failed"] for rank, m in said.items() if "failed" in m}
         if failed:
             rank, reason = next(iter(failed.items()))
             more = f" (and of {len(failed) - 1} more ranks)" if len(failed) > 1 else ""

@@ -16,6 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
@@ -34,28 +35,40 @@ _PIECE_CHARS = 4 << 20
 _NUMBERS: weakref.WeakKeyDictionary[Any, Iterator[int]] = weakref.WeakKeyDictionary()
 
 
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Which rank of how many this is, where they meet, and the store under a name."""
+
+    rank: int
+    world_size: int
+    place: str
+    store: Callable[[str], Any]
+
+
 class Exchange:
     """Messages between the ranks of the default process group; one for each run.
 
     Ranks must make theirs in the same order.
+
+    Args:
+        seat: None is this process's in that group.
     """
 
-    def __init__(self, patience: Patience) -> None:
-        self.rank = dist.get_rank()
-        self.world_size = dist.get_world_size()
+    def __init__(self, patience: Patience, seat: Seat | None = None) -> None:
+        seat = seat or _seat()
+        self.rank = seat.rank
+        self.world_size = seat.world_size
         self.patience = patience
         self._line = Line()
-        # a process may be of another group by now, of which others have made fewer
-        numbers = _NUMBERS.setdefault(dist.group.WORLD, itertools.count())
-        place = f"actckpt/{next(numbers)}"
+        self._store_of = seat.store
         self._name, self._hello = "", None
         self._store: Any = None
         self._joining = threading.Lock()
         if self.is_coordinator:
             self._named(secrets.token_hex(8))
-            self._answer_all(_store(place))
+            self._answer_all(seat.store(seat.place))
         else:
-            self._hello = Hello(self._call_in_time, _store(place), self.rank)
+            self._hello = Hello(self._call_in_time, seat.store(seat.place), self.rank)
         self._decisions, self._gatherings = itertools.count(), itertools.count()
         # keys that are in the store by this rank's hand
         self._told: list[str] = []
@@ -72,7 +85,7 @@ class Exchange:
         """From now on others see that this process runs."""
         if self._beating is None or not self._beating.is_alive():
             self._join()
-            store = _store(self._name)
+            store = self._store_of(self._name)
             self._ends.clear()
             self._beating = threading.Thread(
                 target=_beat,
@@ -145,63 +158,83 @@ class Exchange:
             RankSilentError: a rank did not.
             CheckpointError: the store cannot be reached.
         """
-        keys = {f"{key}/of/{r}": (r,) for r in range(self.world_size)}
-        found = self._hear(keys)
-        return [found[k] for k in keys]
+        return [*self.hear_from({r: f"{key}/of/{r}" for r in range(self.world_size)}).values()]
+
+    def hear_from(self, keys: Mapping[int, str]) -> dict[int, Any]:
+        """What ranks said, each under a key; as `hear_all`."""
+        found = self._hear({key: (rank,) for rank, key in keys.items()})
+        return {rank: found[key] for rank, key in keys.items()}
 
     def tell_all(self, key: str, message: Any) -> None:
         """Says this rank's part of what `hear_all` gathers."""
         self.tell(f"{key}/of/{self.rank}", message)
 
+    def check_alive(self) -> None:
+        """Raises unless every rank that was heard of still runs.
+
+        Raises:
+            RankSilentError: one does not.
+        """
+        self._check_heard({f"{r}": (r,) for r in range(self.world_size) if r != self.rank})
+
     def _hear(self, keys: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        waiting = self._waiting()
-        while True:
-            for key in [k for k in keys if k not in found]:
-                if self._call("check", [key]):
-                    found[key] = self._get(key)
-            missing = [k for k in keys if k not in found]
-            if not missing:
-                return found
-            awaited = {r for k in missing for r in keys[k]}
-            silent = {r for r in awaited if r != self.rank and self._is_silent(r)}
-            dead = sorted({r for k in missing for r in keys[k] if silent.issuperset(keys[k])})
-            if dead:
-                raise RankSilentError(
-                    f"rank {listed(dead)} was not heard of for {self.patience.silent_s:g} s: it "
-                    "was killed or stopped, or its machine is",
-                    dead,
-                )
+        """What was said under all of them; hundreds are asked for as fast as one."""
+        waiting, looked_s = self._waiting(), time.monotonic()
+        awaited = {r for ranks in keys.values() for r in ranks}
+        while not self._call("check", [*keys]):
+            if time.monotonic() - looked_s > self.patience.silent_s / 20:
+                looked_s = time.monotonic()
+                missing = {k: ranks for k, ranks in keys.items() if not self._call("check", [k])}
+                self._check_heard(missing)
+                awaited = {r for ranks in missing.values() for r in ranks}
             waiting.pause(awaited - {self.rank})
+        firsts = self._call("multi_get", [*keys])
+        return {key: self._whole(key, first) for key, first in zip(keys, firsts, strict=True)}
+
+    def _check_heard(self, missing: Mapping[str, tuple[int, ...]]) -> None:
+        """Raises where nobody will say any more what is missing."""
+        awaited = {r for ranks in missing.values() for r in ranks}
+        silent = self._silent(awaited - {self.rank})
+        dead = sorted({r for ranks in missing.values() for r in ranks if silent.issuperset(ranks)})
+        if dead:
+            raise RankSilentError(
+                f"rank {listed(dead)} was not heard of for {self.patience.silent_s:g} s: it "
+                "was killed or stopped, or its machine is",
+                dead,
+            )
 
     def _waiting(self) -> Waiting:
         return Waiting(self.patience, self._heard.keys())
 
     def _get(self, key: str) -> Any:
-        first = self._call("get", key).decode()
-        count, _, text = first.partition(" ")
+        return self._whole(key, self._call("get", key))
+
+    def _whole(self, key: str, first: bytes) -> Any:
+        count, _, text = first.decode().partition(" ")
         rest = (self._call("get", f"{key}/{n}").decode() for n in range(1, int(count)))
         return json.loads("".join([text, *rest]))
 
-    def _is_silent(self, rank: int) -> bool:
-        """Whether a rank that has beaten does so no more."""
-        key = f"beat/{rank}"
-        if not self._call("check", [key]):
-            return False
-        beat = self._call("get", key)
+    def _silent(self, ranks: Iterable[int]) -> set[int]:
+        """Those that have beaten and do so no more."""
+        beating = [r for r in ranks if r in self._heard or self._call("check", [f"beat/{r}"])]
+        if not beating:
+            return set()
+        beats = self._call("multi_get", [f"beat/{r}" for r in beating])
         now = time.monotonic()
-        if rank not in self._heard or self._heard[rank][0] != beat:
-            self._heard[rank] = beat, now
-        return now - self._heard[rank][1] > self.patience.silent_s
+        for rank, beat in zip(beating, beats, strict=True):
+            if rank not in self._heard or self._heard[rank][0] != beat:
+                self._heard[rank] = beat, now
+        return {r for r in beating if now - self._heard[r][1] > self.patience.silent_s}
 
     def forget(self, prefix: str) -> None:
         """Nobody asks any more for what this rank said under such keys."""
-        for key in [k for k in self._told if k.startswith(prefix)]:
-            self._told.remove(key)
+        over = [k for k in self._told if k.startswith(prefix)]
+        self._told = [k for k in self._told if not k.startswith(prefix)]
+        for key in over:
             self._call("delete_key", key)
 
     def _named(self, name: str) -> None:
-        self._store, self._name, self._hello = _store(name), name, None
+        self._store, self._name, self._hello = self._store_of(name), name, None
 
     def _answer_all(self, store: Any) -> None:
         """As long as the process runs: what is said under a name must not wait for who is late."""
@@ -262,6 +295,13 @@ def _end_all() -> None:
 
 
 atexit.register(_end_all)
+
+
+def _seat() -> Seat:
+    """That of this process in the default group."""
+    # it may be of another group by now, of which others have made fewer
+    numbers = _NUMBERS.setdefault(dist.group.WORLD, itertools.count())
+    return Seat(dist.get_rank(), dist.get_world_size(), f"actckpt/{next(numbers)}", _store)
 
 
 def _store(prefix: str) -> Any:

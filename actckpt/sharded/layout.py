@@ -1,10 +1,11 @@
-"""What one rank holds of a state: its boxes of tensors, and digests of what others may hold too."""
+"""What one rank holds of a state: its boxes of tensors, as few of them as there are kinds."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ import xxhash
 
 from actckpt.checkpoint.dtypes import name_of
 from actckpt.checkpoint.encoding import Encoded
-from actckpt.checkpoint.tensor_file import bytes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,51 +24,59 @@ class Box:
         shape: of the whole tensor.
         offset: where the part begins in it.
         part: its shape.
-        digest: of its bytes; "" where no other rank can hold the same part.
+        compared: whether other ranks can hold the same part, so that its content is told.
     """
 
     dtype: str
     shape: tuple[int, ...]
     offset: tuple[int, ...]
     part: tuple[int, ...]
-    digest: str
+    compared: bool
 
     @property
     def is_whole(self) -> bool:
         """Whether it is all of the tensor."""
         return self.part == self.shape
 
+    def to_json(self) -> list[Any]:
+        """As a message."""
+        return [self.dtype, self.shape, self.offset, self.part, self.compared]
+
+    @classmethod
+    def from_json(cls, data: Sequence[Any]) -> Box:
+        """From what `to_json` gave."""
+        dtype, shape, offset, part, compared = data
+        return cls(dtype, tuple(shape), tuple(offset), tuple(part), compared)
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Everything that a rank holds.
+    """Every tensor that a rank holds a part of.
+
+    Many tensors of a model are of one shape, and cut alike: they share a box.
 
     Args:
-        trees: by item, digests of what is no tensor.
-        boxes: by item and name.
+        names: by item and name, sorted.
+        boxes: of which no two are equal.
+        which: for every name, the number of its box.
     """
 
-    trees: dict[str, str]
-    boxes: dict[str, Box]
+    names: tuple[str, ...]
+    boxes: tuple[Box, ...]
+    which: array[int]
 
-    def to_json(self) -> dict[str, Any]:
-        """As a message."""
-        return asdict(self)
+    def box(self, number: int) -> Box:
+        """That of a tensor, by the number of its name."""
+        return self.boxes[self.which[number]]
+
+    def boxes_to_json(self) -> dict[str, Any]:
+        """All but the names, as a message."""
+        return {"boxes": [b.to_json() for b in self.boxes], "which": self.which.tolist()}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Layout:
-        """From what `to_json` gave."""
-        boxes = {
-            name: Box(
-                dtype=b["dtype"],
-                shape=tuple(b["shape"]),
-                offset=tuple(b["offset"]),
-                part=tuple(b["part"]),
-                digest=b["digest"],
-            )
-            for name, b in data["boxes"].items()
-        }
-        return cls(dict(data["trees"]), boxes)
+    def from_json(cls, names: tuple[str, ...], data: Mapping[str, Any]) -> Layout:
+        """From names and what `boxes_to_json` gave."""
+        return cls(names, tuple(map(Box.from_json, data["boxes"])), array("l", data["which"]))
 
 
 def layout_of(items: Mapping[str, Encoded], world_size: int) -> Layout:
@@ -77,12 +85,14 @@ def layout_of(items: Mapping[str, Encoded], world_size: int) -> Layout:
     Args:
         world_size: tensors that are cut over so many ranks are nowhere twice.
     """
-    boxes = {
-        f"{item}/{name}": _box(encoded, name, tensor, world_size)
+    numbers: dict[Box, int] = {}
+    found = {
+        f"{item}/{name}": numbers.setdefault(_box(encoded, name, tensor, world_size), len(numbers))
         for item, encoded in items.items()
         for name, tensor in encoded.tensors.items()
     }
-    return Layout({item: digest_of_tree(e.tree) for item, e in items.items()}, boxes)
+    names = sorted(found)
+    return Layout(tuple(names), (*numbers,), array("l", [found[name] for name in names]))
 
 
 def digest_of_tree(tree: Any) -> str:
@@ -99,7 +109,4 @@ def _box(encoded: Encoded, name: str, tensor: torch.Tensor, world_size: int) -> 
         shape, offset = shard.shape, shard.offset
         mesh, placements = shard.whole.device_mesh, shard.whole.placements
         alone = mesh.size() == world_size and all(p.is_shard() for p in placements)
-    digest = ""
-    if not alone and tensor.numel():
-        digest = xxhash.xxh3_128_hexdigest(bytes_of(tensor))
-    return Box(name_of(tensor.dtype), shape, offset, part, digest)
+    return Box(name_of(tensor.dtype), shape, offset, part, not alone and tensor.numel() > 0)
