@@ -1,0 +1,121 @@
+"""Simulated ranks in one process, each in a thread, over a store in memory: what they say counts.
+
+What they hold is made up: parts of tensors that are cut in rows, and whole ones.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from actckpt.checkpoint.discovery import Checkpoint
+from actckpt.checkpoint.encoding import Encoded, Shard
+from actckpt.checkpoint.files import Files
+from actckpt.checkpoint.snapshot import Snapshot
+from actckpt.sharded.committing import Known, SaveTogether
+from actckpt.sharded.exchange import Exchange, Patience, Seat
+
+Items = Mapping[str, Encoded]
+
+
+def mesh(world: int, *, replicas: bool = False) -> Any:
+    """As far as anybody asks a distributed tensor for it."""
+    placement = SimpleNamespace(is_shard=lambda: not replicas)
+    return SimpleNamespace(device_mesh=SimpleNamespace(size=lambda: world), placements=(placement,))
+
+
+def rows(tensor: torch.Tensor, rank: int, world: int) -> tuple[torch.Tensor, Shard]:
+    """A rank's part of one that all ranks cut in rows, evenly."""
+    count = len(tensor) // world
+    offset = (rank * count, *(0,) * (tensor.dim() - 1))
+    shard = Shard(tuple(tensor.shape), offset, mesh(world))
+    return tensor[rank * count : (rank + 1) * count], shard
+
+
+def encoded(
+    whole: Mapping[str, torch.Tensor],
+    cut: Mapping[str, tuple[torch.Tensor, Shard]] | None = None,
+    **plain: Any,
+) -> Encoded:
+    """An item of whole tensors, of parts, and of plain data."""
+    parts = cut or {}
+    tree = {
+        **{name: {"$tensor": name} for name in whole},
+        **{name: {"$shard": name, "placements": ["S(0)"]} for name in parts},
+        **plain,
+    }
+    tensors = {**whole, **{name: part for name, (part, _) in parts.items()}}
+    return Encoded(tree, tensors, {name: shard for name, (_, shard) in parts.items()})
+
+
+def snapshot(step: int, items: Items) -> Snapshot:
+    """What a rank saves."""
+    return Snapshot(step, items, "", {}, "", {})
+
+
+class Fleet:
+    """So many ranks, each with what it remembers of saves.
+
+    Args:
+        store: that they talk over; one in memory by default.
+        ranks: which of them are here.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        world: int,
+        *,
+        store: Callable[[], Any] | None = None,
+        ranks: Sequence[int] | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        memory: Any = dist.HashStore()  # type: ignore[attr-defined]
+        connect = store or (lambda: memory)
+        self.folder = folder
+        self.ranks = range(world) if ranks is None else ranks
+        self.exchanges = {
+            rank: Exchange(patience or Patience(), Seat(rank, world, connect))
+            for rank in self.ranks
+        }
+        self.known = {rank: Known() for rank in self.ranks}
+        self._serial = 0
+
+    def save(self, step: int, items: Callable[[int], Items]) -> dict[int, Checkpoint | Exception]:
+        """What every rank got from one save."""
+        self._serial += 1
+        found: dict[int, Checkpoint | Exception] = {}
+
+        def one(rank: int) -> None:
+            try:
+                found[rank] = self.of_rank(rank, step, items(rank))
+            except Exception as error:
+                found[rank] = error
+
+        threads = [threading.Thread(target=one, args=(rank,)) for rank in self.ranks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return found
+
+    def of_rank(self, rank: int, step: int, items: Items) -> Checkpoint:
+        """One rank's part of a save."""
+        return SaveTogether(
+            self.exchanges[rank],
+            Files(),
+            str(self.folder),
+            snapshot(step, items),
+            self.known[rank],
+            key=f"save/{step}.{self._serial}",
+            prepare=lambda: self._serial,
+            begun=lambda serial: None,
+            settled=lambda: None,
+            verify="full",
+        ).run()
