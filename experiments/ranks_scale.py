@@ -1,9 +1,11 @@
 """What the coordinator of a save needs for 256 ranks of 3,000 tensors each, torch's planner beside.
 
 The coordinator is a process of its own, whose processor time and greatest resident memory count.
-All other ranks are threads of this process, over one store; every rank writes real files.
+All other ranks are threads of this process, over one store. They say what they hold and vote as
+ranks do; of files they write their manifests, as they are, and 64 bytes in place of each other.
 
     python -m experiments.ranks_scale [--world N] [--tensors N] [--saves N] [KIND ...]
+    python -m experiments.ranks_scale --torch [--world N] [--tensors N] [KIND ...]
 """
 
 from __future__ import annotations
@@ -16,10 +18,9 @@ import pickle
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,8 @@ from torch.distributed.checkpoint.planner import (
     WriteItemType,
 )
 
-from actckpt.sharded import exchange
-from actckpt.sharded.exchange import Patience
 from experiments.results import circumstances, markdown_table, write_json_lines, write_markdown
-from tests.fleet import Fleet, Items, encoded, rows
+from tests.fleet import Fleet, Items, encoded, looking_rarely, manifests_only, rows
 
 KINDS = {
     "cut": "every tensor cut in rows over all ranks (FSDP), of 8 shapes",
@@ -51,11 +50,12 @@ KINDS = {
 BUFFERS = 20
 
 
-def whole(kind: str, world: int, number: int) -> torch.Tensor:
-    """One of the tensors; those of a kind that are alike share their memory."""
-    columns = 1 + (number if kind == "shapes" else number % 8)
-    # of one element for every part: what counts here are the tensors, not their bytes
-    return torch.zeros(1 if kind == "replicas" else world).expand(columns, -1).T
+@lru_cache(None)
+def part(kind: str, world: int, rank: int, columns: int) -> Any:
+    """What a rank holds of a tensor: one row, or all of it. The bytes are not what counts here."""
+    shape = (1,) if kind == "replicas" else (world,)
+    tensor = torch.zeros((*shape, columns))
+    return tensor if kind == "replicas" else rows(tensor, rank, world)
 
 
 def names(tensors: int) -> list[tuple[str, str]]:
@@ -70,8 +70,8 @@ def items_of(kind: str, world: int, tensors: int, rank: int, step: int) -> Items
     """What a rank holds: the tensors, buffers that all have, and a random state of its own."""
     found: dict[str, dict[str, Any]] = {"model": {}, "optimizer": {}}
     for number, (item, name) in enumerate(names(tensors)):
-        tensor = whole(kind, world, number)
-        found[item][name] = tensor if kind == "replicas" else rows(tensor, rank, world)
+        columns = 1 + (number if kind == "shapes" else number % 8)
+        found[item][name] = part(kind, world, rank, columns)
     buffers = {f"buffer_{n}": torch.full((4,), float(step)) for n in range(BUFFERS)}
     # what is counted are steps
     random = encoded({"torch": torch.tensor([rank, step])}, step=step)
@@ -109,14 +109,10 @@ def store(port: int) -> Callable[[], Any]:
     )
 
 
-# what takes part in no test waits
-PATIENCE = Patience(600.0, 3600.0)
-
-
 def coordinate(folder: Path, kind: str, world: int, tensors: int, saves: int, port: int) -> None:
     """The process of rank 0; what it found as lines of JSON."""
     torch.set_num_threads(1)
-    fleet = Fleet(folder, world, store=store(port), ranks=[0], patience=PATIENCE)
+    fleet = Fleet(folder, world, store=store(port), ranks=[0])
     known = fleet.known[0]
     for step in range(1, saves + 1):
         items = items_of(kind, world, tensors, 0, step)
@@ -170,8 +166,6 @@ def _plan(kind: str, world: int, tensors: int, rank: int) -> SavePlan:
 def saved(kind: str, world: int, tensors: int, saves: int) -> list[dict[str, Any]]:
     """What the coordinator found, while all others take part."""
     torch.set_num_threads(1)
-    # so many ranks that look often keep two cores busy
-    exchange._MOST_S = 1.0
     server: Any = dist.TCPStore(  # type: ignore[attr-defined]
         "127.0.0.1", 0, is_master=True, wait_for_workers=False
     )
@@ -184,17 +178,12 @@ def saved(kind: str, world: int, tensors: int, saves: int) -> list[dict[str, Any
             text=True,
         )
         others = range(1, world)
-        fleet = Fleet(
-            Path(folder), world, store=store(server.port), ranks=others, patience=PATIENCE
-        )
-        turns = threading.Semaphore(4)
-
-        def items(rank: int, step: int) -> Items:
-            with turns:
-                return items_of(kind, world, tensors, rank, step)
-
+        fleet = Fleet(Path(folder), world, store=store(server.port), ranks=others)
         for step in range(1, saves + 1):
-            found = fleet.save(step, partial(items, step=step))
+            # so many ranks that look often keep two cores busy
+            with looking_rarely(), manifests_only():
+                items = partial(items_of, kind, world, tensors, step=step)
+                found = fleet.save(step, items)
             failed = [f for f in found.values() if isinstance(f, Exception)]
             if failed:
                 first.kill()
@@ -249,13 +238,15 @@ def main() -> None:
     parser.add_argument("--world", type=int, default=256)
     parser.add_argument("--tensors", type=int, default=3000)
     parser.add_argument("--saves", type=int, default=3)
+    parser.add_argument("--torch", action="store_true", help="its planner, in place of saves")
     args = parser.parse_args()
     found = []
     for kind in args.kinds:
-        for row in [*saved(kind, args.world, args.tensors, args.saves),
-                    by_torch(kind, args.world, args.tensors)]:  # fmt: skip
+        of_kind = kind, args.world, args.tensors
+        for row in [by_torch(*of_kind)] if args.torch else saved(*of_kind, args.saves):
             print(row, file=sys.stderr, flush=True)
             found.append(row)
+    name = "ranks_scale_torch" if args.torch else "ranks_scale"
     about = circumstances(
         {"torch": torch.__version__},
         ranks=args.world,
@@ -264,8 +255,8 @@ def main() -> None:
         time="processor seconds of the coordinator's process, with its own share of the files",
         memory="growth of its resident memory over that before the save",
     )
-    write_json_lines("ranks_scale", about, found)
-    write_markdown("ranks_scale", about, "# Saves of many ranks: the coordinator", table(found))
+    write_json_lines(name, about, found)
+    write_markdown(name, about, "# Saves of many ranks: the coordinator", table(found))
 
 
 if __name__ == "__main__":

@@ -5,19 +5,28 @@ What they hold is made up: parts of tensors that are cut in rows, and whole ones
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 
+from actckpt.checkpoint.digest import Digest, checksum_of
 from actckpt.checkpoint.discovery import Checkpoint
 from actckpt.checkpoint.encoding import Encoded, Shard
 from actckpt.checkpoint.files import Files
+from actckpt.checkpoint.manifest import FileEntry
+from actckpt.checkpoint.names import rank_file, share_file, state_file
+from actckpt.checkpoint.rank_manifest import RankManifest
 from actckpt.checkpoint.snapshot import Snapshot
+from actckpt.sharded import committing, exchange, share_writing
+from actckpt.sharded.assignment import Assignment
 from actckpt.sharded.committing import Known, SaveTogether
 from actckpt.sharded.exchange import Exchange, Patience, Seat
 
@@ -74,15 +83,13 @@ class Fleet:
         *,
         store: Callable[[], Any] | None = None,
         ranks: Sequence[int] | None = None,
-        patience: Patience | None = None,
     ) -> None:
         memory: Any = dist.HashStore()  # type: ignore[attr-defined]
         connect = store or (lambda: memory)
         self.folder = folder
         self.ranks = range(world) if ranks is None else ranks
         self.exchanges = {
-            rank: Exchange(patience or Patience(), Seat(rank, world, connect))
-            for rank in self.ranks
+            rank: Exchange(Patience(), Seat(rank, world, connect)) for rank in self.ranks
         }
         self.known = {rank: Known() for rank in self.ranks}
         self._serial = 0
@@ -119,3 +126,67 @@ class Fleet:
             settled=lambda: None,
             verify="full",
         ).run()
+
+
+@contextmanager
+def looking_rarely() -> Iterator[None]:
+    """Hundreds of ranks that look for messages as often as a few keep every core busy."""
+    with mock.patch.object(exchange, "_MOST_S", 1.0):
+        yield
+
+
+_CONTENT = b"x" * 64
+_WRITTEN: dict[tuple[int, Assignment], str] = {}
+_SAVE = re.compile(r'\n "save": "[0-9a-f]*"')
+
+
+@contextmanager
+def manifests_only() -> Iterator[None]:
+    """Ranks write manifests as they are, and 64 bytes in place of every other file."""
+    with mock.patch.object(committing, "write_share", _stand_in):
+        yield
+
+
+def _stand_in(
+    files: Files,
+    directory: str,
+    what: Snapshot,
+    assignment: Assignment,
+    *,
+    rank: int,
+    save: str,
+    verify: str,
+) -> tuple[None, FileEntry]:
+    digest = Digest()
+    digest.update(_CONTENT)
+    names = [share_file(item, rank) for item in what.items]
+    names += [state_file(rank)] if assignment.trees else []
+    for name in names:
+        Path(directory, name).write_bytes(_CONTENT)
+    body = _WRITTEN.get((rank, assignment))
+    if body is None:
+        skipped = {*assignment.skipped}
+        described: dict[bool, dict[str, Any]] = {False: {}, True: {}}
+        for item, found in what.items.items():
+            for key in found.tensors:
+                name = f"{item}/{key}"
+                entry = share_writing._entry(found, key, share_file(item, rank))
+                if name not in skipped and entry is not None:
+                    described[name in assignment.own][name] = entry
+        share = RankManifest(
+            rank,
+            "",
+            dict.fromkeys(names, FileEntry(len(_CONTENT), digest.checksum)),
+            dict.fromkeys(names, digest.blocks),
+            assignment.trees,
+            described[False],
+            described[True],
+            assignment.without,
+        )
+        body = share.to_bytes().decode().rpartition(',\n "checksum": ')[0]
+        _WRITTEN[rank, assignment] = body
+    body = _SAVE.sub(f'\n "save": "{save}"', body, count=1)
+    text = f'{body},\n "checksum": "{checksum_of(body.encode())}"\n}}\n'.encode()
+    with files.writing(f"{directory}/{rank_file(rank)}") as sink:
+        sink.write(text)
+    return None, FileEntry(sink.written_bytes, sink.checksum)
