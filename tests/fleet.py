@@ -25,10 +25,11 @@ from actckpt.checkpoint.manifest import FileEntry
 from actckpt.checkpoint.names import rank_file, share_file, state_file
 from actckpt.checkpoint.rank_manifest import RankManifest
 from actckpt.checkpoint.snapshot import Snapshot
-from actckpt.sharded import committing, exchange, share_writing
+from actckpt.sharded import committing, share_writing, waiting
 from actckpt.sharded.assignment import Assignment
 from actckpt.sharded.committing import Known, SaveTogether
-from actckpt.sharded.exchange import Exchange, Patience, Seat
+from actckpt.sharded.exchange import Exchange, Seat
+from actckpt.sharded.waiting import Patience
 
 Items = Mapping[str, Encoded]
 
@@ -86,10 +87,14 @@ class Fleet:
     ) -> None:
         memory: Any = dist.HashStore()  # type: ignore[attr-defined]
         connect = store or (lambda: memory)
+
+        def named(prefix: str) -> Any:
+            return dist.PrefixStore(prefix, connect())  # type: ignore[attr-defined]
+
         self.folder = folder
         self.ranks = range(world) if ranks is None else ranks
         self.exchanges = {
-            rank: Exchange(Patience(), Seat(rank, world, connect)) for rank in self.ranks
+            rank: Exchange(Patience(), Seat(rank, world, "fleet", named)) for rank in self.ranks
         }
         self.known = {rank: Known() for rank in self.ranks}
         self._serial = 0
@@ -131,7 +136,7 @@ class Fleet:
 @contextmanager
 def looking_rarely() -> Iterator[None]:
     """Hundreds of ranks that look for messages as often as a few keep every core busy."""
-    with mock.patch.object(exchange, "_MOST_S", 1.0):
+    with mock.patch.object(waiting, "_MOST_S", 1.0):
         yield
 
 

@@ -102,10 +102,10 @@ def test_what_is_told_again_is_small(saved: Saved) -> None:
     sizes: list[int] = []
     call = Exchange._call
 
-    def counting(self: Exchange, call_: Callable[..., Any], *args: Any) -> Any:
+    def counting(self: Exchange, method: str, *args: Any) -> Any:
         if len(args) == 2:
             sizes[-1] += len(args[1])
-        return call(self, call_, *args)
+        return call(self, method, *args)
 
     with mock.patch.object(Exchange, "_call", counting):
         for _ in range(2):
