@@ -25,6 +25,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "largest_batch": {"layers": 1, "width": 32, "budget": "30MB", "limit": 16},
     "absent_gpu": {"layers": 2, "width": 512, "length": 256},
     "killed_and_resumed": {},
+    "ranks_killed_and_resumed": {},
     "hubconf": {},
 }
 # what its output has to say
@@ -36,6 +37,7 @@ SAYS = {
     "largest_batch": r"recomputation fits a batch \d+\.\d times as large",
     "absent_gpu": r"policy auto of LlamaForCausalLM on RTX 4090, estimated",
     "killed_and_resumed": "24 steps, losses equal to the last bit: True",
+    "ranks_killed_and_resumed": "12 steps of 2 ranks, losses equal to the last bit: True",
     "hubconf": "outputs equal to the last bit: True",
 }
 

@@ -95,4 +95,9 @@ def test_each_rank_has_its_own_of_what_is_no_part_of_a_model(ranks: list[Any]) -
 
 def test_what_was_said_in_a_run_before_is_not_heard(ranks: list[Any]) -> None:
     for rank in ranks:
-        assert rank["started_again"] == {"at": 2, "saved": [3, "committed"]}
+        assert rank["started_again"] == {
+            "at 0": 2,
+            "saved 0": [3, "committed"],
+            "at 1": 3,
+            "saved 1": [4, "committed"],
+        }
