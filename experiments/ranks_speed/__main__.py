@@ -102,8 +102,8 @@ def main() -> None:
         about,
         "# Checkpoints of many ranks, beside torch.distributed.checkpoint",
         f"{options.world} ranks save, {options.other} load. Stall: until training goes on. "
-        "Durable: until the state is on the device; ours has read every byte back and verified it by then, "
-        "DCP has synced its files. dd writes as many zeros.",
+        "Durable: until the state is on the device; ours has read every byte back and verified it "
+        "by then, DCP has synced its files. dd writes as many zeros.",
         markdown_table(
             ("", "stall", "durable"),
             [(arm, shown(t["stall_s"]), shown(t["durable_s"])) for arm, t in saved.items()],
