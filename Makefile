@@ -51,6 +51,7 @@ faults: setup
 	$(BIN)/python -m tests.faults --whole
 	$(BIN)/python -m tests.faults.ranks --whole
 	$(BIN)/python -m tests.faults.ranks --whole --world 3
+	$(BIN)/python -m tests.faults.reading
 	ACTCKPT_FAULTS=whole $(BIN)/python -m pytest tests/test_checkpoint_corruption.py tests/test_checkpoint_damage.py
 
 resume: setup

@@ -5,10 +5,12 @@ What they hold is made up: parts of tensors that are cut in rows, and whole ones
 
 from __future__ import annotations
 
+import queue
 import re
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,10 +27,12 @@ from actckpt.checkpoint.manifest import FileEntry
 from actckpt.checkpoint.names import rank_file, share_file, state_file
 from actckpt.checkpoint.rank_manifest import RankManifest
 from actckpt.checkpoint.snapshot import Snapshot
+from actckpt.checkpoint.tensor_file import bytes_of
 from actckpt.sharded import committing, share_writing, waiting
 from actckpt.sharded.assignment import Assignment
 from actckpt.sharded.committing import Known, SaveTogether
 from actckpt.sharded.exchange import Exchange, Seat
+from actckpt.sharded.passing import Parcel
 from actckpt.sharded.waiting import Patience
 
 Items = Mapping[str, Encoded]
@@ -84,6 +88,7 @@ class Fleet:
         *,
         store: Callable[[], Any] | None = None,
         ranks: Sequence[int] | None = None,
+        patience: Patience | None = None,
     ) -> None:
         memory: Any = dist.HashStore()  # type: ignore[attr-defined]
         connect = store or (lambda: memory)
@@ -94,7 +99,8 @@ class Fleet:
         self.folder = folder
         self.ranks = range(world) if ranks is None else ranks
         self.exchanges = {
-            rank: Exchange(Patience(), Seat(rank, world, "fleet", named)) for rank in self.ranks
+            rank: Exchange(patience or Patience(), Seat(rank, world, "fleet", named))
+            for rank in self.ranks
         }
         self.known = {rank: Known() for rank in self.ranks}
         self._serial = 0
@@ -102,11 +108,15 @@ class Fleet:
     def save(self, step: int, items: Callable[[int], Items]) -> dict[int, Checkpoint | Exception]:
         """What every rank got from one save."""
         self._serial += 1
-        found: dict[int, Checkpoint | Exception] = {}
+        return self.each(lambda rank: self.of_rank(rank, step, items(rank)))
+
+    def each(self, work: Callable[[int], Any]) -> dict[int, Any]:
+        """What all ranks get from their part of something, or raise."""
+        found: dict[int, Any] = {}
 
         def one(rank: int) -> None:
             try:
-                found[rank] = self.of_rank(rank, step, items(rank))
+                found[rank] = work(rank)
             except Exception as error:
                 found[rank] = error
 
@@ -195,3 +205,42 @@ def _stand_in(
     with files.writing(f"{directory}/{rank_file(rank)}") as sink:
         sink.write(text)
     return None, FileEntry(sink.written_bytes, sink.checksum)
+
+
+class Post:
+    """What carries blocks from thread to thread, in place of a process group."""
+
+    def __init__(self) -> None:
+        self._here = threading.local()
+        self._queues: dict[tuple[int, int], queue.SimpleQueue[bytes]] = defaultdict(
+            queue.SimpleQueue
+        )
+        self._guard = threading.Lock()
+        # of every message the sender, the receiver and the bytes
+        self.changes: Callable[[int, int, bytes], bytes] = lambda source, to, data: data
+
+    def of(self, rank: int) -> None:
+        """This thread is that rank."""
+        self._here.rank = rank
+
+    def passed(
+        self,
+        sends: Sequence[tuple[Parcel, int]],
+        receives: Sequence[tuple[Parcel, int]],
+        alive: Callable[[], None],
+    ) -> None:
+        """As `actckpt.sharded.passing.passed`."""
+        me = self._here.rank
+        for parcel, rank in sends:
+            data = self.changes(me, rank, bytes(bytes_of(parcel.tensor)))
+            self._between(me, rank).put(data)
+        for parcel, rank in receives:
+            while True:
+                with suppress(queue.Empty):
+                    bytes_of(parcel.tensor)[:] = self._between(rank, me).get(timeout=0.1)
+                    break
+                alive()
+
+    def _between(self, source: int, to: int) -> queue.SimpleQueue[bytes]:
+        with self._guard:
+            return self._queues[source, to]

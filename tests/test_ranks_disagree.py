@@ -71,6 +71,7 @@ def test_what_one_rank_cannot_read_now_is_not_passed_over(ranks: list[Any]) -> N
         assert kind == "CheckpointError"
         assert "timed out" in text
         assert rank["unreadable"]["then"] == 2
+        assert rank["unreadable"]["said"]
 
 
 def test_one_sigterm_ends_one_step(ranks: list[Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from actckpt.checkpoint.digest import BLOCK_BYTES, BLOCK_DIGEST_BYTES, digest_of_block
@@ -17,13 +17,21 @@ class VerifiedFile:
 
     Args:
         blocks: the digests of its blocks.
+        held: by number, blocks that have been read elsewhere; verified here all the same.
 
     Attributes:
         read_bytes: where `read` goes on.
         fetched_bytes: what was read from storage, for whatever was asked.
     """
 
-    def __init__(self, source: Source, where: str, blocks: bytes) -> None:
+    def __init__(
+        self,
+        source: Source,
+        where: str,
+        blocks: bytes,
+        held: Mapping[int, memoryview] | None = None,
+    ) -> None:
+        self._elsewhere = held or {}
         self._source = source
         self._where = where
         self._blocks = blocks
@@ -77,8 +85,11 @@ class VerifiedFile:
 
     def _fetch(self, number: int, into: memoryview) -> None:
         begin = number * BLOCK_BYTES
-        self._source.read_at(begin, into)
-        self.fetched_bytes += len(into)
+        if number in self._elsewhere:
+            into[:] = self._elsewhere[number]
+        else:
+            self._source.read_at(begin, into)
+            self.fetched_bytes += len(into)
         at = number * BLOCK_DIGEST_BYTES
         if digest_of_block(into) != self._blocks[at : at + BLOCK_DIGEST_BYTES]:
             raise CheckpointFormatError(
@@ -89,7 +100,11 @@ class VerifiedFile:
 
 @contextmanager
 def verified_file(
-    files: Files, where: str, entry: FileEntry, blocks: bytes
+    files: Files,
+    where: str,
+    entry: FileEntry,
+    blocks: bytes,
+    held: Mapping[int, memoryview] | None = None,
 ) -> Iterator[VerifiedFile]:
     """A file of a checkpoint, open.
 
@@ -100,4 +115,4 @@ def verified_file(
     """
     with opened(files, where) as source:
         check_source(source, where, entry)
-        yield VerifiedFile(source, where, blocks)
+        yield VerifiedFile(source, where, blocks, held)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,8 @@ from actckpt.resuming.share import Like, Share, read_share
 from actckpt.resuming.shared_directory import SharedDirectory
 from actckpt.resuming.wrapper_prefix import renamed
 from actckpt.sharded.layout import digest_of_tree
+from actckpt.sharded.passing import UnreadError, can_pass
+from actckpt.sharded.reading_once import FilesOnce, ReadingOnce
 
 logger = logging.getLogger("actckpt")
 
@@ -133,28 +135,53 @@ class TogetherChoice:
         path = directory.at(name)
         found: Chosen | None = None
         error: Exception | None = None
+        once = self._once(str(path))
         try:
-            manifest = read_manifest(directory.files, str(path))
-            share = self._share(str(path), manifest)
-            found = Chosen(Checkpoint(path, manifest), share.items, inexact=share.inexact)
+            with nullcontext() if once is None else once.together():
+                manifest = read_manifest(directory.files, str(path))
+                share = self._share(str(path), manifest, once)
+                found = Chosen(Checkpoint(path, manifest), share.items, inexact=share.inexact)
         except Exception as raised:  # the others wait for a word of this rank, whatever it is
             error = raised
-        damaged = isinstance(error, CheckpointFormatError)
-        said = directory.exchange.gather([damaged, "" if error is None else _reason(error)])
+        # of what another rank could not read, that one says why
+        unread = isinstance(error, UnreadError)
+        damaged = unread or isinstance(error, CheckpointFormatError)
+        reason = "" if error is None or unread else _reason(error)
+        said = directory.exchange.gather([damaged, reason])
+        if once is not None:
+            once.forget()
         if error is not None and not damaged:
             raise error
         for rank, (format_error, text) in enumerate(said):
             if text and not format_error:
                 raise CheckpointError(f"{path} cannot be read now, by rank {rank}: {text}")
         reasons = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(said) if text]
+        if unread and not reasons:
+            raise CheckpointError(f"{path} cannot be read now: {error}")
         if not reasons:
             return found, ""
         more = f" (and {len(reasons) - 1} more ranks)" if len(reasons) > 1 else ""
         return None, reasons[0] + more
 
-    def _share(self, path: str, manifest: Manifest) -> Share:
+    def _once(self, path: str) -> ReadingOnce | None:
+        """How ranks read it together; None, and it is said, where they cannot."""
+        files, exchange = self._directory.files, self._directory.exchange
+        if exchange.world_size == 1:
+            return None
+        if not can_pass():
+            logger.info(
+                "actckpt: every rank reads for itself all that it needs of %s: the process group "
+                "carries nothing that lies in the memory of the host; make it with the backend "
+                '"cpu:gloo,cuda:nccl" to have it read once',
+                path,
+            )
+            return None
+        return ReadingOnce(files, path, exchange, next(exchange.readings))
+
+    def _share(self, path: str, manifest: Manifest, once: ReadingOnce | None) -> Share:
         files, exchange = self._directory.files, self._directory.exchange
         if not manifest.world_size:
+            files = files if once is None else FilesOnce(files, once, manifest.files)
             items = renamed(by_names(read_state(files, path)[1]), self._model)
             return Share(cut(items, self._like()))
         return read_share(
@@ -165,6 +192,7 @@ class TogetherChoice:
             world_size=exchange.world_size,
             like=self._like(),
             joined=self._joined,
+            once=once,
         )
 
 

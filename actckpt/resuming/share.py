@@ -12,6 +12,7 @@ from actckpt.checkpoint.rank_manifest import Shares
 from actckpt.checkpoint.united import PER_RANK
 from actckpt.resuming.random_states import other_stream
 from actckpt.sharded.loading import ShareReading
+from actckpt.sharded.reading_once import ReadingOnce
 
 # for (item, name, shape) of a tensor the distributed one that it is cut like
 Like = Callable[[str, str, tuple[int, ...]], Any]
@@ -38,6 +39,7 @@ def read_share(
     world_size: int,
     like: Like,
     joined: Container[str],
+    once: ReadingOnce | None = None,
 ) -> Share:
     """What rank ``rank`` of ``world_size`` takes of a checkpoint, every byte of it verified.
 
@@ -45,14 +47,21 @@ def read_share(
     draws from a stream of its own if those that there were did.
 
     Args:
-        joined: as for `ShareReading`.
+        joined, once: as for `ShareReading`.
 
     Raises:
         CheckpointFormatError: as `verify_files`, of what is read.
     """
     same_world = manifest.world_size == world_size
     reading = ShareReading(
-        files, directory, manifest, rank=rank, like=like, joined=joined, same_world=same_world
+        files,
+        directory,
+        manifest,
+        rank=rank,
+        like=like,
+        joined=joined,
+        same_world=same_world,
+        once=once,
     )
     items = reading.items()
     if same_world:

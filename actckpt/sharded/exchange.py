@@ -69,6 +69,8 @@ class Exchange:
             self._answer_all(seat.store(seat.place))
         else:
             self._hello = Hello(self._call_in_time, seat.store(seat.place), self.rank)
+        # of checkpoints that are read together
+        self.readings = itertools.count()
         self._decisions, self._gatherings = itertools.count(), itertools.count()
         # keys that are in the store by this rank's hand
         self._told: list[str] = []

@@ -20,20 +20,19 @@ from torch.distributed.tensor import DTensor
 from actckpt.checkpoint.decoding import decode
 from actckpt.checkpoint.dtypes import BY_NAME
 from actckpt.checkpoint.files import Files
-from actckpt.checkpoint.manifest import Chunk, Manifest, TensorEntry
+from actckpt.checkpoint.manifest import Manifest, TensorEntry
 from actckpt.checkpoint.names import state_file
 from actckpt.checkpoint.rank_manifest import Shares
-from actckpt.checkpoint.tensor_file import bytes_of, read_slots
 from actckpt.checkpoint.united import PER_RANK, united_items
 from actckpt.checkpoint.verification import (
     as_written,
-    check_slots,
     checked,
     read_shares,
     state_trees,
 )
-from actckpt.checkpoint.verified_file import VerifiedFile, verified_file
 from actckpt.errors import CheckpointFormatError
+from actckpt.sharded.pieces import PiecesOf, Wanted, read_once
+from actckpt.sharded.reading_once import FilesOnce, ReadingOnce
 
 # the distributed tensor of a run that one of an item is to be cut like, if any
 Like = Callable[[str, str, tuple[int, ...]], Any]
@@ -48,6 +47,7 @@ class ShareReading:
             None for a plain one.
         joined: items of which what all ranks had is one state; of any other this rank takes what
             it had, or else what the first had. None is all.
+        once: through which all ranks read this together, every block once; None reads alone.
         same_world: this rank is one of those that saved, and takes nothing that it did not have,
             not even of ``joined``.
 
@@ -66,8 +66,12 @@ class ShareReading:
         like: Like,
         joined: Container[str] | None = None,
         same_world: bool = False,
+        once: ReadingOnce | None = None,
     ) -> None:
-        self._files = files
+        self._once = once
+        self._plain = files
+        self._together = None if once is None else FilesOnce(files, once)
+        self._files = files if self._together is None else self._together
         self._directory = directory
         self._manifest = manifest
         self._rank = rank
@@ -83,6 +87,8 @@ class ShareReading:
         Raises:
             CheckpointFormatError: as `verify_files`, of what is read.
         """
+        if self._together is not None:
+            self._together.fetch(self._manifest.files, self._manifest.files)
         shares = self.shares = read_shares(self._files, self._directory, self._manifest)
         trees = self._trees(shares)
         entries = shares.tensors(self._rank, self._directory)
@@ -110,12 +116,18 @@ class ShareReading:
             r for r in shares.ranks if r not in own and (r.rank == 0 or {*r.trees} - {*PER_RANK})
         ]
         found = []
-        for share in (*own, *others):
-            file = state_file(share.rank)
-            if file in share.files:
-                where = f"{self._directory}/{file}"
-                with checked(self._files, where, share.files[file]) as source:
-                    found.append(state_trees(source, where))
+        entries = {
+            file: share.files[file]
+            for share in (*own, *others)
+            for file in (state_file(share.rank),)
+            if file in share.files
+        }
+        if self._together is not None:
+            self._together.fetch(entries, entries)
+        for file, entry in entries.items():
+            where = f"{self._directory}/{file}"
+            with checked(self._files, where, entry) as source:
+                found.append(state_trees(source, where))
         mine = own[0] if own else shares.ranks[0]
         had = {*shares.ranks[0].trees}.difference(mine.without).union(mine.trees)
         everybodys = () if self._same_world else self._joined
@@ -149,27 +161,28 @@ class ShareReading:
         planner: DefaultLoadPlanner,
     ) -> None:
         chunks = {(name, c.offset): c for name, e in entries.items() for c in e.chunks}
-        by_file: dict[str, list[tuple[ReadItem, Chunk]]] = {}
+        by_file: dict[str, list[Wanted]] = {}
         for item in plan.items:
             chunk = chunks[item.storage_index.fqn, tuple(item.storage_index.offset or ())]
-            by_file.setdefault(chunk.file, []).append((item, chunk))
-        for file, wanted in by_file.items():
-            where = f"{self._directory}/{file}"
-            entry, blocks = shares.file(file)
-            owner = next(r for r in shares.ranks if file in r.files)
-            with verified_file(self._files, where, entry, blocks) as opened, as_written():
-                slots = read_slots(opened, where)
-                tensors = [*owner.tensors.values(), *owner.own.values()]
-                check_slots(slots, file, tensors, where)
-                begins = {slot.name: opened.read_bytes + slot.begin for slot in slots}
-                # in the order in which they lie there, so that each block is fetched once
-                for item, chunk in sorted(wanted, key=lambda w: begins[w[1].name]):
-                    dtype = BY_NAME[entries[item.storage_index.fqn].dtype]
-                    piece = _read_rows(opened, begins[chunk.name], chunk, dtype, item)
-                    target = planner.resolve_tensor(item).detach()
-                    target.copy_(piece)
-                    planner.commit_tensor(item, target)
-                self.fetched_bytes += opened.fetched_bytes
+            dtype = BY_NAME[entries[item.storage_index.fqn].dtype]
+            by_file.setdefault(chunk.file, []).append(Wanted(item, chunk, dtype))
+        pieces = [
+            PiecesOf(self._plain, self._directory, file, shares, wanted)
+            for file, wanted in sorted(by_file.items())
+        ]
+
+        def take(item: ReadItem, piece: torch.Tensor) -> None:
+            target = planner.resolve_tensor(item).detach()
+            target.copy_(piece)
+            planner.commit_tensor(item, target)
+
+        if self._once is not None:
+            read_once(self._once, pieces, take)
+            self.fetched_bytes += self._once.fetched_bytes
+        else:
+            for part in pieces:
+                part.read(None, take)
+        self.fetched_bytes += sum(part.fetched_bytes for part in pieces)
 
 
 def names_in(tree: Any) -> Iterator[str]:
@@ -235,17 +248,3 @@ def _known(entries: Mapping[str, TensorEntry], name: str, where: str) -> TensorE
     if name not in entries:
         raise CheckpointFormatError(f"{where} has no tensor {name}, which its state names")
     return entries[name]
-
-
-def _read_rows(
-    file: VerifiedFile, begin: int, chunk: Chunk, dtype: torch.dtype, item: ReadItem
-) -> torch.Tensor:
-    """The part of a chunk that is wanted: its rows are read, and cut where they are longer."""
-    first, count = (item.storage_offsets[0], item.lengths[0]) if chunk.shape else (0, 1)
-    row = chunk.shape[1:]
-    rows = torch.empty((count, *row) if chunk.shape else (), dtype=dtype)
-    if rows.numel():
-        file.read_at(begin + first * math.prod(row) * dtype.itemsize, bytes_of(rows))
-    for dim in range(1, len(chunk.shape)):
-        rows = rows.narrow(dim, item.storage_offsets[dim], item.lengths[dim])
-    return rows
