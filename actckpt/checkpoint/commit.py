@@ -12,9 +12,10 @@ import torch
 from actckpt.checkpoint.discovery import Checkpoint
 from actckpt.checkpoint.dtypes import name_of
 from actckpt.checkpoint.files import Files, Sink
+from actckpt.checkpoint.frozen_base import FrozenBase, Placed
 from actckpt.checkpoint.manifest import Chunk, FileEntry, Manifest, TensorEntry
 from actckpt.checkpoint.names import MANIFEST, SAVING, step_name, unique
-from actckpt.checkpoint.snapshot import Snapshot, contents, size_bytes, tensor_file
+from actckpt.checkpoint.snapshot import Snapshot, contents, size_bytes, tensor_file, without
 from actckpt.checkpoint.verification import checked, verify_files
 from actckpt.errors import CheckpointError, CheckpointFormatError, CheckpointSaveError
 from actckpt.units import GIGABYTES
@@ -23,12 +24,18 @@ logger = logging.getLogger("actckpt")
 
 
 def commit(
-    files: Files, directory: str, snapshot: Snapshot, *, serial: int, verify: str = "full"
+    files: Files,
+    directory: str,
+    snapshot: Snapshot,
+    *,
+    serial: int,
+    verify: str = "full",
+    base: FrozenBase | None = None,
 ) -> Checkpoint:
     """The checkpoint, durable and verified. The caller holds the lock of ``directory``.
 
     Everything is written and read back in a directory that nobody looks into, which then gets its
-    name in one step. No existing checkpoint is touched.
+    name in one step. No existing checkpoint is touched. Frozen tensors lie beside it before.
 
     What is read back comes from the page cache, as a rule: it shows that every byte was handed
     over right, not that the medium has kept it. Resuming shows that, and `verify` once more.
@@ -36,20 +43,25 @@ def commit(
     Args:
         serial: larger than that of every checkpoint in the directory.
         verify: what is read back, as for `verify_files`.
+        base: of this directory, as it is known from earlier saves.
 
     Raises:
         CheckpointSaveError: nothing was saved.
     """
+    base = FrozenBase(files, directory) if base is None else base
     try:
         name = free_name(files, directory, snapshot.step)
         temporary = f"{directory}/{unique(SAVING, name)}"
         final = f"{directory}/{name}"
-        check_space(files, directory, snapshot)
+        frozen = base.frozen(snapshot)
+        check_space(files, directory, snapshot, base.stored_bytes(snapshot, frozen))
+        placed = base.hold(snapshot, frozen, verify)
         files.make_directory(temporary)
         try:
-            manifest, entry = _write(files, temporary, snapshot, serial)
+            manifest, entry = _write(files, temporary, snapshot, serial, placed)
             files.sync_directory(temporary)
-            verify_files(files, temporary, verify)
+            # what is shared was read back when it was written, or found here
+            verify_files(files, temporary, verify, base_level="manifest")
             files.rename(temporary, final)
         except BaseException:
             abandon(files, temporary)
@@ -73,20 +85,21 @@ def commit(
 
 
 def _write(
-    files: Files, directory: str, snapshot: Snapshot, serial: int
+    files: Files, directory: str, snapshot: Snapshot, serial: int, placed: Placed
 ) -> tuple[Manifest, FileEntry]:
     """What was written, and what the manifest's own file is."""
     entries: dict[str, FileEntry] = {}
     tensors: dict[str, TensorEntry] = {}
     # all are made durable once the last is written: meanwhile the device works on the first
     with ExitStack() as writing:
-        for file, write in contents(snapshot):
+        for file, write in contents(without(snapshot, placed.at)):
             sink = writing.enter_context(files.writing(f"{directory}/{file}"))
             write(sink)
             entries[file] = _entry(sink)
     for item, encoded in snapshot.items.items():
         for key, tensor in encoded.tensors.items():
-            tensors[f"{item}/{key}"] = _tensor_entry(tensor, tensor_file(item), key)
+            at = placed.at.get((item, key), (tensor_file(item), key))
+            tensors[f"{item}/{key}"] = _tensor_entry(tensor, *at)
     manifest = Manifest(
         step=snapshot.step,
         serial=serial,
@@ -97,6 +110,7 @@ def _write(
         versions=snapshot.versions,
         files=entries,
         tensors=tensors,
+        base=placed.files,
     )
     with files.writing(f"{directory}/{MANIFEST}") as sink:
         sink.write(manifest.to_bytes())
@@ -113,13 +127,16 @@ def _tensor_entry(tensor: torch.Tensor, file: str, key: str) -> TensorEntry:
     return TensorEntry(name_of(tensor.dtype), shape, (chunk,))
 
 
-def check_space(files: Files, directory: str, snapshot: Snapshot) -> None:
+def check_space(files: Files, directory: str, snapshot: Snapshot, stored_bytes: int = 0) -> None:
     """Raises where a snapshot is larger than what is free.
+
+    Args:
+        stored_bytes: of it, what is there already.
 
     Raises:
         CheckpointSaveError: it is.
     """
-    needed = size_bytes(snapshot)
+    needed = size_bytes(snapshot) - stored_bytes
     free = files.free_bytes(directory)
     if free < needed:
         raise CheckpointSaveError(

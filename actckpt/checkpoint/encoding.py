@@ -47,12 +47,14 @@ class Shard:
 class Encoded:
     """One item of a state: ``tree`` is JSON data that refers to ``tensors`` by name.
 
-    The tensors are the state's own, not copies; those with an entry in ``shards`` are parts.
+    The tensors are the state's own, not copies; those with an entry in ``shards`` are parts. Those
+    in ``frozen`` may be such as no step changes: True is said to be, of False it is to be seen.
     """
 
     tree: Any
     tensors: dict[str, torch.Tensor]
     shards: Mapping[str, Shard] = field(default_factory=dict)
+    frozen: Mapping[str, bool] = field(default_factory=dict)
 
     @property
     def size_bytes(self) -> int:

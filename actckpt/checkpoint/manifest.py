@@ -1,26 +1,27 @@
 """What a checkpoint consists of: every file with size and checksum, every tensor with its place.
 
 A run of many ranks writes version 2, whose files are the ranks' own manifests; see
-`actckpt.checkpoint.rank_manifest`.
+`actckpt.checkpoint.rank_manifest`. One of frozen tensors writes version 3, which names files
+beside the checkpoint, too; see `actckpt.checkpoint.frozen_base`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from actckpt.checkpoint.digest import FILE_CHECKSUM
 from actckpt.checkpoint.documents import sealed, unsealed
 from actckpt.checkpoint.dtypes import BY_NAME
-from actckpt.checkpoint.names import is_file_name
+from actckpt.checkpoint.names import base_file, is_base_file, is_file_name
 from actckpt.checkpoint.tensor_file import MAX_DIMENSIONS, MAX_SIZE
 from actckpt.errors import CheckpointFormatError
 
 KIND = "manifest"
-# of one process, and of many ranks
-VERSION, RANKS_VERSION = 1, 2
+# of one process, of many ranks, and of one process with frozen tensors beside
+VERSION, RANKS_VERSION, BASE_VERSION = 1, 2, 3
 # some 300 bytes a tensor
 MAX_BYTES = 256_000_000
 
@@ -71,6 +72,7 @@ class Manifest:
         world_size: how many ranks wrote it together; 0 is a process on its own.
         data_bytes: size of all files that the ranks' manifests name.
         save: what tells this save from every other, where there are many ranks.
+        base: files of frozen tensors, as `base_file` calls them, which other checkpoints name, too.
     """
 
     step: int
@@ -85,11 +87,23 @@ class Manifest:
     world_size: int = 0
     data_bytes: int = 0
     save: str = ""
+    base: dict[str, FileEntry] = field(default_factory=dict)
 
     @property
     def size_bytes(self) -> int:
-        """Size of the files, without this manifest."""
+        """Size of the files, without this manifest, and without what other checkpoints share."""
         return self.data_bytes + sum(f.size_bytes for f in self.files.values())
+
+    @property
+    def base_bytes(self) -> int:
+        """Size of the files of frozen tensors."""
+        return sum(f.size_bytes for f in self.base.values())
+
+    @property
+    def in_base(self) -> dict[str, Chunk]:
+        """The tensors in them, by item and name, and where they lie."""
+        firsts = ((name, entry.chunks[0]) for name, entry in self.tensors.items() if entry.chunks)
+        return {name: chunk for name, chunk in firsts if chunk.file in self.base}
 
     def to_bytes(self) -> bytes:
         """The text of the file; `Manifest.from_bytes` reads it back equal."""
@@ -97,10 +111,14 @@ class Manifest:
         data["metrics"] = {k: v if math.isfinite(v) else repr(v) for k, v in self.metrics.items()}
         data["files"] = {k: members(v) for k, v in self.files.items()}
         data["tensors"] = {k: tensor_members(v) for k, v in self.tensors.items()}
+        del data["base"]
         if self.world_size:
             return sealed(KIND, RANKS_VERSION, data)
         for name in ("world_size", "data_bytes", "save"):
             del data[name]
+        if self.base:
+            data["base"] = {k: members(v) for k, v in self.base.items()}
+            return sealed(KIND, BASE_VERSION, data)
         return sealed(KIND, VERSION, data)
 
     @classmethod
@@ -113,8 +131,9 @@ class Manifest:
         Raises:
             CheckpointFormatError: damaged, another version, or a file outside of the checkpoint.
         """
-        data = unsealed(raw, KIND, (VERSION, RANKS_VERSION), where)
+        data = unsealed(raw, KIND, (VERSION, RANKS_VERSION, BASE_VERSION), where)
         many = data["format_version"] == RANKS_VERSION
+        beside = data["format_version"] == BASE_VERSION
         try:
             found = cls(
                 step=count_of(data["step"]),
@@ -129,14 +148,16 @@ class Manifest:
                 world_size=count_of(data["world_size"]) if many else 0,
                 data_bytes=count_of(data["data_bytes"]) if many else 0,
                 save=text_of(data["save"]) if many else "",
+                base=table_of(data["base"], file_of) if beside else {},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointFormatError(
                 f"{where} describes no checkpoint: {error!r}. Use another checkpoint"
             ) from error
         check_files(found.files, where)
+        _check_base(found.base, where)
         for name, tensor in found.tensors.items():
-            check_chunks(name, tensor, found.files, where)
+            check_chunks(name, tensor, {*found.files, *found.base}, where)
             check_whole(name, tensor, where)
         if many and len(found.files) != found.world_size:
             raise CheckpointFormatError(
@@ -157,6 +178,15 @@ def check_files(files: Iterable[str], where: str) -> None:
             raise CheckpointFormatError(
                 f"{where} names a file {name!r}, which is no plain name in its own directory; "
                 "do not trust this checkpoint"
+            )
+
+
+def _check_base(base: Mapping[str, FileEntry], where: str) -> None:
+    for name, entry in base.items():
+        if not is_base_file(name) or name != base_file(entry.checksum):
+            raise CheckpointFormatError(
+                f"{where} names a file of frozen tensors {name!r}, which is not called as its "
+                "checksum; do not trust this checkpoint"
             )
 
 

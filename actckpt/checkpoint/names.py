@@ -16,9 +16,12 @@ DELETING = ".deleting-"
 PINNED = ".pinned-"
 # checkpoints of a run that another one took the place of; nobody deletes them
 SET_ASIDE = "set-aside-"
+# tensors that no step changes, beside the checkpoints that share them
+FROZEN = "frozen-base"
 
 _STEP = re.compile(r"step-(\d{8,18})(?:\.(\d{1,6}))?")
 _JOURNAL = re.compile(r"journal(-\d{5,})?\.jsonl")
+_BASE = re.compile(FROZEN + r"/([0-9a-f]{32})\.safetensors")
 _ITEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 
@@ -40,6 +43,27 @@ def is_file_name(name: str) -> bool:
     """Whether a manifest may name this file: a plain name, in the checkpoint's own directory."""
     stem, _, ending = name.partition(".")
     return is_item_name(stem) and ending in ("safetensors", "json")
+
+
+def base_file(checksum: str) -> str:
+    """What a manifest calls a file of frozen tensors, which has the name of its own checksum."""
+    return f"{FROZEN}/{checksum.rpartition(':')[2]}.safetensors"
+
+
+def is_base_file(name: str) -> bool:
+    """Whether it is one of `base_file`."""
+    return _BASE.fullmatch(name) is not None
+
+
+def path_of(directory: str, file: str) -> str:
+    """Where a file lies that the manifest of the checkpoint in ``directory`` names."""
+    if not is_base_file(file):
+        return f"{directory}/{file}"
+    parent, name = os.path.split(directory)
+    if name.startswith(SAVING) or parse_step_name(name) is not None:
+        return f"{parent or '.'}/{file}"
+    # under another name, such as "." or that of a link
+    return f"{directory}/../{file}"
 
 
 def is_item_name(name: str) -> bool:

@@ -14,12 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actckpt.checkpoint.digest import Digest
 from actckpt.checkpoint.discovery import Checkpoint, Skipped
 from actckpt.checkpoint.documents import sealed, unsealed
-from actckpt.checkpoint.files import PIECE_BYTES, Files
+from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.manifest import FileEntry, Manifest
 from actckpt.checkpoint.names import MANIFEST, SAVING, parse_step_name, step_name, unique
+from actckpt.checkpoint.stored_base import (
+    base_in,
+    compare,
+    fetch_base,
+    needed_bytes,
+    passed,
+    put_base,
+    sweep_base,
+)
 from actckpt.errors import CheckpointError, CheckpointFormatError, CheckpointSaveError
 
 logger = logging.getLogger("actckpt")
@@ -52,6 +60,8 @@ class ObjectStore:
         self.url = url.rstrip("/")
         self._verify = verify
         self._opened: tuple[Any, str] | None = None
+        # files of frozen tensors that were seen to be sound there
+        self._known: set[str] = set()
 
     # ---- reading
 
@@ -89,7 +99,8 @@ class ObjectStore:
         manifest = stored.manifest
         temporary = f"{directory}/{unique(SAVING, stored.name)}"
         try:
-            needed, free = manifest.size_bytes, files.free_bytes(directory)
+            needed = needed_bytes(files, directory, manifest)
+            free = files.free_bytes(directory)
             if free < needed:
                 raise CheckpointError(
                     f"{self.url}/{stored.name} needs {needed} bytes in {directory}; {free} are "
@@ -97,10 +108,11 @@ class ObjectStore:
                 )
             files.make_directory(temporary)
             with self._reached("read") as (fs, root):
+                fetch_base(files, directory, manifest, fs, root)
                 for name, entry in manifest.files.items():
                     with files.writing(f"{temporary}/{name}") as sink:
-                        found = _passed(fs, f"{root}/{stored.name}/{name}", sink.write)
-                    _compare(f"{self.url}/{stored.name}/{name}", found, entry)
+                        found = passed(fs, f"{root}/{stored.name}/{name}", sink.write)
+                    compare(f"{self.url}/{stored.name}/{name}", found, entry)
             with files.writing(f"{temporary}/{MANIFEST}") as sink:
                 sink.write(manifest.to_bytes())
             files.sync_directory(temporary)
@@ -137,9 +149,16 @@ class ObjectStore:
                     # what is in sight is not written anew
                     for file, entry in manifest.files.items():
                         self._check(fs, f"{folder}/{file}", entry)
+                    for file, entry in manifest.base.items():
+                        self._check(fs, f"{root}/{file}", entry)
                     return Stored(name, manifest)
                 protocols = [fs.protocol] if isinstance(fs.protocol, str) else fs.protocol
-                if _BUCKETS.isdisjoint(protocols):
+                buckets = not _BUCKETS.isdisjoint(protocols)
+                run = str(checkpoint.path.parent)
+                put_base(
+                    run, manifest, fs, root, known=self._known, buckets=buckets, check=self._check
+                )
+                if not buckets:
                     fs.makedirs(folder, exist_ok=True)
                 for file, entry in manifest.files.items():
                     fs.put_file(f"{checkpoint.path}/{file}", f"{folder}/{file}")
@@ -157,7 +176,7 @@ class ObjectStore:
 
     def _check(self, fs: Any, path: str, entry: FileEntry) -> None:
         if self._verify == "full":
-            _compare(path, _passed(fs, path), entry)
+            compare(path, passed(fs, path), entry)
         elif fs.info(path)["size"] != entry.size_bytes:
             raise CheckpointFormatError(f"{path} has not the {entry.size_bytes} bytes of the file")
 
@@ -174,6 +193,7 @@ class ObjectStore:
             for path, recursive in ((f"{root}/{name}/{MANIFEST}", False), (f"{root}/{name}", True)):
                 with suppress(FileNotFoundError):
                     fs.rm(path, recursive=recursive)
+            self._sweep(fs, root)
 
     def clean(self) -> None:
         """Deletes what interrupted uploads and deletions left.
@@ -187,6 +207,13 @@ class ObjectStore:
                 if _content(fs, f"{folder}/{MANIFEST}") is None:
                     logger.info("actckpt: removing %s/%s, an unfinished upload", self.url, name)
                     fs.rm(folder, recursive=True)
+            self._sweep(fs, root)
+
+    def _sweep(self, fs: Any, root: str) -> None:
+        if held := base_in(fs, root):
+            left, skipped = self.stored()
+            if not skipped:  # which may name what is shared
+                sweep_base(fs, root, held, [s.manifest for s in left])
 
     # ---- how
 
@@ -252,29 +279,6 @@ def _content(fs: Any, path: str) -> bytes | None:
         return bytes(fs.cat_file(path))
     except FileNotFoundError:
         return None
-
-
-def _passed(fs: Any, path: str, write: Callable[[bytes], object] | None = None) -> tuple[int, str]:
-    """The size and the checksum of an object, which goes by piece by piece."""
-    digest, size = Digest(), 0
-    try:
-        with fs.open(path, "rb", cache_type="readahead") as source:
-            while piece := source.read(PIECE_BYTES):
-                if write is not None:
-                    write(piece)
-                digest.update(piece)
-                size += len(piece)
-    except FileNotFoundError:
-        raise CheckpointFormatError(f"{path} is missing in the store") from None
-    return size, digest.checksum
-
-
-def _compare(where: str, found: tuple[int, str], entry: FileEntry) -> None:
-    if found != (entry.size_bytes, entry.checksum):
-        raise CheckpointFormatError(
-            f"{where} is damaged: {found[0]} bytes of {entry.size_bytes}, or other ones than were "
-            "written"
-        )
 
 
 def _free(name: str, is_free: Callable[[str], bool]) -> str:

@@ -14,7 +14,7 @@ from actckpt.checkpoint.discovery import Checkpoint, checkpoint_at
 from actckpt.checkpoint.dtypes import BY_NAME
 from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.manifest import FileEntry, Manifest, TensorEntry
-from actckpt.checkpoint.names import STATE
+from actckpt.checkpoint.names import STATE, is_base_file, path_of
 from actckpt.checkpoint.tensor_file import read_tensors
 from actckpt.checkpoint.united import united_items
 from actckpt.checkpoint.verification import (
@@ -65,7 +65,7 @@ def read_state(files: Files, directory: str) -> tuple[Manifest, dict[str, Any]]:
     if manifest.world_size:
         return manifest, _read_together(files, directory, manifest)
     entries = [*manifest.tensors.values()]
-    trees, pieces = _read_files(files, directory, manifest.files, entries)
+    trees, pieces = _read_files(files, directory, {**manifest.files, **manifest.base}, entries)
     if STATE not in trees:
         raise missing(f"{directory}/{STATE}", None)
     with as_written():
@@ -100,7 +100,7 @@ def _read_files(
     trees: dict[str, dict[str, Any]] = {}
     pieces: Pieces = {}
     for name, entry in entries.items():
-        where = f"{directory}/{name}"
+        where = path_of(directory, name)
         with checked(files, where, entry) as source:
             if name.endswith(".json"):
                 trees[name] = state_trees(source, where)
@@ -116,11 +116,16 @@ def _decoded(
 ) -> dict[str, Any]:
     """The items of which all files are sound."""
     by_item: dict[str, dict[str, torch.Tensor]] = {item: {} for item in trees}
+    taken: set[tuple[str, str]] = set()
     for name, entry in tensors.items():
         item, _, key = name.partition("/")
         if item not in by_item:
             raise CheckpointFormatError(f"{directory}/{STATE} has no item for tensor {name}")
-        by_item[item][key] = _assembled(entry, pieces, f"{directory}: {name}")
+        found = _assembled(entry, pieces, f"{directory}: {name}")
+        at = [(c.file, c.name) for c in entry.chunks if is_base_file(c.file)]
+        # two tensors of one content lie there once, and are two
+        by_item[item][key] = found.clone() if taken.intersection(at) else found
+        taken.update(at)
     where = f"{directory}/{STATE}"
     return {item: decode(tree, by_item[item], where) for item, tree in trees.items()}
 

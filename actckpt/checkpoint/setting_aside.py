@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from actckpt.checkpoint.discovery import discover
 from actckpt.checkpoint.files import Files
+from actckpt.checkpoint.frozen_files import copy_base, sweep
 from actckpt.checkpoint.names import PINNED, SET_ASIDE, is_journal
 from actckpt.errors import CheckpointError, CheckpointSaveError
 
@@ -32,6 +33,8 @@ def set_aside(files: Files, directory: str) -> str:
             return ""
         folder = _new_folder(files, directory)
         files.sync_directory(directory)
+        # those that were moved and those that were not yet need them
+        copy_base(files, directory, folder)
         for name in names:
             files.rename(f"{directory}/{name}", f"{folder}/{name}")
             if files.status(f"{directory}/{PINNED}{name}") is not None:
@@ -39,6 +42,7 @@ def set_aside(files: Files, directory: str) -> str:
             # new names first: a loss of power between the two leaves one, or both
             files.sync_directory(folder)
             files.sync_directory(directory)
+        sweep(files, directory, ())
         for name in filter(is_journal, files.names(directory)):
             with suppress(OSError):  # no checkpoint needs it
                 files.rename(f"{directory}/{name}", f"{folder}/{name}")

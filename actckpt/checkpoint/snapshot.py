@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from actckpt.checkpoint.digest import Digest
 from actckpt.checkpoint.encoding import Encoded
-from actckpt.checkpoint.manifest import FileEntry
+from actckpt.checkpoint.manifest import FileEntry, Manifest
 from actckpt.checkpoint.names import STATE
 from actckpt.checkpoint.tensor_file import Writable, write_tensors
+from actckpt.checkpoint.tensor_key import key_of
 from actckpt.checkpoint.verification import STATE_VERSION
 
 # of a tensor, in all that describes it
 _ENTRY_BYTES = 400
 # of a file, its last block and what a file system keeps of it
 _BLOCK_BYTES = 16 << 10
+
+# item and name of a tensor
+Where = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,32 @@ def entries(snapshot: Snapshot) -> dict[str, FileEntry]:
         write(tally)
         found[file] = FileEntry(tally.size_bytes, tally.digest.checksum)
     return found
+
+
+def without(snapshot: Snapshot, frozen: Collection[Where]) -> Snapshot:
+    """What goes with a checkpoint whose frozen tensors lie beside it."""
+    if not frozen:
+        return snapshot
+    items = {
+        item: replace(
+            encoded,
+            tensors={k: t for k, t in encoded.tensors.items() if (item, k) not in frozen},
+        )
+        for item, encoded in snapshot.items.items()
+    }
+    return replace(snapshot, items=items)
+
+
+def is_saved_as(snapshot: Snapshot, manifest: Manifest) -> bool:
+    """Whether a checkpoint of one process holds this state; the bytes are hashed where they are."""
+    frozen: dict[Where, str] = {}
+    for name, chunk in manifest.in_base.items():
+        item, _, key = name.partition("/")
+        tensor = snapshot.items[item].tensors.get(key) if item in snapshot.items else None
+        if tensor is None or key_of(tensor) != chunk.name:
+            return False
+        frozen[item, key] = chunk.name
+    return manifest.files == entries(without(snapshot, frozen))
 
 
 class _Tally:

@@ -12,7 +12,7 @@ from actckpt.checkpoint.documents import parsed
 from actckpt.checkpoint.dtypes import BY_NAME, stored_as
 from actckpt.checkpoint.files import Files, Source
 from actckpt.checkpoint.manifest import MAX_BYTES, FileEntry, Manifest, TensorEntry
-from actckpt.checkpoint.names import MANIFEST, rank_file
+from actckpt.checkpoint.names import FROZEN, MANIFEST, is_base_file, path_of, rank_file
 from actckpt.checkpoint.rank_manifest import RankManifest, Shares, check_together
 from actckpt.checkpoint.tensor_file import Slot, read_slots
 from actckpt.errors import CheckpointError, CheckpointFormatError
@@ -42,18 +42,23 @@ def read_manifest(files: Files, directory: str) -> Manifest:
         return Manifest.from_bytes(source.read(source.size_bytes), where)
 
 
-def verify_files(files: Files, directory: str, level: str = "full") -> Manifest:
+def verify_files(
+    files: Files, directory: str, level: str = "full", *, base_level: str | None = None
+) -> Manifest:
     """The manifest of a checkpoint whose files are all there and sound.
 
     Args:
         level: "full" reads every byte; "manifest" only the manifest, and the files' sizes.
+        base_level: of the files that it shares with others; None is ``level``.
 
     Raises:
         CheckpointFormatError: a file is missing, damaged, or no regular file; it is named.
     """
     manifest = read_manifest(files, directory)
     if not manifest.world_size:
-        _verify(files, directory, manifest.files, [*manifest.tensors.values()], level)
+        tensors = [*manifest.tensors.values()]
+        _verify(files, directory, manifest.files, tensors, level)
+        _verify(files, directory, manifest.base, tensors, base_level or level)
         return manifest
     for share in read_shares(files, directory, manifest).ranks:
         verify_share(files, directory, share, level)
@@ -105,7 +110,7 @@ def _verify(
     level: str,
 ) -> None:
     for name, entry in entries.items():
-        where = f"{directory}/{name}"
+        where = path_of(directory, name)
         if level == "full":
             with checked(files, where, entry) as source:
                 if name.endswith(".json"):
@@ -138,7 +143,8 @@ def checked_slots(
 def check_slots(
     slots: Iterable[Slot], file: str, tensors: Iterable[TensorEntry], where: str
 ) -> None:
-    """Raises unless a file holds the chunks that these tensors have there.
+    """Raises unless a file holds the chunks that these tensors have there; one that checkpoints
+    share may hold more.
 
     Raises:
         CheckpointFormatError: it holds others.
@@ -149,6 +155,8 @@ def check_slots(
             if chunk.file == file:
                 expected[chunk.name] = stored_as(BY_NAME[tensor.dtype], chunk.shape)
     found = {slot.name: (slot.code, slot.shape) for slot in slots}
+    if is_base_file(file):
+        found = {name: held for name, held in found.items() if name in expected}
     if found != expected:
         name = min(n for n in found.keys() | expected.keys() if found.get(n) != expected.get(n))
         raise CheckpointFormatError(
@@ -259,10 +267,15 @@ def _unreadable(where: str, error: OSError) -> CheckpointError:
 def missing(where: str, error: OSError | None) -> CheckpointFormatError:
     """That a file which must be there is not, or is no regular file."""
     reason = "there is no such regular file" if error is None else str(error)
+    shared = f" (a checkpoint that is copied needs its run's {FROZEN}, too)"
     return CheckpointFormatError(
         f"{where} cannot be read: {reason}. Use another checkpoint, or restore this file from a "
-        "copy"
+        f"copy{shared if is_base_file(_last_two(where)) else ''}"
     )
+
+
+def _last_two(path: str) -> str:
+    return "/".join(path.split("/")[-2:])
 
 
 def _check_size(where: str, found: int, expected: int) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from actckpt.checkpoint.discovery import checkpoint_at, existing
 from actckpt.checkpoint.files import Files
-from actckpt.checkpoint.names import MANIFEST
+from actckpt.checkpoint.manifest import Manifest
+from actckpt.checkpoint.names import FROZEN, MANIFEST
 from actckpt.checkpoint.verification import read_shares, verify_files
 from actckpt.commands import (
     checkpoint_diff,
@@ -79,7 +80,7 @@ def show_checkpoint(args: argparse.Namespace) -> int:
         files |= {name: entry for share in shares.ranks for name, entry in share.files.items()}
         tensors = shares.tensors(None, str(checkpoint.path))
         written_by = f" of {manifest.world_size} ranks"
-    print(f"{manifest.size_bytes} bytes in {len(files)} files{written_by}")
+    print(f"{manifest.size_bytes} bytes in {len(files)} files{written_by}{_beside(manifest)}")
     if manifest.tag:
         print(f"tag {manifest.tag}")
     print(f"model {manifest.fingerprint} (names, dtypes and shapes of its tensors)")
@@ -87,10 +88,12 @@ def show_checkpoint(args: argparse.Namespace) -> int:
         print(f"metric {name} = {value!r}")
     for name, text in manifest.versions.items():
         print(f"{name} {text}")
-    for file, entry in files.items():
+    for file, entry in {**files, **manifest.base}.items():
         print(f"{file}  {entry.size_bytes} bytes  {entry.checksum}")
+    frozen = manifest.in_base
     for name, tensor in tensors.items():
         parts = f" in {len(tensor.chunks)} parts" if len(tensor.chunks) > 1 else ""
+        parts += " frozen" if name in frozen else ""
         print(f"{name}  {tensor.dtype} {list(tensor.shape)}{parts}")
     return 0
 
@@ -121,8 +124,13 @@ def verify_checkpoints(args: argparse.Namespace) -> int:
         else:
             ranks = f" of {manifest.world_size} ranks" if manifest.world_size else ""
             count = f"{len(manifest.files)} files" if not ranks else "files"
-            print(f"{each.name}: {count}{ranks}, {manifest.size_bytes} bytes, sound")
+            size = f"{manifest.size_bytes} bytes{_beside(manifest)}"
+            print(f"{each.name}: {count}{ranks}, {size}, sound")
     return 1 if failed else 0
+
+
+def _beside(manifest: Manifest) -> str:
+    return f", and {manifest.base_bytes} bytes in {FROZEN}" if manifest.base else ""
 
 
 def _verify_export(path: Path) -> int:

@@ -85,7 +85,8 @@ def _cells(name: str, manifest: Manifest, pinned: bool) -> list[str]:
     return [
         name,
         saved_at(manifest),
-        format_bytes(manifest.size_bytes),
+        format_bytes(manifest.size_bytes)
+        + (f" + {format_bytes(manifest.base_bytes)} frozen" if manifest.base else ""),
         "pinned" if pinned else "",
         manifest.tag,
         metrics,

@@ -11,6 +11,7 @@ from typing import Any
 
 from actckpt.checkpoint.discovery import existing
 from actckpt.checkpoint.files import Files
+from actckpt.checkpoint.frozen_files import sweep
 from actckpt.checkpoint.journal_file import cut_back
 from actckpt.checkpoint.lock import DirectoryLock
 from actckpt.checkpoint.retention import Keep, clean, retire
@@ -96,6 +97,8 @@ def _prune(files: Files, directory: str, keep: Keep, *, dry: bool) -> None:
     if doomed and not dry:
         retire(files, directory, doomed)
         left = [c for c in found.checkpoints if c.path in kept]
+        if not found.skipped:  # which may name what they share
+            sweep(files, directory, [c.manifest for c in left])
         serials = frozenset(c.manifest.serial for c in left)
         cut_back(files, directory, min(c.step for c in left), serials)
     verb = "would be deleted" if dry else "deleted"

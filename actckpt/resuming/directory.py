@@ -9,6 +9,8 @@ from collections import Counter
 from actckpt.checkpoint.commit import commit
 from actckpt.checkpoint.discovery import Checkpoint, Found, discover, newest_of
 from actckpt.checkpoint.files import Files
+from actckpt.checkpoint.frozen_base import FrozenBase
+from actckpt.checkpoint.frozen_files import sweep
 from actckpt.checkpoint.lock import DirectoryLock
 from actckpt.checkpoint.names import PINNED
 from actckpt.checkpoint.retention import Keep, clean, retire
@@ -64,6 +66,9 @@ class RunDirectory:
         self._seen: set[str] = set()
         # the largest seen: one that cannot be read for a moment must not be taken for older
         self.serial = 0
+        # of entries that were found last, whether one cannot be read, and may name what it shares
+        self._unread = False
+        self._base = FrozenBase(files, path)
         self._lock: DirectoryLock | None = None
         self._warned = False
         self.journal = JournalWriter(files, path)
@@ -76,6 +81,7 @@ class RunDirectory:
         """The checkpoints newest first, and what is named as one and cannot be used."""
         found = discover(self.files, self.path)
         self._seen = {c.path.name for c in found.checkpoints}
+        self._unread = bool(found.skipped)
         self.serial = max([self.serial, *(c.manifest.serial for c in found.checkpoints)])
         return found
 
@@ -158,7 +164,14 @@ class RunDirectory:
         self._untidy = True
         if not self._beside:
             self.journal.saving(self.serial + 1, snapshot.step)
-        made = commit(self.files, self.path, snapshot, serial=self.serial + 1, verify=self._verify)
+        made = commit(
+            self.files,
+            self.path,
+            snapshot,
+            serial=self.serial + 1,
+            verify=self._verify,
+            base=self._base,
+        )
         self._untidy = False
         self.serial += 1
         self._own.add(made.path.name)
@@ -184,7 +197,7 @@ class RunDirectory:
         if doomed:
             self._warn_of_unreported(checkpoints)
         try:
-            self._delete(doomed)
+            self._delete(doomed, [c for c in checkpoints if c not in doomed])
         except OSError as error:
             self._untidy = True
             logger.warning("actckpt: an old checkpoint could not be deleted: %s", error)
@@ -197,8 +210,11 @@ class RunDirectory:
                 frozenset(c.manifest.serial for c in left),
             )
 
-    def _delete(self, doomed: list[Checkpoint]) -> None:
+    def _delete(self, doomed: list[Checkpoint], left: list[Checkpoint]) -> None:
+        """Checkpoints, and the frozen tensors that only they have named."""
         retire(self.files, self.path, doomed)
+        if not self._unread:
+            sweep(self.files, self.path, [c.manifest for c in left])
 
     def _warn_of_unreported(self, checkpoints: tuple[Checkpoint, ...]) -> None:
         """Says once that nothing is kept for being best: no checkpoint says how good it is."""

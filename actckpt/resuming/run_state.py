@@ -37,6 +37,7 @@ from actckpt.resuming.plans import gather_inner_plans, gather_plans, put_all_pla
 from actckpt.resuming.random_states import lost_random_states
 from actckpt.resuming.resumed import version_differences
 from actckpt.resuming.settings import setting_notes
+from actckpt.resuming.untrained import with_frozen
 from actckpt.resuming.wrapper_prefix import renamed, unwrapped
 from actckpt.versions import versions
 
@@ -171,7 +172,8 @@ class RunState:
             name: encode(state, name, sharded=self._ranked) for name, state in states.items()
         }
         encoded["left-out"] = encode(self._left_out.item(encoded, self._numbered), "left-out")
-        return encoded
+        # what many ranks hold is written whole, each its share
+        return encoded if self._ranked else with_frozen(encoded, self._objects)
 
     def _numbered(self, name: str, optimizer: Any, state: Any) -> Any:
         """The state of an optimizer as its own code gives and takes it."""

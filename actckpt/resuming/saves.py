@@ -10,8 +10,7 @@ from functools import partial
 from typing import Any
 
 from actckpt.checkpoint.discovery import Checkpoint
-from actckpt.checkpoint.manifest import FileEntry
-from actckpt.checkpoint.snapshot import Snapshot, entries
+from actckpt.checkpoint.snapshot import Snapshot, entries, is_saved_as
 from actckpt.errors import CheckpointSaveError, CheckpointUnknownError
 from actckpt.resuming.places import Place, Places
 from actckpt.resuming.progress import Progress
@@ -168,12 +167,12 @@ class Saves:
         if isinstance(saved, Saving):
             if saved.error is not None:
                 return self._raises  # it is still to be raised, or was said
-            known: Mapping[str, FileEntry] = saved.entries()
+            same = saved.entries() == entries(self.snapshot(tag))
             made = saved.checkpoint
         else:
-            known = saved.manifest.files
+            same = is_saved_as(self.snapshot(tag), saved.manifest)
             made = saved
-        if known != entries(self.snapshot(tag)):
+        if not same:
             return False
         return made is None or self._saver.is_sound(made)
 

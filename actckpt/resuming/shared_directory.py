@@ -165,9 +165,9 @@ class SharedDirectory(RunDirectory):
         self._retire((made, *found))
         return made
 
-    def _delete(self, doomed: list[Checkpoint]) -> None:
+    def _delete(self, doomed: list[Checkpoint], left: list[Checkpoint]) -> None:
         if self.exchange.is_coordinator:
-            super()._delete(doomed)
+            super()._delete(doomed, left)
 
     def pin(self, step: int, pinned: bool) -> None:
         """As `RunDirectory.pin`; the coordinator does it, every rank calls it."""
