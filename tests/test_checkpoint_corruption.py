@@ -298,8 +298,8 @@ def test_states_that_describe_nothing(name: str, checkpoint: Path) -> None:
 def test_another_format_version_is_told_from_damage(checkpoint: Path) -> None:
     path = checkpoint / "manifest.json"
     data = json.loads(path.read_bytes())
-    path.write_bytes(sealed("manifest", 3, {"anything": data["step"]}))
-    with pytest.raises(CheckpointFormatError, match="version 3; this actckpt reads"):
+    path.write_bytes(sealed("manifest", 5, {"anything": data["step"]}))
+    with pytest.raises(CheckpointFormatError, match="version 5; this actckpt reads"):
         read_state(Files(), str(checkpoint))
     path.write_bytes(b'{\n "format": "actckpt.manifest",\n "format_version": 4,\n "new": 1}')
     with pytest.raises(

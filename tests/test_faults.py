@@ -25,7 +25,17 @@ from tests.faults.tally import Tally
 from tests.system_calls import NAMES, Watched
 
 ROOT = Path(__file__).parent.parent
-SCENES = ("next", "first", "thread", "due", "two at a time", "asked for", "pins")
+SCENES = (
+    "next",
+    "first",
+    "thread",
+    "due",
+    "two at a time",
+    "asked for",
+    "pins",
+    "frozen",
+    "frozen due",
+)
 SCANS = ("killed", "errors", "power lost", "killed, then power lost")
 
 

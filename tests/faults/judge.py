@@ -9,21 +9,21 @@ from pathlib import Path
 import actckpt
 from actckpt.checkpoint.discovery import Checkpoint, discover
 from actckpt.checkpoint.files import Files
-from actckpt.checkpoint.names import DELETING, PINNED, SAVING
+from actckpt.checkpoint.names import DELETING, FROZEN, PINNED, SAVING
 from actckpt.checkpoint.reading import read_state
 from tests.faults.saying import Acted
-from tests.faults.scenario import KEPT, advance, objects, saved_state, state, states
+from tests.faults.scenario import KEPT, Before, advance, objects, saved_state, state, states
 from tests.test_checkpoint_encoding import same
 
 
-def violations(directory: Path, acted: Acted, known: tuple[int, ...]) -> list[str]:
+def violations(directory: Path, acted: Acted, known: Before) -> list[str]:
     """What is wrong with a directory; leaves it one checkpoint richer.
 
     Args:
-        known: steps of the checkpoints that were there before.
+        known: what was there before.
     """
     try:
-        return [*_said(acted), *_found(directory, acted, known), *_goes_on(directory, acted)]
+        return [*_said(acted), *_found(directory, acted, known), *_goes_on(directory, acted, known)]
     except (actckpt.ActckptError, OSError) as error:
         return [f"the next process fails: {error}"]
 
@@ -43,21 +43,21 @@ def _said(acted: Acted) -> Iterator[str]:
             yield f"that step {step} was not saved is said too late"
 
 
-def _found(directory: Path, acted: Acted, known: tuple[int, ...]) -> Iterator[str]:
+def _found(directory: Path, acted: Acted, known: Before) -> Iterator[str]:
     found = discover(Files(), str(directory))
     yield from (f"{s.name} is in sight and no checkpoint: {s.reason}" for s in found.skipped)
     for checkpoint in found.checkpoints:
-        yield from _holds_its_step(checkpoint)
+        yield from _holds_its_step(checkpoint, known)
     steps = [c.step for c in found.checkpoints]
     newest = steps[0] if steps else 0
     if steps != sorted(steps, reverse=True):
         yield f"newest first the checkpoints are of steps {steps}"
-    if newest not in (max(known, default=0), *acted.begun):
+    if newest not in (max(known.steps, default=0), *acted.begun):
         yield f"the newest checkpoint is of step {newest}, not of the last or a new one"
     for step in acted.claimed:
         if newest < step:
             yield f"step {step} was said to be saved; the newest is {newest}"
-    for step in {*known, *acted.claimed} - {*steps}:
+    for step in {*known.steps, *acted.claimed} - {*steps}:
         if sum(s > step for s in steps) < KEPT:
             yield f"step {step} is lost; there are {steps}"
     pinned = {c.step: c.pinned for c in found.checkpoints}
@@ -68,7 +68,7 @@ def _found(directory: Path, acted: Acted, known: tuple[int, ...]) -> Iterator[st
             yield f"step {step} is still pinned"
 
 
-def _holds_its_step(checkpoint: Checkpoint) -> Iterator[str]:
+def _holds_its_step(checkpoint: Checkpoint, known: Before) -> Iterator[str]:
     """Reads every byte; what is saved must be the state of that very step, and of no later one."""
     try:
         _, items = read_state(Files(), str(checkpoint.path))
@@ -76,23 +76,25 @@ def _holds_its_step(checkpoint: Checkpoint) -> Iterator[str]:
         yield str(error)
         return
     step = checkpoint.step
-    if not same(saved_state(items), states()[step]) or checkpoint.metrics != {"loss": 1.0 / step}:
+    if not same(saved_state(items), states(known.frozen)[step]) or checkpoint.metrics != {
+        "loss": 1.0 / step
+    }:
         yield f"{checkpoint.path.name} holds another state than that of its step"
 
 
-def _goes_on(directory: Path, acted: Acted) -> Iterator[str]:
+def _goes_on(directory: Path, acted: Acted, known: Before) -> Iterator[str]:
     """Resumes as the next process would, bit for bit, saves, and looks at what is left lying."""
-    made = objects()
+    made = objects(frozen=known.frozen)
     with actckpt.Checkpointer(directory, **made, every=None, keep_last=KEPT) as run:
         newest = max((c.manifest.serial, c.step) for c in run.list())[1] if run.list() else 0
         run.resume()
         if run.step_count != newest:
             yield f"the next process resumes step {run.step_count}, not the newest"
-        if not same(state(made), states()[run.step_count]):
+        if not same(state(made), states(known.frozen)[run.step_count]):
             yield f"step {run.step_count} is resumed in another state"
         advance(run, made)
         run.save()
-        if not same(state(made), states()[run.step_count]):
+        if not same(state(made), states(known.frozen)[run.step_count]):
             yield f"step {run.step_count} comes out in another state"
         left = run.list()
     if run.verified.difference is not None:
@@ -106,3 +108,6 @@ def _goes_on(directory: Path, acted: Acted) -> Iterator[str]:
     rest = [n for n in os.listdir(directory) if n.startswith((SAVING, DELETING, PINNED))]
     if {*rest} - marks:
         yield f"left lying: {rest}"
+    named = {file for c in left for file in c.manifest.base}
+    if (found := {str(p.relative_to(directory)) for p in directory.glob(f"{FROZEN}/*")}) != named:
+        yield f"checkpoints name {sorted(named)}, and there are {sorted(found)}"

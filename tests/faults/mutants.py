@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.faults import background_mutants as background
+from tests.faults import base_mutants as bases
 from tests.faults import pin_mutants as pins
 from tests.faults import write_mutants as writes
 
@@ -53,4 +54,7 @@ MUTANTS = {
     ),
     "pins overlooked": Mutant(pins.pins_overlooked, "left lying: ['.pinned-", "pins"),
     "no fsync of pins": Mutant(pins.no_fsync_of_pins, "was pinned, and is not", "pins"),
+    "base deleted first": Mutant(bases.base_deleted_first, "is lost", "frozen"),
+    "base never deleted": Mutant(bases.base_never_deleted, "checkpoints name", "frozen"),
+    "no fsync of the base": Mutant(bases.no_fsync_of_the_base, "cannot be read", "frozen"),
 }

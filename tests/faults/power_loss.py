@@ -13,6 +13,7 @@ from tests.faults.judge import violations
 from tests.faults.place import empty_place
 from tests.faults.recording import Recording, apply, out_of_order
 from tests.faults.saying import Acted
+from tests.faults.scenario import Before
 from tests.faults.scene import RUN, Scene
 from tests.faults.survivors import FIXED, at_random, write_out
 from tests.faults.tally import Tally
@@ -67,7 +68,7 @@ def lose_power_later(scene: Scene, calls: Iterable[int], parts: int, tally: Tall
         _crashes(f"killed before call {at}", disk, recording, start, scene.known, parts, tally)
 
 
-def survives(disk: Disk, recording: Recording, known: tuple[int, ...]) -> list[str]:
+def survives(disk: Disk, recording: Recording, known: Before) -> list[str]:
     """What is wrong with what is left if power is lost once the process has ended."""
     apply(disk, recording.events)
     return _judged(FIXED[0].left(disk.root), recording.acted(), known)
@@ -78,7 +79,7 @@ def _crashes(
     disk: Disk,
     recording: Recording,
     start: int,
-    known: tuple[int, ...],
+    known: Before,
     parts: int,
     tally: Tally,
 ) -> None:
@@ -99,7 +100,7 @@ def _crashes(
             tally.add(lost, 1, judged[key])
 
 
-def _judged(left: dict[str, bytes | None], acted: Acted, known: tuple[int, ...]) -> list[str]:
+def _judged(left: dict[str, bytes | None], acted: Acted, known: Before) -> list[str]:
     with empty_place() as place:
         write_out(left, place)
         return violations(place / RUN, acted, known)

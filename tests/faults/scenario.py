@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 import actckpt
-from actckpt.checkpoint.names import DELETING, SAVING
+from actckpt.checkpoint.names import DELETING, FROZEN, SAVING
 
 KEPT = 2
 # steps that a sound run has made
@@ -20,19 +21,37 @@ LAST = 3
 LONGEST = LAST + 2 + 2 + 1
 
 
-def objects(seed: int = 0) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What a process finds: steps of the checkpoints, and whether most of the model is frozen."""
+
+    steps: tuple[int, ...] = ()
+    frozen: bool = False
+
+
+def objects(seed: int = 0, *, frozen: bool = False) -> dict[str, Any]:
     """Arguments of a Checkpointer."""
     torch.manual_seed(seed)
-    model = nn.Linear(40, 3)
-    return {"model": model, "optimizer": torch.optim.AdamW(model.parameters(), lr=0.01)}
+    model: nn.Module = nn.Linear(40, 3)
+    trained = [*model.parameters()]
+    if frozen:
+        model = nn.Sequential(nn.Linear(40, 40).requires_grad_(False), model)
+    return {"model": model, "optimizer": torch.optim.AdamW(trained, lr=0.01)}
 
 
 def update(made: dict[str, Any]) -> None:
-    """An optimizer step, which depends on nothing but the state and changes all of it."""
-    for p in made["model"].parameters():
+    """An optimizer step, which depends on nothing but the state and changes all of it; what is
+    frozen is changed by hand with every third.
+    """
+    optimizer = made["optimizer"]
+    for p in optimizer.param_groups[0]["params"]:
         p.grad = torch.randn_like(p)
-    made["optimizer"].step()
-    made["optimizer"].zero_grad()
+    optimizer.step()
+    optimizer.zero_grad()
+    if int(optimizer.state[p]["step"]) % LAST == 0:
+        for p in made["model"].parameters():
+            if not p.requires_grad:
+                p.data += 1  # behind the back of whoever counts versions
 
 
 def advance(run: actckpt.Checkpointer, made: dict[str, Any]) -> None:
@@ -54,10 +73,10 @@ def saved_state(items: dict[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def states() -> tuple[dict[str, Any], ...]:
+def states(frozen: bool) -> tuple[dict[str, Any], ...]:
     """The states after 0, 1, … steps, however often the run was interrupted."""
     with torch.random.fork_rng():
-        made = objects()
+        made = objects(frozen=frozen)
         run = actckpt.Checkpointer("never written", **made, every=None)
         found = [state(made)]
         for _ in range(LONGEST):
@@ -66,9 +85,9 @@ def states() -> tuple[dict[str, Any], ...]:
     return tuple(found)
 
 
-def prepare(directory: Path) -> None:
+def prepare(directory: Path, *, frozen: bool = False) -> None:
     """A run of `LAST` steps, with checkpoints to retire and what killed processes left lying."""
-    made = objects()
+    made = objects(frozen=frozen)
     with actckpt.Checkpointer(directory, **made, every=None, keep_last=KEPT) as run:
         for step in range(1, LAST + 1):
             advance(run, made)
@@ -80,3 +99,6 @@ def prepare(directory: Path) -> None:
         left = directory / f"{prefix}step-00000009-1-a"
         left.mkdir()
         (left / "model.safetensors").write_bytes(b"half of it")
+    if frozen:
+        for name in (f"{SAVING}base-1-a", f"{'0' * 32}.safetensors"):
+            (directory / FROZEN / name).write_bytes(b"half of it")

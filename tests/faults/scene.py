@@ -16,7 +16,7 @@ from tests.faults import acts
 from tests.faults.acts import Act
 from tests.faults.place import empty_place
 from tests.faults.saying import Acted
-from tests.faults.scenario import LAST, prepare
+from tests.faults.scenario import LAST, Before, prepare
 from tests.system_calls import Call, Make, Watched
 
 RUN = "run"
@@ -29,17 +29,19 @@ class Scene:
     Args:
         sound: the directory that it finds, None for none.
         resumes_as_others: what it does before it has resumed, another scene's process does too.
+        frozen: whether most of the model is.
     """
 
     name: str
     sound: Path | None
     act: Act = acts.AT_ONCE
     resumes_as_others: bool = False
+    frozen: bool = False
 
     @property
-    def known(self) -> tuple[int, ...]:
-        """Steps of the checkpoints that are there before."""
-        return () if self.sound is None else tuple(range(1, LAST + 1))
+    def known(self) -> Before:
+        """What is there before."""
+        return Before(() if self.sound is None else tuple(range(1, LAST + 1)), self.frozen)
 
     @contextmanager
     def place(self) -> Iterator[Path]:
@@ -81,6 +83,8 @@ def scenes() -> Iterator[tuple[Scene, ...]]:
         patch.setattr(files, "WRITE_BACK_BYTES", 512)
         sound = place / RUN
         prepare(sound)
+        frozen = place / "frozen"
+        prepare(frozen, frozen=True)
         others = {
             "thread": acts.IN_A_THREAD,
             "due": acts.DUE,
@@ -92,4 +96,6 @@ def scenes() -> Iterator[tuple[Scene, ...]]:
             Scene("next", sound),
             Scene("first", None),
             *(Scene(name, sound, act, resumes_as_others=True) for name, act in others.items()),
+            Scene("frozen", frozen, acts.FROZEN_AT_ONCE, resumes_as_others=True, frozen=True),
+            Scene("frozen due", frozen, acts.FROZEN_DUE, resumes_as_others=True, frozen=True),
         )

@@ -22,12 +22,15 @@ class Trainer:
     """A run, and what its user knows of its saves.
 
     Args:
+        frozen: as for `objects`.
         how: further arguments of the Checkpointer.
     """
 
-    def __init__(self, directory: Path, files: Files, say: Say, **how: Any) -> None:
+    def __init__(
+        self, directory: Path, files: Files, say: Say, *, frozen: bool = False, **how: Any
+    ) -> None:
         self._held = Held(files.calls)
-        self._made = objects()
+        self._made = objects(frozen=frozen)
         self._say = say
         # begun, and neither known to be made nor to have failed
         self._open: list[int] = []

@@ -52,9 +52,9 @@ def delete_before_commit(mp: Patch) -> None:
     """Room is made for the new checkpoint first."""
     check = commit.check_space
 
-    def deleting(fs: Files, directory: str, snapshot: Snapshot) -> None:
+    def deleting(fs: Files, directory: str, snapshot: Snapshot, stored_bytes: int) -> None:
         retention.retire(fs, directory, discover(fs, directory).checkpoints)
-        check(fs, directory, snapshot)
+        check(fs, directory, snapshot, stored_bytes)
 
     mp.setattr(commit, "check_space", deleting)
 
