@@ -303,7 +303,7 @@ def test_another_format_version_is_told_from_damage(checkpoint: Path) -> None:
         read_state(Files(), str(checkpoint))
     path.write_bytes(b'{\n "format": "actckpt.manifest",\n "format_version": 4,\n "new": 1}')
     with pytest.raises(
-        CheckpointFormatError, match="version 4; this actckpt reads version 1 and 2"
+        CheckpointFormatError, match="version 4; this actckpt reads version 1 and 2 and 3"
     ):
         read_state(Files(), str(checkpoint))
 
