@@ -49,10 +49,12 @@ docs: setup
 
 faults: setup
 	$(BIN)/python -m tests.faults --whole
-	$(BIN)/python -m tests.faults.ranks --whole
-	$(BIN)/python -m tests.faults.ranks --whole --world 3
+	$(BIN)/python -m tests.faults.ranks --whole --jobs 4
+	$(BIN)/python -m tests.faults.ranks --whole --jobs 4 --world 3
 	$(BIN)/python -m tests.faults.reading
-	ACTCKPT_FAULTS=whole $(BIN)/python -m pytest tests/test_checkpoint_corruption.py tests/test_checkpoint_damage.py
+	ACTCKPT_FAULTS=whole $(BIN)/python -m pytest tests/test_checkpoint_corruption.py \
+		tests/test_checkpoint_damage.py tests/test_drawn_meshes.py tests/test_ranks_disk.py \
+		tests/test_ranks_turned.py
 
 resume: setup
 	ACTCKPT_RESUME=1 $(BIN)/python -m pytest tests/test_resume.py

@@ -10,8 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,50 +27,8 @@ from actckpt.resuming.staging import Staging, StagingSet
 from actckpt.sharded import committing, exchange, share_writing, waiting
 from actckpt.sharded.exchange import Exchange
 from tests.ranked import group
-
-# of what is not to be waited for; a rank that waits for it is found by its time
-PATIENT, SHORT = "40s", "6s"
-
-
-def begun(at: Path, timeout: str = PATIENT, **options: Any) -> Any:
-    """A run of a tiny model, resumed."""
-    torch.manual_seed(0)
-    model = nn.Linear(3, 3)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    options = {"every": 1, "on_sigterm": None, "keep_last": None, **options}
-    run = actckpt.Checkpointer(
-        at, model=model, optimizer=optimizer, rank_timeout=timeout, **options
-    )
-    run.resume()
-    return run
-
-
-def step(run: Any, **metrics: float) -> None:
-    """One of both ranks, and what it began."""
-    run.step(metrics=metrics)
-    run._saver.wait()
-    dist.barrier()
-
-
-def verdict(run: Any) -> list[Any]:
-    """Of the save that ended last."""
-    last = run.last_save
-    return [last.step, last.verdict]
-
-
-def steps(at: Path) -> list[int]:
-    """What there is of the run."""
-    return sorted(int(p.name[5:13]) for p in at.glob("step-*"))
-
-
-@contextmanager
-def failing(here: bool, target: Any, name: str, error: Exception) -> Iterator[None]:
-    """On this rank a function fails."""
-    if not here:
-        yield
-        return
-    with mock.patch.object(target, name, side_effect=error):
-        yield
+from tests.ranked_mistakes import disks, folders, in_other_calls, stopped
+from tests.ranked_steps import SHORT, begun, failing, step, steps, verdict
 
 
 def saves_apart(folder: Path, rank: int) -> dict[str, Any]:
@@ -305,23 +262,27 @@ SCENARIOS: dict[str, Callable[[Path, int], dict[str, Any]]] = {
         asked_to_end,
         own_items,
         started_again,
+        disks,
+        stopped,
+        in_other_calls,
+        folders,
     )
 }
 
 
-def main(folder: Path, rank: int) -> None:
-    """Runs every scenario, and writes what came of it."""
+def main(folder: Path, names: str, rank: int) -> None:
+    """Runs some scenarios, or ``all``, and writes what came of them."""
     torch.set_num_threads(1)
     found = {}
     with group(folder, "all", rank, 2):
-        for name, scenario in SCENARIOS.items():
+        for name in SCENARIOS if names == "all" else names.split(","):
             (folder / name).mkdir(exist_ok=True)
-            found[name] = scenario(folder / name, rank)
+            found[name] = SCENARIOS[name](folder / name, rank)
             dist.barrier()
-    if not rank:
+    if not rank and "own_items" in found:
         found["without_others"] = without_others(folder)
-    (folder / f"all-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+    (folder / f"{names}-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

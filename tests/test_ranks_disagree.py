@@ -102,3 +102,89 @@ def test_what_was_said_in_a_run_before_is_not_heard(ranks: list[Any]) -> None:
             "at 1": 3,
             "saved 1": [4, "committed"],
         }
+
+
+@pytest.mark.parametrize("victim", [1, 0])
+@pytest.mark.parametrize("what", ["full", "read-only"])
+def test_the_disk_of_one_rank_costs_one_save(ranks: list[Any], what: str, victim: int) -> None:
+    reasons = {"full": "No space left on device", "read-only": "Read-only file system"}
+    name = what if victim else f"{what} of the first"
+    for rank in ranks:
+        failed, reason, then, made, there = rank["disks"][name]
+        assert failed == [2, "failed"]
+        assert reasons[what] in reason
+        assert "step 2 could not be saved" in reason
+        assert ("rank 1: " in reason) == bool(victim)
+        assert then == [3, "committed"]
+        assert made == 3
+        assert there == [1, 3]
+
+
+def test_a_rank_that_is_stopped_in_a_save_comes_back_to_the_next(ranks: list[Any]) -> None:
+    first, second = (rank["stopped"] for rank in ranks)
+    assert first["steps"] == second["steps"]
+    for rank in (first, second):
+        step, verdict, reason = rank["during"]
+        assert verdict == "failed"
+        assert step not in rank["steps"]
+        assert "was not heard of for 2 s: it was killed or stopped" in reason
+        assert rank["first"][1] == rank["last"][1] == "committed"
+        assert {rank["first"][0], rank["last"][0]} <= {*rank["steps"]}
+
+
+def test_a_call_of_one_rank_alone_is_no_answer_to_another(ranks: list[Any]) -> None:
+    for rank in (rank["in_other_calls"] for rank in ranks):
+        assert rank["restored"] == rank["again"] == 2
+        assert rank["pinned"] == ["00000001", "00000002"]
+        assert "rank 0 is in resume() and rank 1 is in restore(1)" in rank["apart"]
+        # of steps 2, 4, 6 and 3, 6 the last comes too late: rank 0 has given it up
+        step, verdict, reason = rank["saved"]
+        assert (step, verdict) == (6, "failed")
+        assert "rank 0 is in a save of step 4 and rank 1 is in a save of step 6" in reason
+        assert rank["then"] == 6
+
+
+MISTAKES = {
+    "no files of rank 1": "rank-00001.json cannot be read: [Errno 2]",
+    "share of another save": "rank-00001.json is damaged",
+    "vouched for": "of another save; files of different checkpoints may have been mixed",
+    "newer root": "has manifest format version 99; this actckpt reads version 1 and 2 and 3",
+    "newer share": "rank-00001.json has rank format version 99",
+    "older share": "rank-00001.json has rank format version 0",
+    "foreign": "manifest.json cannot be read: [Errno 2]",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_what_is_wrong_with_a_folder_every_rank_says(ranks: list[Any], mistake: str) -> None:
+    first, second = (rank["folders"] for rank in ranks)
+    newer, both = first[f"{mistake} newer"], first[f"{mistake} both"]
+    assert second[f"{mistake} newer"] == newer
+    assert second[f"{mistake} both"] == both
+    # the older one is taken, or nothing is, and nothing has changed
+    step, reason = newer
+    assert step == 1
+    assert "step-00000002" in reason
+    assert MISTAKES[mistake] in reason
+    kind, text, untouched = both
+    assert kind == "CheckpointError"
+    assert "has 2 checkpoints and none can be used" in text
+    assert text.count(MISTAKES[mistake]) == 2
+    assert untouched
+
+
+def test_ranks_of_another_directory_or_model_are_refused_on_all(ranks: list[Any]) -> None:
+    for rank in (rank["folders"] for rank in ranks):
+        for name, kind, text in (
+            ("another run", "CheckpointError", "it is another checkpoint on rank 1 than on rank 0"),
+            ("no such run", "CheckpointError", "/none/step-00000002 is not there"),
+            ("another model", "CheckpointMismatchError", "does not fit this model"),
+        ):
+            found, said, untouched = rank[name]
+            assert found == kind
+            assert text in said
+            assert untouched
+        step, verdict, reason = rank["saved apart"]
+        assert (step, verdict) == (1, "failed")
+        assert "every rank has to be given the same directory" in reason
+        assert "rank 1: " in reason

@@ -67,7 +67,7 @@ class Reading:
         """What a rank reads."""
         self.post.of(rank)
         files, exchange = Files(self.calls[rank]), self.fleet.exchanges[rank]
-        once = ReadingOnce(files, self.directory, exchange, self._number)
+        once = ReadingOnce(files, self.directory, exchange, f"reading/{self._number}", "resume()")
         with once.together():
             manifest: Manifest = read_manifest(files, self.directory)
             found = ShareReading(

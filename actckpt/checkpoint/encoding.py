@@ -180,8 +180,13 @@ class _Encoder:
         window = ("shard", local.untyped_storage()._cdata, local.storage_offset(), x.dtype, x.shape)
         name = self._seen.get(window)
         if name is None:
+            offset = tuple(box.offsets)
+            if not x.numel():
+                # cut along another dimension no rank's part is the whole, and somebody has to say
+                # that there is this tensor
+                local, offset = local.new_empty(x.shape), (0,) * x.dim()
             name = self._seen[window] = self._named(local, path)
-            self.shards[name] = Shard(tuple(x.shape), tuple(box.offsets), x)
+            self.shards[name] = Shard(tuple(x.shape), offset, x)
         return {"$shard": name, "placements": [str(p) for p in x.placements]}
 
     def _tensor(self, x: torch.Tensor, path: tuple[Any, ...]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from pathlib import Path
 
 from actckpt.errors import ArgumentError
@@ -51,11 +52,15 @@ def refuse_file(path: Path) -> None:
         ArgumentError: there is a file in the place of the folder, or of one that it lies in.
     """
     for folder in (path, *path.parents):
-        if os.path.isdir(folder):
+        try:
+            # one look: another rank may make the folder between two
+            mode = os.stat(folder).st_mode
+        except (OSError, ValueError):
+            continue  # there is nothing, or it says later what is wrong with it
+        if stat.S_ISDIR(mode):
             return
-        if os.path.exists(folder):
-            inside = "" if folder == path else f", which {path} would lie in"
-            raise ArgumentError(
-                f"{folder} is a file{inside}: a Checkpointer needs a folder of its own, which it "
-                "makes where there is none; choose another name, or move the file away"
-            )
+        inside = "" if folder == path else f", which {path} would lie in"
+        raise ArgumentError(
+            f"{folder} is a file{inside}: a Checkpointer needs a folder of its own, which it "
+            "makes where there is none; choose another name, or move the file away"
+        )

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -20,9 +21,10 @@ from actckpt.resuming.from_one import by_names, cut
 from actckpt.resuming.share import Like, Share, read_share
 from actckpt.resuming.shared_directory import SharedDirectory
 from actckpt.resuming.wrapper_prefix import renamed
+from actckpt.sharded.calls import RanksApartError
 from actckpt.sharded.layout import digest_of_tree
 from actckpt.sharded.passing import UnreadError, can_pass
-from actckpt.sharded.reading_once import FilesOnce, ReadingOnce
+from actckpt.sharded.reading_once import SAME, FilesOnce, ReadingOnce, different
 
 logger = logging.getLogger("actckpt")
 
@@ -47,6 +49,8 @@ class TogetherChoice:
         self._directory = directory
         self._like = like
         self._joined = joined
+        # of the user's, in which the ranks are
+        self._call = ""
 
     def newest(self) -> Chosen | None:
         """The newest checkpoint that verifies on every rank; None in an empty directory.
@@ -54,6 +58,7 @@ class TogetherChoice:
         Raises:
             CheckpointError: there are checkpoints and none verifies, or one cannot be read now.
         """
+        self._call = "resume()"
         names, skipped = self._found()
         if not names and not skipped:
             return None
@@ -75,7 +80,8 @@ class TogetherChoice:
             CheckpointFormatError: that checkpoint is damaged.
             CheckpointError: there is no such checkpoint.
         """
-        name = self._directory.decided(lambda: self._directory.of_step(step).path.name)
+        self._call = "restore()" if step is None else f"restore({step})"
+        name = self._directory.decided(self._call, lambda: self._directory.of_step(step).path.name)
         self._directory.find()
         chosen, reasons = self._read(name)
         if chosen is None:
@@ -94,7 +100,7 @@ class TogetherChoice:
             yield
         except Exception as found:  # the others wait for a word of this rank, whatever it is
             error = found
-        said = self._directory.exchange.gather("" if error is None else _reason(error))
+        said = self._gather("" if error is None else _reason(error))
         if error is not None:
             raise error
         for rank, text in enumerate(said):
@@ -103,12 +109,14 @@ class TogetherChoice:
 
     def elsewhere(self, names: frozenset[str]) -> frozenset[str]:
         """What other ranks have and this one has not, as those of a pipeline; every rank asks."""
-        exchange = self._directory.exchange
         digest = digest_of_tree(sorted(names))
-        if len(set(exchange.gather(digest))) == 1:
+        if len(set(self._gather(digest))) == 1:
             return frozenset()
-        said = exchange.gather(sorted(names))
+        said = self._gather(sorted(names))
         return frozenset(name for found in said for name in found) - names
+
+    def _gather(self, message: Any) -> list[Any]:
+        return self._directory.exchange.calls.gather(self._call, message)
 
     def _found(self) -> tuple[list[str], list[Skipped]]:
         """What there is, by the coordinator's word: on every rank the same."""
@@ -120,7 +128,7 @@ class TogetherChoice:
                 [[s.name, s.reason] for s in found.skipped],
             ]
 
-        names, skipped = self._directory.decided(look)
+        names, skipped = self._directory.decided(self._call, look)
         if not self._directory.exchange.is_coordinator:
             self._directory.find()
         return names, [Skipped(*s) for s in skipped]
@@ -136,32 +144,53 @@ class TogetherChoice:
         found: Chosen | None = None
         error: Exception | None = None
         once = self._once(str(path))
+        save = ""
         try:
             with nullcontext() if once is None else once.together():
+                self._check_there(path)
                 manifest = read_manifest(directory.files, str(path))
+                # one on its own has none
+                save = manifest.save or f"{manifest.serial} {manifest.saved_at_s}"
+                if once is not None:
+                    once.of = save
                 share = self._share(str(path), manifest, once)
                 found = Chosen(Checkpoint(path, manifest), share.items, inexact=share.inexact)
+        except RanksApartError:
+            raise  # the others have heard of it
         except Exception as raised:  # the others wait for a word of this rank, whatever it is
             error = raised
         # of what another rank could not read, that one says why
         unread = isinstance(error, UnreadError)
         damaged = unread or isinstance(error, CheckpointFormatError)
         reason = "" if error is None or unread else _reason(error)
-        said = directory.exchange.gather([damaged, reason])
+        said = self._gather([damaged, reason, save])
         if once is not None:
             once.forget()
         if error is not None and not damaged:
             raise error
-        for rank, (format_error, text) in enumerate(said):
+        for rank, (format_error, text, _) in enumerate(said):
             if text and not format_error:
                 raise CheckpointError(f"{path} cannot be read now, by rank {rank}: {text}")
-        reasons = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(said) if text]
+        other = different([save for _, _, save in said])
+        if other:
+            raise CheckpointError(f"{path} cannot be read now: {other}")
+        reasons = [f"rank {rank}: {text}" for rank, (_, text, _) in enumerate(said) if text]
         if unread and not reasons:
             raise CheckpointError(f"{path} cannot be read now: {error}")
         if not reasons:
             return found, ""
         more = f" (and {len(reasons) - 1} more ranks)" if len(reasons) > 1 else ""
         return None, reasons[0] + more
+
+    def _check_there(self, path: Path) -> None:
+        """Raises unless this rank sees what the coordinator has found.
+
+        Raises:
+            CheckpointError: it does not, which is no fault of the checkpoint.
+        """
+        directory = self._directory
+        if not directory.exchange.is_coordinator and directory.files.status(str(path)) is None:
+            raise CheckpointError(f"{path} is not there, and rank 0 has found {path.name}: {SAME}")
 
     def _once(self, path: str) -> ReadingOnce | None:
         """How ranks read it together; None, and it is said, where they cannot."""
@@ -176,7 +205,7 @@ class TogetherChoice:
                 path,
             )
             return None
-        return ReadingOnce(files, path, exchange, next(exchange.readings))
+        return ReadingOnce(files, path, exchange, exchange.calls.place(self._call), self._call)
 
     def _share(self, path: str, manifest: Manifest, once: ReadingOnce | None) -> Share:
         files, exchange = self._directory.files, self._directory.exchange

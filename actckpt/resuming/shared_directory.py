@@ -47,31 +47,35 @@ class SharedDirectory(RunDirectory):
 
     # ---- what is decided for all
 
-    def decided(self, decide: Callable[[], Any]) -> Any:
-        """What the coordinator decides, on every rank.
+    def decided(self, call: str, decide: Callable[[], Any]) -> Any:
+        """What the coordinator decides, on every rank that asks.
+
+        Args:
+            call: in which call of the user's, and what in it.
 
         Raises:
             CheckpointError: what it raised, on every rank.
         """
-        exchange = self.exchange
+        exchange, calls = self.exchange, self.exchange.calls
         exchange.begin()
         if not exchange.is_coordinator:
-            said = exchange.from_coordinator()
+            said = calls.hear(call)
             if "error" in said:
                 raise CheckpointError(f"rank 0: {said['error']}")
             return said["decided"]
+        question = calls.question(call)
         try:
             found = decide()
         except Exception as error:  # the others wait for a word of this rank, whatever it is
-            exchange.to_all({"error": str(error) or type(error).__name__})
+            calls.tell(question, {"error": str(error) or type(error).__name__})
             raise
-        exchange.to_all({"decided": found})
+        calls.tell(question, {"decided": found})
         return found
 
     def take_up(self) -> None:
         """As `RunDirectory.take_up`."""
         if not self._taken_up:
-            self.decided(super().take_up)
+            self.decided("the first step or save", super().take_up)
             self._taken_up = True
 
     def acquire(self) -> None:
@@ -85,7 +89,7 @@ class SharedDirectory(RunDirectory):
             found = self._acquire_unless_read_only()
             return "" if found is None else str(found)
 
-        said = self.decided(decide)
+        said = self.decided("resume()", decide)
         self._may_write = not said
         return CheckpointSaveError(said) if said else None
 
@@ -170,8 +174,9 @@ class SharedDirectory(RunDirectory):
             super()._delete(doomed, left)
 
     def pin(self, step: int, pinned: bool) -> None:
-        """As `RunDirectory.pin`; the coordinator does it, every rank calls it."""
-        self.decided(lambda: super(SharedDirectory, self).pin(step, pinned))
+        """As `RunDirectory.pin`; the coordinator does it, and need not be joined by others."""
+        call = f"pin({step})" if pinned else f"pin({step}, False)"
+        self.decided(call, lambda: super(SharedDirectory, self).pin(step, pinned))
 
     def release(self) -> None:
         """Lets others write, and nobody waits for this rank any more."""

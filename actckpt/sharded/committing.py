@@ -31,7 +31,7 @@ from actckpt.checkpoint.verification import checked, read_manifest
 from actckpt.errors import CheckpointError, CheckpointSaveError, CheckpointUnknownError
 from actckpt.sharded.exchange import Exchange
 from actckpt.sharded.planning import Holding, Planner
-from actckpt.sharded.share_writing import write_share
+from actckpt.sharded.share_writing import why_not, write_share
 from actckpt.sharded.sight import Sight
 
 logger = logging.getLogger("actckpt")
@@ -46,6 +46,7 @@ def decline(exchange: Exchange, key: str, error: BaseException) -> None:
     said = _failure(error)
     exchange.tell_all(f"{key}/layout", said)
     if exchange.is_coordinator:
+        exchange.calls.saves.add(key)
         for rank in range(exchange.world_size):
             exchange.tell(_plan_key(key, 0, rank), said)
 
@@ -105,6 +106,7 @@ class SaveTogether:
         self._snapshot = snapshot
         self._holding, self._planner, self._sight = known.holding, known.planner, known.sight
         self._key = key
+        self._what = f"a save of step {snapshot.step}"
         self._prepare = prepare
         self._begun = begun
         self._settled = settled
@@ -128,8 +130,13 @@ class SaveTogether:
         coordinates = self._exchange.is_coordinator
         try:
             return self._coordinate() if coordinates else self._take_part()
-        except (CheckpointSaveError, CheckpointUnknownError):
+        except CheckpointUnknownError:
             raise
+        except CheckpointSaveError as error:
+            if not coordinates:
+                raise
+            # it says what it tells the others
+            raise self._failed(_reason(error)) from error.__cause__ or error
         except Exception as error:  # of whatever kind, on the other ranks it is this one
             raise self._failed(_reason(error)) from error
 
@@ -139,9 +146,10 @@ class SaveTogether:
         exchange, key = self._exchange, self._key
         planned = False
         try:
+            exchange.calls.begin_save(key)
             self._serial = self._prepare()
             self._say_layout()
-            said = exchange.hear_all(f"{key}/layout")
+            said = exchange.calls.hear_all_in_save(f"{key}/layout", self._what)
             # who says what it holds has heard what became of the save before; who declines may
             # wait for that in another thread
             if all("layout" in message for message in said):
@@ -302,7 +310,9 @@ class SaveTogether:
         """What the coordinator tells, once it has asked what it wants to know."""
         exchange, key = self._exchange, self._key
         for number in itertools.count():
-            told: dict[str, Any] = exchange.hear(_plan_key(key, number, exchange.rank), (0,))
+            told: dict[str, Any] = exchange.calls.hear_in_save(
+                _plan_key(key, number, exchange.rank), key, self._what
+            )
             if "failed" in told:
                 raise self._failed(told["failed"])
             if "ask" not in told:
@@ -364,7 +374,8 @@ class SaveTogether:
                 "task": task,
             }
         except Exception as error:  # memory, a device: all are to say the same of this save
-            vote, self._cause = _failure(error), error
+            said = why_not(self._files, self._temporary, error)
+            vote, self._cause = {"failed": said or _reason(error)}, error
         except BaseException as error:
             self._exchange.tell_all(f"{self._key}/vote", _failure(error))
             raise

@@ -23,9 +23,11 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from actckpt.errors import CheckpointError
+from actckpt.sharded.calls import Calls
 from actckpt.sharded.line import Line
 from actckpt.sharded.meeting import Hello, welcome
 from actckpt.sharded.waiting import Patience, RankSilentError, Waiting, listed
+from actckpt.sharded.whereabouts import Look
 
 logger = logging.getLogger("actckpt")
 
@@ -52,6 +54,9 @@ class Exchange:
 
     Args:
         seat: None is this process's in that group.
+
+    Attributes:
+        calls: what is asked and answered through it in calls that every rank makes.
     """
 
     def __init__(self, patience: Patience, seat: Seat | None = None) -> None:
@@ -69,9 +74,7 @@ class Exchange:
             self._answer_all(seat.store(seat.place))
         else:
             self._hello = Hello(self._call_in_time, seat.store(seat.place), self.rank)
-        # of checkpoints that are read together
-        self.readings = itertools.count()
-        self._decisions, self._gatherings = itertools.count(), itertools.count()
+        self.calls = Calls(self)
         # keys that are in the store by this rank's hand
         self._told: list[str] = []
         self._heard: dict[int, tuple[bytes, float]] = {}
@@ -122,49 +125,39 @@ class Exchange:
         # who sees this one sees the others
         self._call("set", key, f"{len(pieces)} {pieces[0]}")
 
-    def to_all(self, message: Any) -> None:
-        """Says what this rank, the coordinator, has decided; the others ask `from_coordinator`."""
-        self.tell(f"decided/{next(self._decisions)}", message)
-
-    def from_coordinator(self) -> Any:
-        """What `to_all` said, the n-th time that is asked for the n-th time."""
-        return self.hear(f"decided/{next(self._decisions)}", (0,))
-
-    def gather(self, message: Any) -> list[Any]:
-        """What every rank says here, in their order; every rank has to come to this."""
-        self.begin()
-        key = f"gathered/{next(self._gatherings)}"
-        self.tell_all(key, message)
-        return self.hear_all(key)
-
-    def hear(self, key: str, ranks: Iterable[int]) -> Any:
+    def hear(self, key: str, ranks: Iterable[int], look: Look | None = None) -> Any:
         """What was said under a key, once it is.
 
         Args:
             ranks: who is to say it: if all of them are dead, nobody will.
+            look: called now and then while this rank waits.
 
         Raises:
             RankSilentError: nobody did.
             CheckpointError: the store cannot be reached.
         """
-        return self._hear({key: tuple(ranks)})[key]
+        return self._hear({key: tuple(ranks)}, look)[key]
 
     def ask(self, key: str) -> Any:
         """What was said under a key; None where nothing was yet."""
         return self._get(key) if self._call("check", [key]) else None
 
-    def hear_all(self, key: str) -> list[Any]:
+    def hear_all(self, key: str, look: Look | None = None) -> list[Any]:
         """What every rank said under a key of its own, as `tell_all` does.
+
+        Args:
+            look: called now and then while this rank waits.
 
         Raises:
             RankSilentError: a rank did not.
             CheckpointError: the store cannot be reached.
         """
-        return [*self.hear_from({r: f"{key}/of/{r}" for r in range(self.world_size)}).values()]
+        keys = {rank: f"{key}/of/{rank}" for rank in range(self.world_size)}
+        return [*self.hear_from(keys, look).values()]
 
-    def hear_from(self, keys: Mapping[int, str]) -> dict[int, Any]:
+    def hear_from(self, keys: Mapping[int, str], look: Look | None = None) -> dict[int, Any]:
         """What ranks said, each under a key; as `hear_all`."""
-        found = self._hear({key: (rank,) for rank, key in keys.items()})
+        found = self._hear({key: (rank,) for rank, key in keys.items()}, look)
         return {rank: found[key] for rank, key in keys.items()}
 
     def tell_all(self, key: str, message: Any) -> None:
@@ -179,19 +172,24 @@ class Exchange:
         """
         self._check_heard({f"{r}": (r,) for r in range(self.world_size) if r != self.rank})
 
-    def _hear(self, keys: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    def _hear(self, keys: Mapping[str, tuple[int, ...]], look: Look | None) -> dict[str, Any]:
         """What was said under all of them; hundreds are asked for as fast as one."""
         waiting, looked_s = self._waiting(), time.monotonic()
         awaited = {r for ranks in keys.values() for r in ranks}
         while not self._call("check", [*keys]):
             if time.monotonic() - looked_s > self.patience.silent_s / 20:
                 looked_s = time.monotonic()
-                missing = {k: ranks for k, ranks in keys.items() if not self._call("check", [k])}
+                missing = self._missing(keys)
                 self._check_heard(missing)
                 awaited = {r for ranks in missing.values() for r in ranks}
+            if look is not None and waiting.is_to_look():
+                look(self._missing(keys))
             waiting.pause(awaited - {self.rank})
         firsts = self._call("multi_get", [*keys])
         return {key: self._whole(key, first) for key, first in zip(keys, firsts, strict=True)}
+
+    def _missing(self, keys: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        return {k: ranks for k, ranks in keys.items() if not self._call("check", [k])}
 
     def _check_heard(self, missing: Mapping[str, tuple[int, ...]]) -> None:
         """Raises where nobody will say any more what is missing."""

@@ -12,7 +12,7 @@ are messages from the rank that reads to those that need it too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -26,6 +26,7 @@ from actckpt.sharded.exchange import Exchange
 from actckpt.sharded.passing import Parcel, UnreadError, Watch, passed
 from actckpt.sharded.spans import Shared, Spans, shared_blocks, spans_of
 
+SAME = "every rank has to be given the same directory, on a file system that all of them share"
 # so many blocks are under way at once
 _AT_ONCE = 16
 
@@ -34,16 +35,21 @@ class ReadingOnce:
     """One reading of one checkpoint, by all ranks.
 
     Args:
-        number: of this reading, the same on every rank.
+        place: under which ranks say what they read, the same on each; of no other reading.
+        call: of the user's, in which they read.
 
     Attributes:
+        of: what tells the checkpoint from every other, once this rank knows.
         fetched_bytes: what this rank read from storage.
         rounds: how many there were so far.
     """
 
-    def __init__(self, files: Files, directory: str, exchange: Exchange, number: int) -> None:
+    def __init__(
+        self, files: Files, directory: str, exchange: Exchange, place: str, call: str
+    ) -> None:
         self._files, self._directory, self._exchange = files, directory, exchange
-        self._place = f"reading/{number}"
+        self._place, self._call = place, call
+        self.of = ""
         self._watch = Watch(exchange, f"{self._place}/left")
         self._ended = False
         self.fetched_bytes = 0
@@ -118,9 +124,10 @@ class ReadingOnce:
 
     def _gather(self, message: dict[str, Any]) -> list[Any]:
         self._exchange.begin()
-        self._exchange.tell_all(self._key(), message)
         try:
-            said = self._exchange.hear_all(self._key())
+            said = self._exchange.calls.gather_at(
+                self._key(), self._call, {"of": self.of, **message}
+            )
         except CheckpointError:
             self._ended = True
             raise
@@ -129,6 +136,9 @@ class ReadingOnce:
         if failed:
             self._ended = True
             raise UnreadError(f"rank {failed[0]} could not go on")
+        if other := different([s["of"] for s in said]):
+            self._ended = True
+            raise CheckpointError(other)
         return said
 
     def _window(
@@ -224,6 +234,20 @@ class _Held:
         found = self._blocks[number][within : within + len(into)]
         into[: len(found)] = found
         return len(found)
+
+
+def different(saves: Sequence[str]) -> str:
+    """Why ranks cannot read checkpoints together that are of different saves; "" if they are not.
+
+    Args:
+        saves: by rank; "" of one that does not know.
+    """
+    known = {rank: save for rank, save in enumerate(saves) if save}
+    first = next(iter(known), 0)
+    for rank, save in known.items():
+        if save != known[first]:
+            return f"it is another checkpoint on rank {rank} than on rank {first}: {SAME}"
+    return ""
 
 
 def _count(entry: FileEntry) -> int:

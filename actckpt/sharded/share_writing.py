@@ -78,6 +78,19 @@ def write_share(
     return share, FileEntry(sink.written_bytes, sink.checksum)
 
 
+def why_not(files: Files, directory: str, error: Exception) -> str:
+    """Why a share could not be written, where that is not what the error says; "" otherwise."""
+    try:
+        if not isinstance(error, OSError) or files.status(directory) is not None:
+            return ""
+    except OSError:
+        return ""
+    return (
+        f"{directory}, which rank 0 has made, is not there: every rank has to be given the same "
+        "directory, on a file system that all of them share"
+    )
+
+
 def _trees(snapshot: Snapshot, assignment: Assignment, rank: int) -> dict[str, Any]:
     if rank == 0:
         return {item: e.tree for item, e in snapshot.items.items()}

@@ -12,6 +12,8 @@ from actckpt.errors import CheckpointError
 logger = logging.getLogger("actckpt")
 
 _LEAST_S, _MOST_S = 0.001, 0.05
+# so often one looks whether it waits in vain
+_LOOK_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,16 @@ class Waiting:
     def __init__(self, patience: Patience, heard: KeysView[int]) -> None:
         self._patience, self._heard = patience, heard
         self._begin_s, self._pause_s = time.monotonic(), _LEAST_S
+        self._looked_s = self._begin_s
         self._warned = False
+
+    def is_to_look(self) -> bool:
+        """Whether it is time to look where those are that are waited for."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s < _LOOK_S:
+            return False
+        self._looked_s = now_s
+        return True
 
     def pause(self, awaited: set[int]) -> None:
         """A little longer than before.

@@ -14,6 +14,7 @@ from actckpt.resuming.shared_directory import SharedDirectory
 from actckpt.sharded import committing, sight
 from actckpt.sharded.committing import SaveTogether
 from actckpt.sharded.exchange import Exchange
+from actckpt.sharded.whereabouts import Look
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +63,9 @@ def no_vote() -> None:
     """The coordinator waits for no vote but its own."""
     hear_all = Exchange.hear_all
 
-    def hasty(self: Exchange, key: str) -> list[Any]:
+    def hasty(self: Exchange, key: str, look: Look | None = None) -> list[Any]:
         if not key.endswith("/vote"):
-            return hear_all(self, key)
+            return hear_all(self, key, look)
         return [self.hear(f"{key}/of/0", (0,))] * self.world_size
 
     Exchange.hear_all = hasty  # type: ignore[method-assign]

@@ -10,15 +10,18 @@ import argparse
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -237,8 +240,13 @@ def scan(
     world: int,
     chosen: Callable[[dict[int, dict[str, int]]], Iterator[Fault]],
     tell: Callable[[str], None],
+    jobs: int = 1,
 ) -> tuple[int, list[str]]:
-    """How many faults came to pass, and what went wrong."""
+    """How many faults came to pass, and what went wrong.
+
+    Args:
+        jobs: how many are tried at once; most of the time ranks wait for one that is silent.
+    """
     (folder / "calm").mkdir()
     first = play(folder / "calm", world, CALM)
     wrong = [f"without a fault: {text}" for text in first.wrong]
@@ -249,15 +257,24 @@ def scan(
         rank: {where: said["counts"][where] for where in ("call", "message")}
         for rank, said in first.said.items()
     }
-    for number, fault in enumerate(chosen(counted)):
-        place = folder / str(number)
-        place.mkdir()
-        played = play(place, world, fault)
-        fired += played.fired
-        verdicts = {r: s.get("verdicts", s) for r, s in played.said.items()}
-        tell(f"{fault}: {verdicts} {'; '.join(played.wrong)}")
-        wrong += [f"{fault}: {text}" for text in played.wrong]
+    places = [(folder / str(n), world, fault) for n, fault in enumerate(chosen(counted))]
+    with ProcessPoolExecutor(jobs, get_context("fork")) as pool:
+        for (_, _, fault), played in zip(places, pool.map(_tried, places), strict=True):
+            fired += played.fired
+            verdicts = {r: s.get("verdicts", s) for r, s in played.said.items()}
+            tell(f"{fault}: {verdicts} {'; '.join(played.wrong)}")
+            wrong += [f"{fault}: {text}" for text in played.wrong]
     return fired, wrong
+
+
+def _tried(place: tuple[Path, int, Fault]) -> Played:
+    """One fault, in a folder of its own, of which nothing stays."""
+    folder, world, fault = place
+    folder.mkdir()
+    try:
+        return play(folder, world, fault)
+    finally:
+        shutil.rmtree(folder)
 
 
 def mutants(folder: Path, tell: Callable[[str], None]) -> list[str]:
@@ -277,18 +294,21 @@ def main() -> int:
     """Exit status 1 if anything broke."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.ranks", description=__doc__)
     parser.add_argument("--whole", action="store_true", help="every place; some minutes")
+    parser.add_argument("--every", type=int, default=12, help="every so-manieth of them")
     parser.add_argument("--few", action="store_true", help="one of each kind")
     parser.add_argument("--world", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=1, help="how many faults at once")
     args = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as folder:
-        every = partial(faults, step=1 if args.whole else 12)
+        every = partial(faults, step=1 if args.whole else args.every)
         fired, wrong = scan(
             Path(folder),
             args.world,
             few if args.few else every,
             lambda line: print(line, flush=True),
+            args.jobs,
         )
         away = mutants(Path(folder), lambda line: print(line, flush=True))
     wrong += [f"mutant {name} got away" for name in away]
