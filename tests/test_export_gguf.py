@@ -38,10 +38,32 @@ def mistral() -> Any:
     return MistralForCausalLM(MistralConfig(sliding_window=None, **{n: own[n] for n in names}))
 
 
+def sibling(config: str, **more: Any) -> Any:
+    """A model of another family, of Llama's sizes here."""
+    import transformers
+
+    own = llama().config.to_dict()
+    names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads",
+             "num_key_value_heads", "vocab_size", "max_position_embeddings")  # fmt: skip
+    made = getattr(transformers, config)(**{n: own[n] for n in names}, pad_token_id=0, **more)
+    return transformers.AutoModelForCausalLM.from_config(made)
+
+
 KINDS: dict[str, Callable[[], Any]] = {
     "gpt2": gpt2,
     "llama": llama,
     "mistral": mistral,
+    "qwen2": lambda: sibling("Qwen2Config"),
+    "qwen2 tied, yarn": lambda: sibling(
+        "Qwen2Config",
+        tie_word_embeddings=True,
+        rope_parameters={**ROPE, "rope_type": "yarn", "factor": 4.0},
+    ),
+    "qwen3": lambda: sibling("Qwen3Config", head_dim=16),
+    "phi3": lambda: sibling("Phi3Config"),
+    "phi3 of heads turned in part": lambda: sibling(
+        "Phi3Config", rope_parameters={"rope_theta": 100.0, "partial_rotary_factor": 0.5}
+    ),
     "llama of other heads": lambda: llama(head_dim=16),
     "llama with biases": lambda: llama(attention_bias=True, mlp_bias=True),
     "llama tied": lambda: llama(tie_word_embeddings=True),
@@ -106,6 +128,8 @@ def test_what_has_no_place_is_refused_by_name(tmp_path: Path) -> None:
     large = llama()
     large.lm_head.weight.data[0, 0] = 1e5
     narrow = llama(intermediate_size=48)
+    partly = {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}
+    scaled = {"rope_parameters": {**ROPE, **LLAMA3}}
     cases: tuple[tuple[Any, dict[str, Any], str], ...] = (
         (TRAVELLERS["bert"](), {}, "BertForMaskedLM .bert. has no layout for GGUF"),
         (TRAVELLERS["own"](), {}, "Own .* has no layout"),
@@ -116,6 +140,10 @@ def test_what_has_no_place_is_refused_by_name(tmp_path: Path) -> None:
         (strange, {}, "mine .1 in all. has no place"),
         (large, {"quantization": "F16"}, "an element of 100000, which float16 cannot hold"),
         (narrow, {"quantization": "Q8_0"}, "rows of 48 elements, and Q8_0 takes 32 at a time"),
+        (sibling("Qwen2Config", **partly), {}, "partial_rotary_factor of rope_type 'default'"),
+        (sibling("Qwen3Config", **scaled), {}, "rope_type 'llama3' of Qwen3ForCausalLM has no"),
+        (sibling("Qwen3Config", attention_bias=True), {}, "attention_bias = True of Qwen3For"),
+        (sibling("GemmaConfig"), {}, "GemmaForCausalLM .gemma. has no layout for GGUF"),
         (llama().double(), {}, "is float64; GGUF files are written of"),
     )
     for model, more, message in cases:

@@ -67,8 +67,8 @@ def export(
             merged into its base; "adapter", the trainable part of a model of peft, in peft's
             layout; "pt", one file that ``torch.load(weights_only=True)`` reads; "dcp", a folder
             that torch.distributed.checkpoint loads in any world; "gguf", one file
-            that llama.cpp runs, of GPT-2, Llama and Mistral models; "onnx", what ONNX Runtime
-            runs, in evaluation mode.
+            that llama.cpp runs, of GPT-2, Llama, Mistral, Qwen2, Qwen3 and Phi-3 models; "onnx",
+            what ONNX Runtime runs, in evaluation mode.
         item: of a checkpoint, such as ``ema``.
         model: of a checkpoint: the model that gives the architecture; its weights are not used.
         tokenizer: huggingface, gguf: what goes with the weights.

@@ -167,32 +167,71 @@ def _gpt2(source: Source, config: Any) -> Layout:
     return Layout("gpt2", tuple(found), metadata)
 
 
+# of a layer: its name in the file, and in the model
+_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+# Phi-3 has some of them in one matrix
+_FUSED = {
+    **{k: v for k, v in _LAYER.items() if k not in ("attn_q", "attn_k", "attn_v", "ffn_gate")},
+    "attn_qkv": "self_attn.qkv_proj",
+    "ffn_up": "mlp.gate_up_proj",
+}
+_NORMED = {**_LAYER, "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+
+
 def _llama(source: Source, config: Any) -> Layout:
+    turns = {
+        "attn_q": rotary(config.num_attention_heads),
+        "attn_k": rotary(config.num_key_value_heads),
+    }
+    return _decoder("llama", source, config, _LAYER, turns)
+
+
+def _decoder(
+    architecture: str,
+    source: Source,
+    config: Any,
+    parts: Mapping[str, str],
+    turns: Mapping[str, Turn],
+) -> Layout:
+    """Layers of attention and a gated network, as Llama has them.
+
+    Args:
+        turns: of the parts that are otherwise in the file; where llama.cpp itself rotates the
+            halves of a head, as of all but Llama, there are none.
+    """
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     names = source.table.persistent()
     found = [Laid("token_embd.weight", "model.embed_tokens.weight")]
-    parts = {
-        "attn_norm": ("input_layernorm", AS_IT_IS),
-        "attn_q": ("self_attn.q_proj", rotary(heads)),
-        "attn_k": ("self_attn.k_proj", rotary(kv_heads)),
-        "attn_v": ("self_attn.v_proj", AS_IT_IS),
-        "attn_output": ("self_attn.o_proj", AS_IT_IS),
-        "ffn_norm": ("post_attention_layernorm", AS_IT_IS),
-        "ffn_gate": ("mlp.gate_proj", AS_IT_IS),
-        "ffn_up": ("mlp.up_proj", AS_IT_IS),
-        "ffn_down": ("mlp.down_proj", AS_IT_IS),
-    }
     for layer in range(config.num_hidden_layers):
-        for name, (own, turn) in parts.items():
-            weight = f"model.layers.{layer}.{own}"
+        for name, own in parts.items():
+            weight, turn = f"model.layers.{layer}.{own}", turns.get(name, AS_IT_IS)
             found.append(Laid(f"blk.{layer}.{name}.weight", f"{weight}.weight", turn))
             # of queries and keys turned as their matrices are
             if f"{weight}.bias" in names:
                 found.append(Laid(f"blk.{layer}.{name}.bias", f"{weight}.bias", turn))
     found.append(Laid("output_norm.weight", "model.norm.weight"))
     found += _output(source, "model.embed_tokens.weight", "lm_head.weight")
-    scaling, made = _scaling(config, head_dim)
+    rope = dict(config.rope_parameters)
+    # a model of another kind that says so is refused
+    share = rope.pop("partial_rotary_factor", 1.0) if architecture == "phi3" else 1.0
+    rotated = int(head_dim * share)
+    scaling, made = _scaling(config, rope, rotated)
+    if made and architecture != "llama":
+        raise WeightsExportError(
+            f"rope_type 'llama3' of {type(source.model).__name__} has no place in a GGUF file "
+            "that llama.cpp would run; of Llama it has"
+        )
     metadata = {
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
@@ -204,17 +243,16 @@ def _llama(source: Source, config: Any) -> Layout:
         "attention.key_length": head_dim,
         "attention.value_length": head_dim,
         "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
-        "rope.dimension_count": head_dim,
+        "rope.dimension_count": rotated,
         **scaling,
     }
-    return Layout("llama", tuple(found), metadata, made)
+    return Layout(architecture, tuple(found), metadata, made)
 
 
 def _scaling(
-    config: Any, head_dim: int
+    config: Any, rope: Mapping[str, Any], head_dim: int
 ) -> tuple[dict[str, int | float | str], dict[str, torch.Tensor]]:
     """Metadata and tensors of the rotary embedding."""
-    rope = dict(config.rope_parameters)
     kind = rope.get("rope_type", "default")
     before = "original_max_position_embeddings"
     known = {
@@ -261,8 +299,12 @@ _LAYOUTS: dict[str, Callable[[Source, Any], Layout]] = {
     "GPT2LMHeadModel": _gpt2,
     "LlamaForCausalLM": _llama,
     "MistralForCausalLM": _llama,
+    "Qwen2ForCausalLM": lambda source, config: _decoder("qwen2", source, config, _LAYER, {}),
+    "Qwen3ForCausalLM": lambda source, config: _decoder("qwen3", source, config, _NORMED, {}),
+    "Phi3ForCausalLM": lambda source, config: _decoder("phi3", source, config, _FUSED, {}),
 }
 _LLAMA_FIXED: dict[str, tuple[Any, ...]] = {"hidden_act": ("silu",), "sliding_window": (None,)}
+_QWEN_FIXED: dict[str, tuple[Any, ...]] = {"hidden_act": ("silu",), "use_sliding_window": (False,)}
 _FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
     "GPT2LMHeadModel": {
         "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
@@ -272,4 +314,7 @@ _FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "LlamaForCausalLM": _LLAMA_FIXED,
     "MistralForCausalLM": _LLAMA_FIXED,
+    "Qwen2ForCausalLM": _QWEN_FIXED,
+    "Qwen3ForCausalLM": {**_QWEN_FIXED, "attention_bias": (False,)},
+    "Phi3ForCausalLM": _LLAMA_FIXED,
 }
