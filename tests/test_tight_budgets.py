@@ -160,3 +160,34 @@ def test_rotor_needs_a_chain() -> None:
         with pytest.raises(actckpt.PlanError, match="rotor needs a chain of two or more blocks"):
             actckpt.optimize(model, 1e-5, batch=batch(), loss_fn=loss_of, policy="rotor")
         assert model.__dict__ == before
+
+
+class Crossing(nn.Module):
+    """Blocks whose result is made wide, and then blocks of another chain that all read that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.ModuleList(Residual(WIDTH) for _ in range(DEPTH // 2))
+        self.widen = nn.Sequential(nn.Linear(WIDTH, 16 * WIDTH), nn.ReLU())
+        self.start = nn.Linear(WIDTH, WIDTH)
+        self.second = nn.ModuleList(Residual(WIDTH) for _ in range(DEPTH // 2))
+        self.read = nn.ModuleList(nn.Linear(16 * WIDTH, WIDTH) for _ in range(DEPTH // 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        begun = x
+        for block in self.first:
+            x = block(x)
+        wide = self.widen(x)
+        y = self.start(begun)
+        for block, read in zip(self.second, self.read, strict=True):
+            y = block(y + read(wide))
+        return y
+
+
+def test_what_many_blocks_read_is_there_until_backward_has_passed_the_first_of_them() -> None:
+    graph = trace_step(seeded(Crossing)(), Step(Call.of(batch()), loss_of))
+    crossing = Pricer(without_residents(graph), build_profile(graph, progress=False))
+    chain = PieceChain(crossing).chain
+    assert chain is not None
+    wide_bytes = 4 * 128 * 16 * WIDTH
+    assert max(chain.before_bytes[: DEPTH // 2]) < wide_bytes <= chain.before_bytes[-2]

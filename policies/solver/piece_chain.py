@@ -55,7 +55,7 @@ class PieceChain:
         # what outlives the forward anyhow, as in a cache, is not worth dropping
         lasting = {s for s in pricer.possible.saves if pricer.died[s] > pricer.graph.forward_end}
         self.possible = pricer.possible.keeping(lasting)
-        self._read = self._last_reads()
+        self._readers = self._found_readers()
         self._common = self._found_common()
         self._edges: list[int] = []
         self._pieces: list[_Piece] = []
@@ -64,15 +64,15 @@ class PieceChain:
 
     # ---- pieces
 
-    def _last_reads(self) -> dict[int, int]:
-        """Activation -> the last operation of the forward that reads it."""
+    def _found_readers(self) -> dict[int, list[int]]:
+        """Activation -> the operations of the forward that read it, in order."""
         possible, (first, last) = self.possible, self.possible.span
-        found: dict[int, int] = {}
+        found: dict[int, list[int]] = {}
         for i in range(first, last):
             op = self.graph.ops[i]
             if not op.view:
-                read = possible.inputs(i).union(op.writes) & possible.makers.keys()
-                found.update(dict.fromkeys(read, i))
+                for x in possible.inputs(i).union(op.writes) & possible.makers.keys():
+                    found.setdefault(x, []).append(i)
         return found
 
     def _found_common(self) -> set[int]:
@@ -80,7 +80,7 @@ class PieceChain:
         stages = [self.graph.stages[b] for b in blocks(self.graph)]
         far = _FAR * float(np.median([s.last - s.first for s in stages])) if stages else 0.0
         born, makers = self.pricer.born, self.possible.makers
-        found = {x for x, read in self._read.items() if read - born[x] > far}
+        found = {x for x, readers in self._readers.items() if readers[-1] - born[x] > far}
         return found | {x for x, ops in makers.items() if not all(map(self.possible.can_run, ops))}
 
     def _crossings(self) -> Iterator[tuple[int, int]]:
@@ -88,8 +88,8 @@ class PieceChain:
         first, last = self.possible.span
         begins: dict[int, list[int]] = {}
         ends: dict[int, list[int]] = {}
-        for x, read in self._read.items():
-            born = int(self.pricer.born[x])
+        for x, readers in self._readers.items():
+            born, read = int(self.pricer.born[x]), readers[-1]
             if x not in self._common and read > born:
                 begins.setdefault(born + 1, []).append(x)
                 ends.setdefault(read + 1, []).append(x)
@@ -177,12 +177,17 @@ class PieceChain:
     @cached_property
     def _levels(self) -> ChainLevels:
         mine = {k for x, ks in self.possible.saves.items() if x not in self._common for k in ks}
-        until = dict.fromkeys(self._common, self._pieces[0].entered)
+        until = {x: self._until(self._first_reader(x)) for x in self._common}
         states = [
             (piece.first, piece.entered, self._states_bytes(piece.first, piece.last))
             for piece in self._pieces
         ]
         return ChainLevels(self.pricer, mine, until, states)
+
+    def _first_reader(self, common: int) -> int:
+        """The earliest piece that reads something common: backward comes to it last."""
+        first = self._readers[common][0] if common in self._readers else 0
+        return next((b for b, piece in enumerate(self._pieces) if first < piece.last), 0)
 
     def _states_bytes(self, first: int, last: int) -> int:
         """What the generators' states take from which random operations are drawn again."""
