@@ -10,7 +10,7 @@ from actckpt.data.graph import Graph
 from actckpt.data.plan import Plan
 from actckpt.data.profile import Profile
 from actckpt.errors import PlanError
-from actckpt.policies.by_calls import by_calls
+from actckpt.policies.by_calls import at_hand_by_calls, by_calls
 from actckpt.policies.optimal import by_operations
 from actckpt.policies.solver.prepared import Prepared, prepared
 from actckpt.policies.solver.work import DEFAULT_EFFORT, Work, checked_effort
@@ -75,8 +75,7 @@ def _faster(tables: Prepared, budget_bytes: int | None, plan: Plan, work: Work) 
     price = pricer.estimate(plan)
     if price.time_s - whole_s <= _DEAR * whole_s:
         return plan
-    try:
-        other = by_calls(tables, budget_bytes, work)
-    except BudgetError:
+    other = at_hand_by_calls(tables, budget_bytes, work)
+    if other is None:
         return plan
     return other if pricer.estimate(other).time_s < price.time_s - price.following_s else plan

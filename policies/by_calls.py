@@ -62,20 +62,10 @@ class ByCalls:
 
 def by_calls(tables: Prepared, budget_bytes: int | None, work: Work) -> Plan:
     """As `ByCalls`, with the work that is left."""
-    pricer = tables.pricer
-    untouched = Plan("none")
-    if budget_bytes is None or pricer.estimate(untouched).peak_bytes <= budget_bytes:
-        return dataclasses.replace(untouched, policy="calls")
-    fitting = [c for c in tables.once(_simple) if c.peak_bytes <= budget_bytes]
-    levels = tables.once(_rows)
-    if levels is not None and (parts := levels.fastest(budget_bytes)) is not None:
-        fitting.extend(_priced(pricer, (plan_of_parts(parts),)))
-    if work.is_left or not fitting:
-        packing = Packing(pricer, tables.once(_choices), work=work)
-        fitting.extend(_priced(pricer, (packing.least_time(budget_bytes),)))
+    fitting = _fitting(tables, budget_bytes, work)
     if not fitting:
         smallest = tables.once(_smallest)
-        if smallest.peak_bytes > budget_bytes:
+        if budget_bytes is not None and smallest.peak_bytes > budget_bytes:
             raise BudgetError(
                 f"no plan within {budget_bytes} bytes: the smallest peak found is "
                 f"{smallest.peak_bytes}",
@@ -84,6 +74,32 @@ def by_calls(tables: Prepared, budget_bytes: int | None, work: Work) -> Plan:
                 smallest_plan=dataclasses.replace(smallest.plan, policy="calls"),
             )
         fitting = [smallest]
+    return _best(fitting)
+
+
+def at_hand_by_calls(tables: Prepared, budget_bytes: int | None, work: Work) -> Plan | None:
+    """The same, or None where a plan that fits would have to be looked for."""
+    fitting = _fitting(tables, budget_bytes, work)
+    return _best(fitting) if fitting else None
+
+
+def _fitting(tables: Prepared, budget_bytes: int | None, work: Work) -> list[_Candidate]:
+    """The fastest of each kind that stays within a budget, as far as there is work left."""
+    pricer = tables.pricer
+    untouched = Plan("none")
+    if budget_bytes is None or pricer.estimate(untouched).peak_bytes <= budget_bytes:
+        return _priced(pricer, (untouched,))
+    found = [c for c in tables.once(_simple) if c.peak_bytes <= budget_bytes]
+    levels = tables.once(_rows)
+    if levels is not None and (parts := levels.fastest(budget_bytes)) is not None:
+        found.extend(_priced(pricer, (plan_of_parts(parts),)))
+    if work.is_left or not found:
+        packing = Packing(pricer, tables.once(_choices), work=work)
+        found.extend(_priced(pricer, (packing.least_time(budget_bytes),)))
+    return found
+
+
+def _best(fitting: list[_Candidate]) -> Plan:
     within = min(c.time_s for c in fitting) * (1 + _TIE)
     best = min(
         (c for c in fitting if c.time_s <= within),

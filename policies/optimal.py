@@ -43,6 +43,8 @@ _LITTLE = 0.09
 _DEAR = 3.0
 # counted seconds in which the lowest peak is looked for
 _LEAST_S = 6.0
+# times the lowest peak at hand: choices that cannot come so near are not looked at further
+_HOPELESS = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,14 +214,28 @@ def _levels(tables: Prepared) -> LeveledChoices:
 def _lowest(tables: Prepared) -> tuple[Packing, list[Choice]]:
     """The choices of the lowest peak found, out of which packing; the budget has no part in it.
 
-    Beside the chain's own: where blocks are few, what is kept of each may go lower.
+    Beside the chain's own: where blocks are few, what is kept of each may go lower. Where they are
+    many, choices without levels come nowhere near.
     """
     work = Work(_LEAST_S)
+    packing = Packing(tables.pricer, tables.once(_choices), work=work)
+    leveled = tables.once(_levels).smallest()
+    leveled_bytes = packing.estimate(leveled).peak_bytes
+    if leveled and _least_bytes(packing) > _HOPELESS * leveled_bytes:
+        return packing, leveled
     columns = Columns(tables.pricer, work)
     columns.widen()
-    packing = _lowered(Packing(tables.pricer, tables.once(_choices), work=work), columns, 0)
-    found = [packing.smallest() or [], tables.once(_levels).smallest()]
+    packing = _lowered(packing, columns, 0)
+    if leveled and _least_bytes(packing) > leveled_bytes:
+        return packing, leveled
+    found = [packing.smallest() or [], leveled]
     return packing, min(found, key=lambda choices: packing.estimate(choices).peak_bytes)
+
+
+def _least_bytes(packing: Packing) -> float:
+    """A peak that no choices of a packing go below."""
+    relaxed = packing.relaxation().least_peak()
+    return math.inf if relaxed is None else relaxed.value
 
 
 def _faster(

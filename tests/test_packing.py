@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 from functools import cache
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 import actckpt
+from actckpt.policies.solver import packing as packings
 from actckpt.policies.solver.burst_choices import burst_choices
 from actckpt.policies.solver.packing import Choice, Packing
 from actckpt.policies.solver.shared_holds import Hold, joined
@@ -94,3 +97,28 @@ def test_where_results_are_shared_a_larger_budget_is_no_slower(name: str) -> Non
         assert price.peak_bytes <= budget
         assert last == 0 or price.time_s <= last * 1.002
         last = price.time_s
+
+
+@pytest.mark.parametrize(("status", "nodes"), [(0, 1), (0, 2), (1, 1)])
+def test_among_more_columns_only_if_few_were_easy(
+    status: int, nodes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = packing_of("densenet")
+    packing = Packing(known.pricer, known.choices)
+    assert len(packing.choices) > 20
+    relaxed = packing.relaxation().least_peak()
+    assert relaxed is not None
+    budget_bytes = int((relaxed.value + packing.base.max()) / 2)
+    monkeypatch.setattr(packings, "_COLUMNS", (10, 20, 500))
+    monkeypatch.setattr(packings, "_FEWEST", 10)
+    asked: list[int] = []
+
+    def solved(cost: np.ndarray, **_: Any) -> SimpleNamespace:
+        asked.append(len(cost) - len(packing.held))
+        return SimpleNamespace(status=status, x=None, mip_node_count=nodes)
+
+    monkeypatch.setattr(packings, "milp", solved)
+    assert packing.fastest(budget_bytes) is None
+    assert asked == (
+        [10, 20, min(500, len(packing.choices))] if (status, nodes) == (0, 1) else [10]
+    )

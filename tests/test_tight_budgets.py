@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -13,10 +14,15 @@ from torch import nn
 import actckpt
 from actckpt.data.plan import Plan
 from actckpt.planning.search import without_residents
+from actckpt.policies.auto import Auto
 from actckpt.policies.log import log
+from actckpt.policies.optimal import Optimal
 from actckpt.policies.rotor import rotor
 from actckpt.policies.solver.block_chain import BlockChain
 from actckpt.policies.solver.chain_plans import chain_plans, plan_of_parts
+from actckpt.policies.solver.chain_program import ChainProgram
+from actckpt.policies.solver.leveled_choices import LeveledChoices
+from actckpt.policies.solver.packing import Packing
 from actckpt.policies.solver.piece_chain import PieceChain
 from actckpt.policies.sqrt import sqrt
 from actckpt.pricing.effect import GENERATOR_STATE_BYTES
@@ -28,8 +34,9 @@ from actckpt.tracing.tracer import trace_step
 from tests.models.blocks import Chain, Residual, rows
 from tests.suite import seeded
 
-# the module, whose name the policy hides
+# the modules, whose names the policies hide
 searching = sys.modules["actckpt.policies.optimal"]
+calling = sys.modules["actckpt.policies.by_calls"]
 DEPTH = 14
 WIDTH = 64
 
@@ -113,6 +120,40 @@ def test_one_table_answers_every_budget_and_less_is_never_faster(
     assert plans.fastest(least_bytes // 2) is None
 
 
+def test_few_bytes_are_counted_in_small_units_and_one_search_needs_one_table(
+    pricer: Pricer,
+) -> None:
+    real = ChainProgram.__init__
+    made: list[ChainProgram] = []
+
+    def counted(self: ChainProgram, *args: Any) -> None:
+        made.append(self)
+        real(self, *args)
+
+    whole = pricer.estimate(Plan("")).peak_bytes
+    with patch.object(ChainProgram, "__init__", counted):
+        levels = LeveledChoices(pricer)
+        for share in (0.18, 0.6):  # neighbours of the first lie about a quarter
+            assert levels.fastest(int(share * whole))
+            assert levels.near(int(share * whole))
+    small, large = made
+    assert 3 * small.unit_bytes < large.unit_bytes
+
+
+def test_where_a_plan_is_at_hand_nothing_is_proved_about_the_other_kind(pricer: Pricer) -> None:
+    whole = pricer.estimate(Plan("")).peak_bytes
+
+    def never(*_: object) -> None:
+        raise AssertionError("looked for the least memory without need")
+
+    with patch.object(calling, "_smallest", never), patch.object(Packing, "smallest", never):
+        least_bytes = math.ceil(0.17 * whole)
+        plan = Auto(0)(pricer.graph, pricer.profile, least_bytes)
+        assert shares(plan, pricer)[0] * whole <= least_bytes
+        with pytest.raises(actckpt.BudgetError):
+            Optimal(0)(pricer.graph, pricer.profile, int(0.01 * whole))
+
+
 def test_what_is_at_hand_needs_no_proof_that_there_is_nothing_else(pricer: Pricer) -> None:
     whole = pricer.estimate(Plan("")).peak_bytes
 
@@ -181,7 +222,8 @@ class Crossing(nn.Module):
         y = self.start(begun)
         for block, read in zip(self.second, self.read, strict=True):
             y = block(y + read(wide))
-        return y
+        out: torch.Tensor = y
+        return out
 
 
 def test_what_many_blocks_read_is_there_until_backward_has_passed_the_first_of_them() -> None:

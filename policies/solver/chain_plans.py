@@ -18,7 +18,10 @@ logger = logging.getLogger("actckpt")
 # units that memory is counted in: as many as tables of this size have room for
 _UNITS = (250, 4000)
 _TABLE_BYTES = 160 << 20
-# what the program says and what is priced differ by little: it is asked for that much less
+# of the largest budget: those below it have a table of their own, with smaller units
+_FEW = 0.25
+# what the program says and what is priced differ by little: it is asked for that much less,
+# and for ever less where that was not enough
 _TRIES = 6
 
 
@@ -39,35 +42,58 @@ class ChainForm(Protocol):
 
 
 class ChainPlans:
-    """The plans of one chain, whatever the budget. Solving takes about a second, an answer none."""
+    """The plans of one chain, whatever the budget. Solving takes about a second, an answer none.
+
+    What is held is rounded up to units: small budgets have a table of their own, whose units are
+    small beside what few things they can hold.
+    """
 
     def __init__(self, form: ChainForm, chain: Chain, most_bytes: int) -> None:
         self._form = form
         self._pricer = form.pricer
-        self._program = ChainProgram(chain, most_bytes, _units(len(chain)))
+        self._chain = chain
+        self._most_bytes = most_bytes
+        self._programs: dict[int, ChainProgram] = {}
 
-    def fastest(self, budget_bytes: int) -> tuple[Parts, ...] | None:
-        """The parts of the fastest plan that is priced within the budget, or None."""
+    def fastest(self, budget_bytes: int, most_bytes: int = 0) -> tuple[Parts, ...] | None:
+        """The parts of the fastest plan that is priced within the budget, or None.
+
+        Args:
+            most_bytes: the largest budget that is asked for beside it, out of the same table.
+        """
+        program = self._program(max(budget_bytes, most_bytes))
         asked = budget_bytes
-        for _ in range(_TRIES):
-            found = self._parts(asked)
+        for n in range(_TRIES):
+            found = self._parts(program, asked)
             if found is None:
                 break
             over_bytes = self._peak_bytes(found) - budget_bytes
             if over_bytes <= 0:
                 return found
-            asked -= max(over_bytes, self._program.unit_bytes)
+            asked -= max(over_bytes, program.unit_bytes) << n
         found = self.smallest
         return found if found is not None and self._peak_bytes(found) <= budget_bytes else None
 
     @cached_property
     def smallest(self) -> tuple[Parts, ...] | None:
         """Those of the plan of the lowest peak as the program sees it, or None."""
-        least_bytes = self._program.least_bytes
-        return None if least_bytes is None else self._parts(least_bytes)
+        for budget_bytes in (0, self._most_bytes):
+            program = self._program(budget_bytes)
+            if program.least_bytes is not None:
+                return self._parts(program, program.least_bytes)
+        return None
 
-    def _parts(self, budget_bytes: int) -> tuple[Parts, ...] | None:
-        schedule = self._program.schedule(budget_bytes)
+    def _program(self, budget_bytes: int) -> ChainProgram:
+        """The table in which a budget is looked up."""
+        few_bytes = int(_FEW * self._most_bytes)
+        most_bytes = few_bytes if budget_bytes <= few_bytes else self._most_bytes
+        if most_bytes not in self._programs:
+            units = _units(len(self._chain))
+            self._programs[most_bytes] = ChainProgram(self._chain, most_bytes, units)
+        return self._programs[most_bytes]
+
+    def _parts(self, program: ChainProgram, budget_bytes: int) -> tuple[Parts, ...] | None:
+        schedule = program.schedule(budget_bytes)
         try:
             return None if schedule is None else tuple(self._form.parts(schedule))
         except PlanError as error:

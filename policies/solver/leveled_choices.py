@@ -29,7 +29,12 @@ class LeveledChoices:
 
     def fastest(self, budget_bytes: int) -> list[Choice] | None:
         """Those of the fastest plan that is priced within a budget, or None."""
-        found = None if self._plans is None else self._plans.fastest(budget_bytes)
+        return self._fastest(budget_bytes, budget_bytes)
+
+    def _fastest(self, budget_bytes: int, about_bytes: int) -> list[Choice] | None:
+        """The same, out of the table that all budgets about one are looked up in."""
+        most_bytes = int(max(_NEIGHBOURS) * about_bytes)
+        found = None if self._plans is None else self._plans.fastest(budget_bytes, most_bytes)
         return None if found is None else self._choices(found)
 
     def smallest(self) -> list[Choice]:
@@ -41,7 +46,7 @@ class LeveledChoices:
         """Those of the fastest plans about a budget, each once."""
         found: dict[Parts, Choice] = {}
         for share in _NEIGHBOURS:
-            for choice in self.fastest(round(share * budget_bytes)) or ():
+            for choice in self._fastest(int(share * budget_bytes), budget_bytes) or ():
                 found.setdefault(choice.parts, choice)
         return list(found.values())
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Container, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint
@@ -29,12 +30,15 @@ _FASTER = 1e-3
 _TRIES = 4
 # less than this share of the budget is not worth another try
 _CREDIT = 3e-3
-# columns of the integer program, those that the linear one likes best; fewer if it has many rows
-_COLUMNS = 500
+# columns of the integer program, those that the linear one likes best: few at first, more where
+# that was easy; never so many if it has many rows
+_COLUMNS = (100, 200, 500)
 _FEWEST = 100
 _CELLS = 500_000
 # of smaller parts of the peak it does not matter that one drops what another reads
 _SMALL = 4000
+# solved, or shown to have no solution
+_ENDED = (0, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,18 @@ def plan_of(picked: Sequence[Choice]) -> Plan:
         tuple(p for p in parts if isinstance(p, Region)),
         bursts=tuple(p for p in parts if isinstance(p, Burst)),
     )
+
+
+class _Problem(NamedTuple):
+    """An integer program: its columns and their costs; rows, and what these are at most.
+
+    Columns of the packing come first.
+    """
+
+    columns: np.ndarray
+    cost: np.ndarray
+    conditions: csr_array
+    most: np.ndarray
 
 
 class Packing:
@@ -300,21 +316,42 @@ class Packing:
     ) -> list[Choice] | None:
         """The integer program over some instants: at most one choice per taken thing.
 
+        Among few columns at first. What a program takes does not follow from its size, but one
+        that had to branch takes much longer among more columns, and hardly gains by them.
+
         Args:
             reduced: of the columns in the linear program: the optimum hardly ever has others than
                 those where this is least, and what it gives up for that the gap includes.
             budget_bytes: for the least time, or None for the smallest peak.
         """
+        rows = self._limits[0].shape[0] + len(self.instants)
+        count = len(self.choices) - self.settled
+        order = np.lexsort((np.arange(count), reduced[self.settled : len(self.choices)]))
+        best: list[Choice] | None = None
+        tried = 0
+        for step in _COLUMNS:
+            most = min(step, count, max(_FEWEST, _CELLS // rows))
+            problem = self._among(order[:most], budget_bytes, credit)
+            if tried == most or (tried and not self.work.allows(problem.conditions)):
+                break
+            tried = most
+            found, is_easy = self._solved(problem, gap)
+            best = best if found is None else found
+            if not is_easy:
+                break
+        return best
+
+    def _among(self, open_to: np.ndarray, budget_bytes: int | None, credit: np.ndarray) -> _Problem:
+        """The integer program whose columns are what is settled, some other choices, and holds."""
         limits, most = self._limits
         n, width = len(self.choices), limits.shape[1]
         # whole numbers of small units: the solver's tolerances then decide nothing
         unit = max(1, int(self.base.max()) >> 20)
         at = np.array(self.instants, dtype=np.int64)
-        most_columns = min(_COLUMNS, max(_FEWEST, _CELLS // (limits.shape[0] + len(at))))
-        order = np.lexsort((np.arange(n - self.settled), reduced[self.settled : n]))
-        open_to = order[:most_columns]
         likely = np.append(np.arange(self.settled), self.settled + np.sort(open_to))
         columns = np.append(likely, np.arange(n, width))
+        concerned = np.flatnonzero(np.diff(limits[:, likely].tocsr().indptr))
+        limits, most = limits[concerned][:, columns], most[concerned]
         deltas = np.ceil(np.array([self._columns[j].at(at) for j in columns], dtype=float).T / unit)
         time_s = self._time_s[columns] / max(float(np.abs(self._time_s).max()), 1e-12)
         levels = (self.base[at] - credit[at]) / unit
@@ -323,29 +360,35 @@ class Packing:
             rows = hstack([csr_array(deltas), csr_array(-np.ones((len(at), 1)))])
             cost = np.append(_FASTER * time_s / max(1.0, float(time_s.sum())), 1.0 / (1 << 20))
             room = np.floor(-levels)
-            limits = hstack([limits[:, columns], csr_array((limits.shape[0], 1))])
+            limits = hstack([limits, csr_array((limits.shape[0], 1))])
         else:
-            rows, cost, limits = csr_array(deltas), time_s, limits[:, columns]
+            rows, cost = csr_array(deltas), time_s
             room = np.floor(budget_bytes / unit - levels)
+        return _Problem(columns, cost, vstack([limits, rows]), np.concatenate([most, room]))
+
+    def _solved(self, problem: _Problem, gap: float) -> tuple[list[Choice] | None, bool]:
+        """What an integer program chooses, None if it found nothing; and whether that was easy."""
+        columns, cost, conditions, most = problem
+        n, more = len(self.choices), len(cost) - len(columns)
         upper = np.ones(len(cost))
         upper[len(columns) :] = np.inf
-        conditions = vstack([limits, rows])
-        left = self.work.nodes_left(conditions)
         result = milp(
             cost,
-            constraints=LinearConstraint(conditions, -np.inf, np.concatenate([most, room])),
-            integrality=np.append(columns < n, np.zeros(len(cost) - len(columns))),
-            bounds=Bounds(
-                np.append(self._least[columns], np.zeros(len(cost) - len(columns))), upper
-            ),
+            constraints=LinearConstraint(conditions, -np.inf, most),
+            integrality=np.append(columns < n, np.zeros(more)),
+            bounds=Bounds(np.append(self._least[columns], np.zeros(more)), upper),
             options={
-                "node_limit": min(max(30, _NODES // len(columns)), left),
+                "node_limit": min(
+                    max(30, _NODES // len(columns)), self.work.nodes_left(conditions)
+                ),
                 "mip_rel_gap": gap,
             },
         )
         self.work.spend_integer(conditions, result.mip_node_count or 0)
+        is_easy = result.status in _ENDED and (result.mip_node_count or 0) <= 1
         if result.x is None:
-            return None
+            return None, is_easy
         picked = zip(columns, result.x[: len(columns)], strict=True)
         found = [self.choices[j] for j, x in picked if j < n and x > 0.5]
-        return sorted(found, key=lambda c: min(c.takes))  # a plan's regions are in order
+        # a plan's regions are in order
+        return sorted(found, key=lambda c: min(c.takes)), is_easy

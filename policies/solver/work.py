@@ -64,6 +64,10 @@ class Work:
         left_s = self.allowed_s - self.spent_s - _root_s(matrix)
         return int(min(max(1.0, left_s / (_NODE_S * _cells(matrix))), _NODES_AT_MOST))
 
+    def allows(self, matrix: csr_array) -> bool:
+        """Whether what is left is enough for an integer program over this matrix."""
+        return self.spent_s + _root_s(matrix) <= self.allowed_s
+
     def spend_integer(self, matrix: csr_array, nodes: int) -> None:
         """An integer program that was solved in so many nodes."""
         self.spent_s += _root_s(matrix) + _NODE_S * _cells(matrix) * nodes
