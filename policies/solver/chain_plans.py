@@ -21,8 +21,8 @@ _TABLE_BYTES = 160 << 20
 # of the largest budget: those below it have a table of their own, with smaller units
 _FEW = 0.25
 # what the program says and what is priced differ by little: it is asked for that much less,
-# and for ever less where that was not enough
-_TRIES = 6
+# for ever less where that was not enough, and then for something between
+_TRIES = 9
 
 
 # what recomputes one item of a schedule
@@ -62,15 +62,24 @@ class ChainPlans:
             most_bytes: the largest budget that is asked for beside it, out of the same table.
         """
         program = self._program(max(budget_bytes, most_bytes))
-        asked = budget_bytes
+        best: tuple[Parts, ...] | None = None
+        # what was asked for and fits, what was asked for and is too much
+        low, high, asked = 0, budget_bytes + 1, budget_bytes
         for n in range(_TRIES):
             found = self._parts(program, asked)
             if found is None:
                 break
             over_bytes = self._peak_bytes(found) - budget_bytes
             if over_bytes <= 0:
-                return found
-            asked -= max(over_bytes, program.unit_bytes) << n
+                best, low = found, asked
+            else:
+                high = asked
+            if high - low <= program.unit_bytes:
+                break
+            less_bytes = max(over_bytes, program.unit_bytes) << n
+            asked = asked - less_bytes if best is None else (low + high) // 2
+        if best is not None:
+            return best
         found = self.smallest
         return found if found is not None and self._peak_bytes(found) <= budget_bytes else None
 
