@@ -18,6 +18,8 @@ logger = logging.getLogger("actckpt")
 # units that memory is counted in: as many as tables of this size have room for
 _UNITS = (250, 4000)
 _TABLE_BYTES = 160 << 20
+# nothing is counted finer than allocators hand out; what regions keep beside is of that size, too
+_UNIT_BYTES = 512
 # of the largest budget: those below it have a table of their own, with smaller units
 _FEW = 0.25
 # what the program says and what is priced differ by little: it is asked for that much less,
@@ -97,7 +99,7 @@ class ChainPlans:
         few_bytes = int(_FEW * self._most_bytes)
         most_bytes = few_bytes if budget_bytes <= few_bytes else self._most_bytes
         if most_bytes not in self._programs:
-            units = _units(len(self._chain))
+            units = min(_units(len(self._chain)), max(1, most_bytes // _UNIT_BYTES))
             self._programs[most_bytes] = ChainProgram(self._chain, most_bytes, units)
         return self._programs[most_bytes]
 
