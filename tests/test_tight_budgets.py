@@ -18,7 +18,6 @@ from actckpt.policies.auto import Auto
 from actckpt.policies.log import log
 from actckpt.policies.optimal import Optimal
 from actckpt.policies.rotor import rotor
-from actckpt.policies.solver import chain_plans as chain_plans_module
 from actckpt.policies.solver.block_chain import BlockChain
 from actckpt.policies.solver.chain_plans import chain_plans, plan_of_parts
 from actckpt.policies.solver.chain_program import ChainProgram
@@ -132,10 +131,7 @@ def test_few_bytes_are_counted_in_small_units_and_one_search_needs_one_table(
         real(self, *args)
 
     whole = pricer.estimate(Plan("")).peak_bytes
-    with (
-        patch.object(ChainProgram, "__init__", counted),
-        patch.object(chain_plans_module, "_UNIT_BYTES", 1),
-    ):
+    with patch.object(ChainProgram, "__init__", counted):
         levels = LeveledChoices(pricer)
         for share in (0.18, 0.6):  # neighbours of the first lie about a quarter
             assert levels.fastest(int(share * whole))

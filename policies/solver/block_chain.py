@@ -29,6 +29,8 @@ class BlockChain:
         blocks: ids of the stages of each; what saves nothing belongs to the block behind it.
     """
 
+    leaves_out_little = False  # what regions keep beside, such as generators' states
+
     def __init__(self, pricer: Pricer) -> None:
         self.pricer = pricer
         self.graph = pricer.graph

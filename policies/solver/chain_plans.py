@@ -18,8 +18,6 @@ logger = logging.getLogger("actckpt")
 # units that memory is counted in: as many as tables of this size have room for
 _UNITS = (250, 4000)
 _TABLE_BYTES = 160 << 20
-# nothing is counted finer than allocators hand out; what regions keep beside is of that size, too
-_UNIT_BYTES = 512
 # of the largest budget: those below it have a table of their own, with smaller units
 _FEW = 0.25
 # what the program says and what is priced differ by little: it is asked for that much less,
@@ -40,6 +38,11 @@ class ChainForm(Protocol):
     @property
     def chain(self) -> Chain | None: ...
 
+    @property
+    def leaves_out_little(self) -> bool:
+        """Whether its levels are those that are priced, so that small units are worth it."""
+        ...
+
     def parts(self, schedule: Schedule) -> Iterator[Parts]: ...
 
 
@@ -47,7 +50,7 @@ class ChainPlans:
     """The plans of one chain, whatever the budget. Solving takes about a second, an answer none.
 
     What is held is rounded up to units: small budgets have a table of their own, whose units are
-    small beside what few things they can hold.
+    small beside what few things they can hold, where the form leaves out less than that.
     """
 
     def __init__(self, form: ChainForm, chain: Chain, most_bytes: int) -> None:
@@ -96,10 +99,10 @@ class ChainPlans:
 
     def _program(self, budget_bytes: int) -> ChainProgram:
         """The table in which a budget is looked up."""
-        few_bytes = int(_FEW * self._most_bytes)
-        most_bytes = few_bytes if budget_bytes <= few_bytes else self._most_bytes
+        few_bytes = int(_FEW * self._most_bytes) if self._form.leaves_out_little else 0
+        most_bytes = few_bytes if 0 <= budget_bytes < few_bytes else self._most_bytes
         if most_bytes not in self._programs:
-            units = min(_units(len(self._chain)), max(1, most_bytes // _UNIT_BYTES))
+            units = _units(len(self._chain))
             self._programs[most_bytes] = ChainProgram(self._chain, most_bytes, units)
         return self._programs[most_bytes]
 

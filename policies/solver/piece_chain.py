@@ -49,6 +49,8 @@ class PieceChain:
     encoder's output, a mask) counts as there until backward has passed it.
     """
 
+    leaves_out_little = True
+
     def __init__(self, pricer: Pricer) -> None:
         self.pricer = pricer
         self.graph = pricer.graph
