@@ -64,8 +64,6 @@ class PieceChain:
         if not pricer.possible.refusal:
             self._cut()
 
-    # ---- pieces
-
     def _found_readers(self) -> dict[int, list[int]]:
         """Activation -> the operations of the forward that read it, in order."""
         possible, (first, last) = self.possible, self.possible.span
@@ -139,8 +137,6 @@ class PieceChain:
         made = [sum(sizes[x] for x in born_in(self.possible, s) if x in saved) for s in spans]
         return float(max(made, default=1) / max(1, sum(made)))
 
-    # ---- numbers
-
     @cached_property
     def chain(self) -> Chain | None:
         """The numbers; None where there are no two pieces."""
@@ -188,7 +184,7 @@ class PieceChain:
 
     def _first_reader(self, common: int) -> int:
         """The earliest piece that reads something common: backward comes to it last."""
-        first = self._readers[common][0] if common in self._readers else 0
+        first = self._readers.get(common, [0])[0]
         return next((b for b, piece in enumerate(self._pieces) if first < piece.last), 0)
 
     def _states_bytes(self, first: int, last: int) -> int:
@@ -230,8 +226,6 @@ class PieceChain:
             return NEVER_S
         time_s = self.pricer.time_s[list(found[0])].sum()
         return float(time_s + self.pricer.profile.burst_op_s * len(found[0]))
-
-    # ---- ways
 
     def _all_ways(
         self,
@@ -347,8 +341,6 @@ class PieceChain:
             pins.update(x for x in placed.pins if first <= self.pricer.born[x] < last)
         pins -= {*needed, *self._common, self._edges[end]}
         return [x for x in needed if x not in dropped] + sorted(pins)
-
-    # ---- plans
 
     def parts(self, schedule: Schedule) -> Iterator[tuple[Burst, ...]]:
         """The bursts of each item of a schedule that has some.
