@@ -35,6 +35,7 @@ from actckpt.checkpoint.discovery import discover
 from actckpt.checkpoint.files import Files
 from actckpt.errors import CheckpointError
 from actckpt.sharded.exchange import Exchange
+from actckpt.sharded.waiting import Patience
 from tests.faults.rank_mutants import CALM, MUTANTS, VANISHED, Fault
 from tests.system_calls import Call, Watched, before
 
@@ -160,6 +161,9 @@ def _rank(folder: Path, rank: int, world: int, fault: Fault, pipe: int) -> None:
         rank_timeout=f"{MOST_S / 2}s",
         files=Files(Watched(before(calling))),
     )
+    exchange = run._company._exchange  # type: ignore[attr-defined]
+    # until the fault nothing is to be lost where the machine stands still for a moment
+    impatient, exchange.patience = exchange.patience, Patience(10.0, 20.0)
     run.resume()
     said: dict[str, Any] = {"verdicts": []}
     for _ in range(2):
@@ -174,6 +178,7 @@ def _rank(folder: Path, rank: int, world: int, fault: Fault, pipe: int) -> None:
         said["verdicts"].append(run.last_save.verdict if run.last_save else "")
         said["seconds"] = time.monotonic() - begin
         armed = not armed
+        exchange.patience = impatient
     said["counts"] = counts
     os.write(pipe, json.dumps(said).encode())
     run.close()
