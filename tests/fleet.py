@@ -194,7 +194,7 @@ def _stand_in(
             dict.fromkeys(names, FileEntry(len(_CONTENT), digest.checksum)),
             dict.fromkeys(names, digest.blocks),
             assignment.trees,
-            described[False],
+            dict(sorted(described[False].items())),
             described[True],
             assignment.without,
         )

@@ -14,7 +14,7 @@ from actckpt.sharded.contents import APART
 from actckpt.sharded.holders import Holders, size_bytes
 from actckpt.sharded.layout import Layout
 
-_WRITES, _SKIPS, _OWNS = "wso"
+WRITES, _SKIPS, _OWNS = "wso"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def assign(holders: Holders, apart: Mapping[int, tuple[int, ...]]) -> list[Task]
         apart: by number, the parts that ranks have, or had, otherwise, and which of them do now.
     """
     loads = [*holders.alone_bytes]
-    todo = [bytearray(_WRITES.encode() * len(layout.names)) for layout in holders.layouts]
+    todo = [bytearray(WRITES.encode() * len(layout.names)) for layout in holders.layouts]
     groups: list[list[int]] = [[] for _ in holders.layouts]
     sets: dict[tuple[int, ...], int] = {}
     for number, (name, part) in enumerate(holders.parts):

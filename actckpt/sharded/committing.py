@@ -32,7 +32,7 @@ from actckpt.errors import CheckpointError, CheckpointSaveError, CheckpointUnkno
 from actckpt.sharded.exchange import Exchange
 from actckpt.sharded.planning import Holding, Planner
 from actckpt.sharded.share_writing import why_not, write_share
-from actckpt.sharded.sight import Sight
+from actckpt.sharded.sight import look
 
 logger = logging.getLogger("actckpt")
 
@@ -70,7 +70,6 @@ class Known:
     def __init__(self) -> None:
         self.holding = Holding()
         self.planner = Planner()
-        self.sight = Sight()
 
 
 class SaveTogether:
@@ -104,7 +103,7 @@ class SaveTogether:
         self._files = files
         self._directory = directory
         self._snapshot = snapshot
-        self._holding, self._planner, self._sight = known.holding, known.planner, known.sight
+        self._holding, self._planner = known.holding, known.planner
         self._key = key
         self._what = f"a save of step {snapshot.step}"
         self._prepare = prepare
@@ -232,7 +231,7 @@ class SaveTogether:
             for rank, vote in enumerate(votes)
         }
         # seen from here: what a rank wrote on a disk of its own machine is no part of this
-        data_bytes = self._sight.look(files, temporary, entries, save)
+        data_bytes = look(files, temporary, entries, save, self._planner.expected)
         manifest = Manifest(
             step=snapshot.step,
             serial=self._serial,

@@ -17,6 +17,7 @@ from actckpt.checkpoint.encoding import Encoded
 from actckpt.errors import CheckpointSaveError
 from actckpt.sharded.assignment import Assignment, Task, assign, owners
 from actckpt.sharded.contents import Contents, Grouped, contents_of
+from actckpt.sharded.expected import Table, tables
 from actckpt.sharded.holders import Holders
 from actckpt.sharded.layout import Layout, digest_of_tree, layout_of
 
@@ -125,6 +126,7 @@ class Planner:
         self._apart: dict[int, tuple[int, ...]] = {}
         self._tasks: list[Task] = []
         self._digests: list[str] = []
+        self._tables: list[Table] | None = None
 
     def plan(self, said: Sequence[Mapping[str, Any]], fetch: Fetch, ask: Ask) -> list[str]:
         """For every rank the digest of its task, `reply` has the rest.
@@ -168,11 +170,20 @@ class Planner:
         if not same or apart != self._apart:
             self.planned += 1
             self._tasks = assign(holders, apart)
+            self._tables = None
             self._digests = [t.digest(k) for t, k in zip(self._tasks, keys, strict=True)]
         self._keys, self._holders, self._apart = keys, holders, apart
         self._layouts = {key: self._layouts[key] for key in keys}
         self._names = {key[0]: self._layouts[key].names for key in keys}
         return [*self._digests]
+
+    @property
+    def expected(self) -> list[Table]:
+        """By rank, what its manifest lists if it does as it was told."""
+        assert self._holders is not None
+        if self._tables is None:
+            self._tables = tables(self._holders.layouts, self._tasks)
+        return self._tables
 
     def reply(self, rank: int, said: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """What a rank is told, as `Holding.take` reads it."""

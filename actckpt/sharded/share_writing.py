@@ -70,7 +70,17 @@ def write_share(
             sink = writing.enter_context(files.writing(f"{directory}/{state_file(rank)}"))
             sink.write(state_bytes(trees))
             written(state_file(rank), sink)
-    share = RankManifest(rank, save, entries, blocks, (*trees,), tensors, own, assignment.without)
+    share = RankManifest(
+        rank,
+        save,
+        entries,
+        blocks,
+        (*trees,),
+        # in the order in which `expected` has them
+        dict(sorted(tensors.items())),
+        own,
+        assignment.without,
+    )
     with files.writing(f"{directory}/{rank_file(rank)}") as sink:
         sink.write(share.to_bytes())
     files.sync_directory(directory)
