@@ -112,7 +112,7 @@ class ReadingOnce:
             yield
             self._gather({"wanted": {}})
             self._ended = True
-        except Exception:
+        except BaseException:  # Ctrl-C as well: the process may live on
             if not self._ended:
                 self._ended = True
                 # others may wait for what this one was to say next, or to send
