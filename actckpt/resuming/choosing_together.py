@@ -1,4 +1,10 @@
-"""Which checkpoint many ranks go on from: the newest that each of them can read its share of."""
+"""Which checkpoint many ranks go on from: the newest that each of them can read its share of.
+
+What all ranks do for that they do over the store, none of it a collective of the process group: a
+word of rank 0 of what there is; for every checkpoint that is tried the gatherings of
+`actckpt.sharded.reading_once`, where ranks read together, and one of what came of it; one of the
+names that ranks have, a second where these differ; one of whether what was read fits.
+"""
 
 from __future__ import annotations
 
