@@ -19,6 +19,8 @@ from actckpt.errors import CheckpointError
 from actckpt.sharded.exchange import Exchange
 
 _LOOK_S = 0.2
+# what the run itself sends from rank to rank has others
+_TAG = 0x61637470
 
 
 class UnreadError(CheckpointError):
@@ -88,8 +90,8 @@ def passed(sends: Sequence[Post], receives: Sequence[Post], alive: Callable[[], 
 
     def wait() -> None:
         try:
-            works = [dist.irecv(parcel.tensor, src=rank) for parcel, rank in receives]
-            works += [dist.isend(parcel.tensor, dst=rank) for parcel, rank in sends]
+            works = [dist.irecv(parcel.tensor, src=rank, tag=_TAG) for parcel, rank in receives]
+            works += [dist.isend(parcel.tensor, dst=rank, tag=_TAG) for parcel, rank in sends]
             for work in works:
                 if work is not None:
                     work.wait()
