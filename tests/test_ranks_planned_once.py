@@ -15,7 +15,7 @@ from actckpt.checkpoint.discovery import Checkpoint
 from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.manifest import FileEntry
 from actckpt.checkpoint.names import rank_file
-from actckpt.checkpoint.verification import verify_files
+from actckpt.checkpoint.verification import read_shares, verify_files
 from actckpt.errors import CheckpointSaveError
 from actckpt.sharded import committing, share_writing, sight
 from actckpt.sharded.committing import Known
@@ -269,3 +269,35 @@ def test_replicas_of_a_part_have_to_be_equal(tmp_path: Path) -> None:
     changed = 0
     assert all(isinstance(c, Checkpoint) for c in fleet.save(3, items).values())
     assert fleet.known[0].planner.planned == 1
+
+
+def test_stages_with_names_of_their_own_are_planned_once(tmp_path: Path) -> None:
+    fleet = Fleet(tmp_path, 4)
+    shared = torch.arange(3.0)
+
+    def items(rank: int) -> Items:
+        stage = rank // 2
+        whole = {f"stage_{stage}.weight": torch.full((4,), float(stage)), "shared": shared}
+        return {"model": encoded(whole, {f"stage_{stage}.cut": rows(WHOLE, rank % 2, 2)})}
+
+    for step in range(3):
+        found = fleet.save(step, items)
+        made = found[3]
+        assert isinstance(made, Checkpoint), found
+        manifest = verify_files(Files(), str(made.path))
+        tensors = read_shares(Files(), str(made.path), manifest).tensors(None, "")
+        assert sorted(tensors) == [
+            "model/shared",
+            *(f"model/stage_{s}.{n}" for s in range(2) for n in ("cut", "weight")),
+        ]
+        shared = shared + 1
+    assert fleet.known[0].planner.planned == 1
+
+    # one that holds a part, and another of another type
+    def mixed(rank: int) -> Items:
+        whole = WHOLE.double() if rank else WHOLE
+        return {"model": encoded({}, {"cut": rows(whole, rank, 4)})}
+
+    for error in fleet.save(4, mixed).values():
+        assert isinstance(error, CheckpointSaveError)
+        assert "ranks have to train one and the same model" in str(error)

@@ -57,11 +57,13 @@ class Holders:
             key: {name: number for number, name in enumerate(names)}
             for key, names in tables.items()
         }
+        names = {name for table in self._numbers.values() for name in table}
+        self._names = layouts[0].names if len(tables) == 1 else sorted(names)
         kinds: dict[Box, int] = {}
         columns = [self._row(layout, kinds) for layout in layouts]
         boxes = [*kinds]
         seen: dict[tuple[int, ...], tuple[list[Part], list[tuple[int, int]]]] = {}
-        for name, column in zip(self._names(), zip(*columns, strict=True), strict=True):
+        for name, column in zip(self._names, zip(*columns, strict=True), strict=True):
             if column not in seen:
                 seen[column] = _parted(name, column, boxes)
             parts, alone = seen[column]
@@ -80,11 +82,6 @@ class Holders:
         names = (n for n, which in zip(layout.names, layout.which, strict=True) if told[which])
         return {name: number for number, name in enumerate(names)}
 
-    def _names(self) -> Sequence[str]:
-        if len(self._numbers) == 1:
-            return self.layouts[0].names
-        return sorted({name for table in self._numbers.values() for name in table})
-
     def _row(self, layout: Layout, kinds: dict[Box, int]) -> Sequence[int]:
         """For every name the number of the rank's box among all; -1 where it has none."""
         here = [kinds.setdefault(box, len(kinds)) for box in layout.boxes]
@@ -92,7 +89,7 @@ class Holders:
         if len(self._numbers) == 1:
             return row
         by_name = dict(zip(layout.names, row, strict=True))
-        return [by_name.get(name, -1) for name in self._names()]
+        return [by_name.get(name, -1) for name in self._names]
 
 
 def size_bytes(box: Box) -> int:
