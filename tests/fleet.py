@@ -73,6 +73,10 @@ def snapshot(step: int, items: Items) -> Snapshot:
     return Snapshot(step, items, "", {}, "", {})
 
 
+# hundreds of threads are slow to have their turn
+PATIENT = Patience(600.0, 3600.0)
+
+
 class Fleet:
     """So many ranks, each with what it remembers of saves.
 
@@ -99,7 +103,7 @@ class Fleet:
         self.folder = folder
         self.ranks = range(world) if ranks is None else ranks
         self.exchanges = {
-            rank: Exchange(patience or Patience(), Seat(rank, world, "fleet", named))
+            rank: Exchange(patience or PATIENT, Seat(rank, world, "fleet", named))
             for rank in self.ranks
         }
         self.known = {rank: Known() for rank in self.ranks}
