@@ -97,5 +97,4 @@ def scenes() -> Iterator[tuple[Scene, ...]]:
             Scene("first", None),
             *(Scene(name, sound, act, resumes_as_others=True) for name, act in others.items()),
             Scene("frozen", frozen, acts.FROZEN_AT_ONCE, resumes_as_others=True, frozen=True),
-            Scene("frozen due", frozen, acts.FROZEN_DUE, resumes_as_others=True, frozen=True),
         )
