@@ -34,7 +34,6 @@ SCENES = (
     "asked for",
     "pins",
     "frozen",
-    "frozen due",
 )
 SCANS = ("killed", "errors", "power lost", "killed, then power lost")
 

@@ -40,7 +40,7 @@ class Checkpoint:
 
     @property
     def size_bytes(self) -> int:
-        """Size on disk, without the manifest."""
+        """Size on disk, without the manifest, and without frozen weights that others share."""
         return self.manifest.size_bytes
 
     def verify(self) -> None:

@@ -406,7 +406,8 @@ class Checkpointer(Resumable):
     def size_bytes(self) -> int:
         """What a checkpoint of the state as it is takes on disk; of many ranks, this one's share.
 
-        Before an optimizer's first step its state is not there yet, and not counted.
+        Before an optimizer's first step its state is not there yet, and not counted. Frozen weights
+        are, which are stored once.
         """
         return size_bytes(self._saves.snapshot())
 
