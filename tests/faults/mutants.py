@@ -54,7 +54,7 @@ MUTANTS = {
     ),
     "pins overlooked": Mutant(pins.pins_overlooked, "left lying: ['.pinned-", "pins"),
     "no fsync of pins": Mutant(pins.no_fsync_of_pins, "was pinned, and is not", "pins"),
-    "base deleted first": Mutant(bases.base_deleted_first, "is lost", "frozen"),
+    "base deleted first": Mutant(bases.base_deleted_first, "cannot be read", "frozen"),
     "base never deleted": Mutant(bases.base_never_deleted, "checkpoints name", "frozen"),
     "no fsync of the base": Mutant(bases.no_fsync_of_the_base, "cannot be read", "frozen"),
 }
