@@ -256,7 +256,7 @@ def main() -> None:
         memory="growth of its resident memory over that before the save",
     )
     write_json_lines(name, about, found)
-    write_markdown(name, about, "# Saves of many ranks: the coordinator", table(found))
+    write_markdown(name, about, "# Saves of many ranks: what plans them", table(found))
 
 
 if __name__ == "__main__":
