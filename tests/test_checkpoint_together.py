@@ -19,6 +19,7 @@ from actckpt.checkpoint.verification import verify_files
 from actckpt.errors import CheckpointError, CheckpointFormatError
 from actckpt.resuming import choosing
 from actckpt.resuming.cadence import Cadence
+from actckpt.resuming.company import Alone
 from actckpt.resuming.directory import RunDirectory
 from actckpt.resuming.places import Places
 from tests.system_calls import Call, Make, Watched
@@ -70,7 +71,7 @@ def test_a_reader_while_checkpoints_come_and_go(tmp_path: Path) -> None:
 
 def places(path: Path, files: Files) -> Places:
     """A run's directory, and none beside."""
-    return Places(RunDirectory(str(path), files, Keep(), "full"), Cadence(None))
+    return Places(RunDirectory(str(path), files, Keep(), "full"), Cadence(None), company=Alone())
 
 
 def newest(at: Places) -> choosing.Chosen | None:

@@ -8,7 +8,7 @@ interrupted has none. An index names them, for listings of a store may lag behin
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from actckpt.checkpoint.stored_base import (
     put_base,
     sweep_base,
 )
+from actckpt.checkpoint.verification import read_shares
 from actckpt.errors import CheckpointError, CheckpointFormatError, CheckpointSaveError
 
 logger = logging.getLogger("actckpt")
@@ -109,10 +110,16 @@ class ObjectStore:
             files.make_directory(temporary)
             with self._reached("read") as (fs, root):
                 fetch_base(files, directory, manifest, fs, root)
-                for name, entry in manifest.files.items():
-                    with files.writing(f"{temporary}/{name}") as sink:
-                        found = passed(fs, f"{root}/{stored.name}/{name}", sink.write)
-                    compare(f"{self.url}/{stored.name}/{name}", found, entry)
+
+                def bring(entries: Mapping[str, FileEntry]) -> None:
+                    for name, entry in entries.items():
+                        with files.writing(f"{temporary}/{name}") as sink:
+                            found = passed(fs, f"{root}/{stored.name}/{name}", sink.write)
+                        compare(f"{self.url}/{stored.name}/{name}", found, entry)
+
+                bring(manifest.files)
+                for share in read_shares(files, temporary, manifest).ranks:
+                    bring(share.files)
             with files.writing(f"{temporary}/{MANIFEST}") as sink:
                 sink.write(manifest.to_bytes())
             files.sync_directory(temporary)
@@ -138,6 +145,7 @@ class ObjectStore:
         manifest = checkpoint.manifest
         data = manifest.to_bytes()
         try:
+            entries = _all_files(checkpoint)
             with self._reached("written") as (fs, root):
 
                 def is_free(name: str) -> bool:
@@ -147,7 +155,7 @@ class ObjectStore:
                 folder = f"{root}/{name}"
                 if _content(fs, f"{folder}/{MANIFEST}") == data:
                     # what is in sight is not written anew
-                    for file, entry in manifest.files.items():
+                    for file, entry in entries.items():
                         self._check(fs, f"{folder}/{file}", entry)
                     for file, entry in manifest.base.items():
                         self._check(fs, f"{root}/{file}", entry)
@@ -160,7 +168,7 @@ class ObjectStore:
                 )
                 if not buckets:
                     fs.makedirs(folder, exist_ok=True)
-                for file, entry in manifest.files.items():
+                for file, entry in entries.items():
                     fs.put_file(f"{checkpoint.path}/{file}", f"{folder}/{file}")
                     self._check(fs, f"{folder}/{file}", entry)
                 fs.pipe_file(f"{folder}/{MANIFEST}", data)
@@ -260,6 +268,13 @@ class ObjectStore:
                 f"{self.url} cannot be {verb} now: {type(error).__name__}: {error}. Look at the "
                 "address, the network and the credentials"
             ) from error
+
+
+def _all_files(checkpoint: Checkpoint) -> dict[str, FileEntry]:
+    """Of many ranks, the files that their manifests name, and then these."""
+    manifest = checkpoint.manifest
+    shares = read_shares(Files(), str(checkpoint.path), manifest).ranks
+    return {n: e for share in shares for n, e in share.files.items()} | manifest.files
 
 
 def _file_system(url: str) -> tuple[Any, str]:

@@ -9,10 +9,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from actckpt.checkpoint.discovery import Skipped, existing
+from actckpt.checkpoint.discovery import Checkpoint, Skipped, existing
 from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.local_path import is_url
 from actckpt.checkpoint.manifest import Manifest
+from actckpt.checkpoint.names import rank_file
 from actckpt.checkpoint.object_store import ObjectStore
 from actckpt.commands.consoles import make_console
 from actckpt.commands.parsers import add_command
@@ -67,8 +68,27 @@ def list_checkpoints(args: argparse.Namespace) -> int:
 
 def _in_folder(place: str) -> tuple[list[_Row], list[Skipped]]:
     found = existing(Files(), place)
-    rows = [(place, c.path.name, c.manifest, c.pinned) for c in found.checkpoints]
+    rows = [(place, _named(c), c.manifest, c.pinned) for c in found.checkpoints]
     return rows, list(found.skipped)
+
+
+def _named(checkpoint: Checkpoint) -> str:
+    """Its name; of a node's part of one, whose files there are."""
+    world, files = checkpoint.manifest.world_size, Files()
+    here = [r for r in range(world) if files.status(f"{checkpoint.path}/{rank_file(r)}")]
+    name = checkpoint.path.name
+    return name if len(here) == world else f"{name} (ranks {_listed(here)} of {world})"
+
+
+def _listed(ranks: list[int]) -> str:
+    """``0-3, 6``."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    return ", ".join(f"{r[0]}-{r[-1]}" if r[1:] else f"{r[0]}" for r in runs) or "none"
 
 
 def _stored(place: str) -> tuple[list[_Row], list[Skipped]]:

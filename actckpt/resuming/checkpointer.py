@@ -70,7 +70,7 @@ class Checkpointer(Resumable):
         tiers: places beside the directory that checkpoints go to, each a `Tier` or (path, every,
             keep): faster folders more often, object stores behind. `resume` takes the newest that
             verifies, wherever it lies; what fails there is a warning, but for the newest one's copy
-            at `close`. For runs of one process.
+            at `close`. Of many ranks each writes into the folder of its own machine.
         background: saves that are due stop training only while the state is copied in memory; a
             thread writes. What one failed with is raised once, by the next `step`, `save` or
             `close`, with what others failed with as notes. False writes at once, and copies
@@ -164,9 +164,10 @@ class Checkpointer(Resumable):
         self._places = Places(
             durable,
             company.cadence(every, mtbf),
-            as_tiers(tiers, many_ranks=company.ranked),
+            as_tiers(tiers),
             verify,
             fresh=fresh,
+            company=company,
         )
         limit_bytes = None if staging_gb is None else int(staging_gb * 1e9)
         self._fresh = fresh

@@ -83,10 +83,7 @@ def newest(places: Places, joined: frozenset[str]) -> Chosen | None:
         found = places.candidates()
         if not found.found and not found.skipped:
             if found.unreached:
-                raise CheckpointError(
-                    f"{places.path} has no checkpoint, and {found.unreached[0]}. To begin anew, "
-                    "leave that tier out"
-                )
+                raise nothing_but(places.path, found.unreached[0])
             return None
         skipped: list[Skipped] = list(found.skipped)
         for s in skipped:
@@ -144,6 +141,13 @@ def _read(places: Places, checkpoint: Checkpoint, joined: frozenset[str]) -> Cho
             raise _RetiredError from None
         places.of(checkpoint).directory.damaged.add(checkpoint.path.name)
         raise
+
+
+def nothing_but(path: str, unreached: str) -> CheckpointError:
+    """That what there may be is in a store that cannot be read."""
+    return CheckpointError(
+        f"{path} has no checkpoint, and {unreached}. To begin anew, leave that tier out"
+    )
 
 
 def none_of(path: str, skipped: list[Skipped]) -> CheckpointError:

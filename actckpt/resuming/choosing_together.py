@@ -11,28 +11,58 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from actckpt.checkpoint.discovery import Checkpoint, Skipped
+from actckpt.checkpoint.discovery import Checkpoint, Skipped, newest_of
 from actckpt.checkpoint.manifest import Manifest
 from actckpt.checkpoint.reading import read_state
 from actckpt.checkpoint.verification import read_manifest
 from actckpt.errors import CheckpointError, CheckpointFormatError, CheckpointMismatchError
-from actckpt.resuming.choosing import Chosen, none_of
+from actckpt.resuming.candidates import Candidate
+from actckpt.resuming.choosing import Chosen, none_of, nothing_but
 from actckpt.resuming.from_one import by_names, cut
+from actckpt.resuming.node_directory import NodeDirectory
+from actckpt.resuming.places import Places
 from actckpt.resuming.share import Like, Share, read_share
 from actckpt.resuming.shared_directory import SharedDirectory
 from actckpt.resuming.wrapper_prefix import renamed
 from actckpt.sharded.calls import RanksApartError
 from actckpt.sharded.layout import digest_of_tree
+from actckpt.sharded.loading import ShareReading
 from actckpt.sharded.passing import UnreadError, can_pass
 from actckpt.sharded.reading_once import SAME, FilesOnce, ReadingOnce, different
 
 logger = logging.getLogger("actckpt")
+
+
+@dataclass(frozen=True, slots=True)
+class _Lying:
+    """One that may be gone on from, wherever it lies.
+
+    Args:
+        get: where it is on this rank's machine; brings it there; every rank asks.
+        damaged: names of those of its place that are.
+    """
+
+    name: str
+    step: int
+    serial: int
+    get: Callable[[], Path]
+    damaged: set[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What there is, as `Candidates`."""
+
+    found: tuple[_Lying, ...]
+    skipped: tuple[Skipped, ...]
+    unreached: tuple[str, ...]
 
 
 class TogetherChoice:
@@ -46,13 +76,15 @@ class TogetherChoice:
 
     def __init__(
         self,
-        directory: SharedDirectory,
+        places: Places,
         like: Callable[[], Like],
         model: nn.Module,
         joined: frozenset[str],
     ) -> None:
         self._model = model
-        self._directory = directory
+        self._places = places
+        assert isinstance(places.main.directory, SharedDirectory)
+        self._directory = places.main.directory
         self._like = like
         self._joined = joined
         # of the user's, in which the ranks are
@@ -65,18 +97,21 @@ class TogetherChoice:
             CheckpointError: there are checkpoints and none verifies, or one cannot be read now.
         """
         self._call = "resume()"
-        names, skipped = self._found()
-        if not names and not skipped:
+        found = self._found()
+        skipped = [*found.skipped]
+        if not found.found and not skipped:
+            if found.unreached:
+                raise nothing_but(self._directory.path, found.unreached[0])
             return None
         for skip in skipped:
             logger.warning("actckpt: skipping %s: %s", skip.name, skip.reason)
-        for name in names:
-            chosen, reasons = self._read(name)
-            if chosen is not None:
-                return replace(chosen, skipped=tuple(skipped))
-            logger.warning("actckpt: skipping %s: %s", name, reasons)
-            skipped.append(Skipped(name, reasons))
-            self._directory.damaged.add(name)
+        for lying in found.found:
+            try:
+                chosen = self._read(lying)
+                return replace(chosen, skipped=tuple(skipped), unreached=found.unreached)
+            except CheckpointFormatError as error:
+                logger.warning("actckpt: skipping %s: %s", lying.name, error)
+                skipped.append(Skipped(lying.name, str(error)))
         raise none_of(self._directory.path, skipped)
 
     def of_step(self, step: int | None) -> Chosen:
@@ -87,12 +122,7 @@ class TogetherChoice:
             CheckpointError: there is no such checkpoint.
         """
         self._call = "restore()" if step is None else f"restore({step})"
-        name = self._directory.decided(self._call, lambda: self._directory.of_step(step).path.name)
-        self._directory.find()
-        chosen, reasons = self._read(name)
-        if chosen is None:
-            raise CheckpointFormatError(reasons)
-        return chosen
+        return self._read(newest_of(self._found().found, step, self._directory.path))
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
@@ -124,36 +154,87 @@ class TogetherChoice:
     def _gather(self, message: Any) -> list[Any]:
         return self._directory.exchange.calls.gather(self._call, message)
 
-    def _found(self) -> tuple[list[str], list[Skipped]]:
-        """What there is, by the coordinator's word: on every rank the same."""
+    def _found(self) -> _Found:
+        """What there is, on every rank the same: by the coordinator's word, and what nodes have."""
+        self._places.meet()
+        directory = self._directory
 
         def look() -> Any:
-            found = self._directory.find()
-            return [
-                [c.path.name for c in found.checkpoints],
-                [[s.name, s.reason] for s in found.skipped],
-            ]
+            found = directory.find()
+            durable = [[c.path.name, c.step, c.manifest.serial, ""] for c in found.checkpoints]
+            bad, unreached = [[s.name, s.reason] for s in found.skipped], []
+            for uploads in self._places.stores:
+                try:
+                    stored, skipped = uploads.look()
+                except CheckpointError as error:
+                    logger.warning("actckpt: %s", error)
+                    unreached.append(str(error))
+                    continue
+                url = uploads.store.url
+                durable += [[s.name, s.manifest.step, s.manifest.serial, url] for s in stored]
+                bad += [[s.name, s.reason] for s in skipped]
+            return [durable, bad, unreached]
 
-        names, skipped = self._directory.decided(self._call, look)
-        if not self._directory.exchange.is_coordinator:
-            self._directory.find()
-        return names, [Skipped(*s) for s in skipped]
+        there, bad, unreached = directory.decided(self._call, look)
+        if not directory.exchange.is_coordinator:
+            directory.find()
+        found = [
+            _Lying(
+                f"{url}/{name}" if url else name,
+                step,
+                serial,
+                partial(self._durable, name, url),
+                directory.damaged,
+            )
+            for name, step, serial, url in there
+        ]
+        skipped = [Skipped(*s) for s in bad]
+        for place in self._places.beside:
+            assert isinstance(place.directory, NodeDirectory)
+            of_nodes, lost = place.directory.candidates(self._needed)
+            beside = place.directory.damaged
+            found += [_Lying(c.name, c.step, c.serial, partial(_path, c), beside) for c in of_nodes]
+            skipped += lost
+        # of equal ones that of the durable directory: the sort is stable
+        found.sort(key=lambda c: c.serial, reverse=True)
+        # whatever this run goes on from, what it saves is newer than all that was seen
+        directory.serial = max([directory.serial, *(c.serial for c in found)])
+        return _Found(tuple(found), tuple(skipped), tuple(unreached))
 
-    def _read(self, name: str) -> tuple[Chosen | None, str]:
-        """The checkpoint and this rank's share; None, and why, where that of a rank is damaged.
+    def _durable(self, name: str, url: str) -> Path:
+        """One of the durable directory, or of a store, which the coordinator brings there."""
+        directory = self._directory
+        if url:
+            name, damaged = directory.decided(self._call, partial(self._fetched, url, name))
+            if damaged:
+                raise CheckpointFormatError(damaged)
+            directory.find()
+        return directory.at(name)
+
+    def _fetched(self, url: str, name: str) -> list[str]:
+        try:
+            return [self._places.fetch(url, name).path.name, ""]
+        except CheckpointFormatError as error:
+            return ["", str(error)]
+
+    def _read(self, lying: _Lying) -> Chosen:
+        """The checkpoint and this rank's share.
 
         Raises:
+            CheckpointFormatError: that of a rank is damaged.
             CheckpointError: a rank could not read its share, which need not be damaged.
         """
         directory = self._directory
-        path = directory.at(name)
+        path = lying.get()
         found: Chosen | None = None
         error: Exception | None = None
-        once = self._once(str(path))
+        shared = path.parent == Path(directory.path)
+        once = self._once(str(path)) if shared else None
         save = ""
         try:
             with nullcontext() if once is None else once.together():
-                self._check_there(path)
+                if shared:
+                    self._check_there(path)
                 manifest = read_manifest(directory.files, str(path))
                 # one on its own has none
                 save = manifest.save or f"{manifest.serial} {manifest.saved_at_s}"
@@ -183,10 +264,12 @@ class TogetherChoice:
         reasons = [f"rank {rank}: {text}" for rank, (_, text, _) in enumerate(said) if text]
         if unread and not reasons:
             raise CheckpointError(f"{path} cannot be read now: {error}")
-        if not reasons:
-            return found, ""
-        more = f" (and {len(reasons) - 1} more ranks)" if len(reasons) > 1 else ""
-        return None, reasons[0] + more
+        if reasons:
+            lying.damaged.add(path.name)
+            more = f" (and {len(reasons) - 1} more ranks)" if len(reasons) > 1 else ""
+            raise CheckpointFormatError(reasons[0] + more)
+        assert found is not None
+        return found
 
     def _check_there(self, path: Path) -> None:
         """Raises unless this rank sees what the coordinator has found.
@@ -197,6 +280,20 @@ class TogetherChoice:
         directory = self._directory
         if not directory.exchange.is_coordinator and directory.files.status(str(path)) is None:
             raise CheckpointError(f"{path} is not there, and rank 0 has found {path.name}: {SAME}")
+
+    def _needed(self, path: str) -> set[str]:
+        """The files of tensors that this rank reads of a checkpoint."""
+        files, exchange = self._directory.files, self._directory.exchange
+        manifest = read_manifest(files, path)
+        return ShareReading(
+            files,
+            path,
+            manifest,
+            rank=exchange.rank,
+            like=self._like(),
+            joined=self._joined,
+            same_world=manifest.world_size == exchange.world_size,
+        ).needed_files()
 
     def _once(self, path: str) -> ReadingOnce | None:
         """How ranks read it together; None, and it is said, where they cannot."""
@@ -229,6 +326,10 @@ class TogetherChoice:
             joined=self._joined,
             once=once,
         )
+
+
+def _path(candidate: Candidate) -> Path:
+    return candidate.get().path
 
 
 def _reason(error: Exception) -> str:

@@ -38,6 +38,18 @@ class Company(Protocol):
     def cadence(self, every: Every, mtbf: str) -> Cadence:
         """When it saves."""
 
+    def beside(
+        self, path: str, keep: Keep, verify: str, main: RunDirectory, number: int, *, fresh: bool
+    ) -> RunDirectory:
+        """A faster folder beside the directory; the ``number``-th of them."""
+
+    def cadence_beside(self, every: Every, number: int) -> Cadence:
+        """When it saves there."""
+
+    @property
+    def uploads(self) -> bool:
+        """Whether this process copies checkpoints to stores."""
+
     def same(self, step: int, found: bool) -> bool:
         """What the first process has found after this step, whatever this one did."""
 
@@ -63,6 +75,18 @@ class Alone:
     def cadence(self, every: Every, mtbf: str) -> Cadence:
         """As `Company.cadence`."""
         return Cadence(every, mtbf)
+
+    def beside(
+        self, path: str, keep: Keep, verify: str, main: RunDirectory, number: int, *, fresh: bool
+    ) -> RunDirectory:
+        """As `Company.beside`."""
+        return RunDirectory(path, main.files, keep, verify, fresh=fresh, beside=True)
+
+    def cadence_beside(self, every: Every, number: int) -> Cadence:
+        """As `Company.cadence_beside`."""
+        return Cadence(every)
+
+    uploads = True
 
     def same(self, step: int, found: bool) -> bool:
         """As `Company.same`."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 from actckpt.checkpoint.commit import commit
 from actckpt.checkpoint.discovery import Checkpoint, Found, discover, newest_of
@@ -33,7 +35,6 @@ class RunDirectory:
         keep: which checkpoints stay.
         verify: what is read back before a save counts, as for `verify_files`.
         fresh: what is there goes into a folder of its own before anything is written.
-
         beside: another directory of the run is the durable one, and has the journal.
 
     Attributes:
@@ -76,6 +77,10 @@ class RunDirectory:
         self.in_use: Counter[str] = Counter()
         # whether something of a save or a deletion that failed may lie about
         self._untidy = False
+
+    def meet(self) -> bool:
+        """Whether it can be used, once whoever writes there has met; every one of them asks."""
+        return True
 
     def find(self) -> Found:
         """The checkpoints newest first, and what is named as one and cannot be used."""
@@ -128,6 +133,10 @@ class RunDirectory:
         self._taken_up = self._taken_up or not self._fresh
         if whole:
             self._own |= self._seen
+
+    def decided(self, call: str, decide: Callable[[], Any]) -> Any:
+        """What is decided for whoever writes there; every one of them asks."""
+        return decide()
 
     def of_step(self, step: int | None) -> Checkpoint:
         """The newest checkpoint of a step; None is the newest of all.

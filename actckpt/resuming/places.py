@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from actckpt.checkpoint.discovery import Checkpoint, Found, newest_of
 from actckpt.checkpoint.files import Files
@@ -15,7 +16,7 @@ from actckpt.checkpoint.object_store import ObjectStore, Stored
 from actckpt.checkpoint.retention import Keep
 from actckpt.checkpoint.snapshot import Snapshot
 from actckpt.errors import ArgumentError, CheckpointError, CheckpointSaveError
-from actckpt.resuming.cadence import Cadence
+from actckpt.resuming.cadence import Cadence, Every
 from actckpt.resuming.candidates import Candidate, Candidates
 from actckpt.resuming.directory import RunDirectory
 from actckpt.resuming.journal_writer import JournalWriter
@@ -23,6 +24,24 @@ from actckpt.resuming.tier import Tier
 from actckpt.resuming.uploads import Uploads
 
 logger = logging.getLogger("actckpt")
+
+
+class Beside(Protocol):
+    """Who makes folders beside the durable directory; see `actckpt.resuming.company`."""
+
+    ranked: bool
+
+    @property
+    def uploads(self) -> bool:
+        """Whether this process copies checkpoints to stores."""
+
+    def beside(
+        self, path: str, keep: Keep, verify: str, main: RunDirectory, number: int, *, fresh: bool
+    ) -> RunDirectory:
+        """One of them."""
+
+    def cadence_beside(self, every: Every, number: int) -> Cadence:
+        """When a save is due there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +63,7 @@ class Places:
         cadence: of that.
         verify: what is read back elsewhere, as for `verify_files`.
         fresh: other folders, too, begin anew.
+        company: who makes them, and says when one of them is due.
 
     Attributes:
         main: the durable directory.
@@ -60,8 +80,13 @@ class Places:
         verify: str = "full",
         *,
         fresh: bool = False,
+        company: Beside,
     ) -> None:
         self.main = Place(directory, cadence)
+        # by ticket, the folders that others wait for this rank's part in
+        self._awaited: dict[int, list[RunDirectory]] = {}
+        self._ranked = company.ranked
+        self._has_stores = any(tier.is_store for tier in tiers)
         self._fresh = fresh
         self._beside: list[Place] = []
         self._stores: list[Uploads] = []
@@ -69,6 +94,8 @@ class Places:
         # made in the durable directory by this process
         self._newest: Checkpoint | None = None
         for tier in tiers:
+            if tier.is_store and not company.uploads:
+                continue
             if tier.is_store:
                 store = ObjectStore(str(tier.path), verify)
                 uploads = Uploads(store, Cadence(tier.every), tier.keep, self._in_use)
@@ -78,9 +105,9 @@ class Places:
             refuse_file(at)
             if str(at) in [p.directory.path for p in self.all]:
                 raise ArgumentError(f"a tier needs a folder of its own; {at} is used already")
-            keep = Keep(tier.keep)
-            beside = RunDirectory(str(at), self.files, keep, verify, fresh=fresh, beside=True)
-            self._beside.append(Place(beside, Cadence(tier.every)))
+            number = len(self._beside)
+            made = company.beside(str(at), Keep(tier.keep), verify, directory, number, fresh=fresh)
+            self._beside.append(Place(made, company.cadence_beside(tier.every, number)))
 
     @property
     def path(self) -> str:
@@ -115,6 +142,20 @@ class Places:
         """The folder that a checkpoint lies in."""
         (found,) = (p for p in self.all if p.directory.path == os.fspath(checkpoint.path.parent))
         return found
+
+    @property
+    def beside(self) -> tuple[Place, ...]:
+        """The faster folders."""
+        return tuple(self._beside)
+
+    @property
+    def stores(self) -> tuple[Uploads, ...]:
+        """The stores behind, where this process copies to them."""
+        return tuple(self._stores)
+
+    def meet(self) -> None:
+        """Leaves out folders that cannot be used."""
+        self._beside = [place for place in self._beside if place.directory.meet()]
 
     # ---- reading
 
@@ -167,6 +208,15 @@ class Places:
             found.sort(key=lambda c: c.serial, reverse=True)
         return Candidates(tuple(found), tuple(skipped), tuple(unreached))
 
+    def fetch(self, url: str, name: str) -> Checkpoint:
+        """A checkpoint of a store that was looked into, brought to the durable directory.
+
+        Raises:
+            CheckpointError: as `ObjectStore.fetch`.
+        """
+        uploads = next(u for u in self._stores if u.store.url == url)
+        return self._fetch(uploads.store, next(s for s in uploads.seen if s.name == name))
+
     def _fetch(self, store: ObjectStore, stored: Stored) -> Checkpoint:
         self.main.directory.acquire()
         logger.info("actckpt: bringing %s/%s to %s", store.url, stored.name, self.path)
@@ -200,10 +250,14 @@ class Places:
         Raises:
             CheckpointError: there are checkpoints, and the run did not go on from any.
         """
+        self.meet()
         for place in self.all:
             place.directory.take_up()
-        if self._stores_taken_up:
-            return
+        if self._has_stores and not self._stores_taken_up:
+            self.main.directory.decided("the first use of tiers=", self._take_up_stores)
+        self._stores_taken_up = True
+
+    def _take_up_stores(self) -> None:
         for uploads in self._stores:
             stored, skipped = uploads.look()
             if stored or skipped:
@@ -212,7 +266,6 @@ class Places:
                     "run did not go on from there. Call resume() first, or choose another "
                     "address" + (": fresh=True moves nothing in a store" if self._fresh else "")
                 )
-        self._stores_taken_up = True
 
     def go_on(self, *, whole: bool = True) -> None:
         """As `RunDirectory.go_on`, of every place."""
@@ -250,6 +303,22 @@ class Places:
 
     # ---- writing
 
+    def ticket(self, step: int, places: Sequence[Place]) -> int:
+        """As `RunDirectory.ticket`, of a save in these."""
+        number = self.main.directory.ticket(step)
+        self._awaited[number] = [place.directory for place in places]
+        return number
+
+    def decline(self, ticket: int, error: BaseException) -> None:
+        """As `RunDirectory.decline`, wherever this rank's part was not begun."""
+        for directory in self._awaited.pop(ticket, ()):
+            directory.decline(ticket, error)
+
+    def _begins(self, ticket: int, directory: RunDirectory) -> None:
+        """From now on the folder itself tells the others what comes of it."""
+        if directory in (awaited := self._awaited.get(ticket, [])):
+            awaited.remove(directory)
+
     def write(self, snapshot: Snapshot, ticket: int, places: Sequence[Place]) -> Checkpoint | None:
         """A checkpoint in each of these; that of the durable directory if it is one of them.
 
@@ -265,26 +334,31 @@ class Places:
         for place in self.all:
             place.directory.serial = serial
         if self.main not in places:
-            self.journal.saving(serial + 1, snapshot.step)
-            return self._written_beside(snapshot, places)
+            if not self._ranked:  # ranks say so themselves, once they know the serial
+                self.journal.saving(serial + 1, snapshot.step)
+            return self._written_beside(snapshot, ticket, places)
+        self._begins(ticket, self.main.directory)
         try:
             made = self.main.directory.write(snapshot, ticket)
         except CheckpointError:
-            self._written_beside(snapshot, places)
+            self._written_beside(snapshot, ticket, places)
             raise
-        self._written_beside(snapshot, places)
+        self._written_beside(snapshot, ticket, places)
         self._newest = made
         for uploads in self._stores:
             uploads.offer(made)
         return made
 
-    def _written_beside(self, snapshot: Snapshot, places: Sequence[Place]) -> Checkpoint | None:
+    def _written_beside(
+        self, snapshot: Snapshot, ticket: int, places: Sequence[Place]
+    ) -> Checkpoint | None:
         """In each of these but the durable directory; what fails is no error of the run."""
         made = None
         for place in self._beside:
             if place in places:
+                self._begins(ticket, place.directory)
                 try:
-                    made = place.directory.write(snapshot)
+                    made = place.directory.write(snapshot, ticket)
                 except CheckpointError as error:
                     logger.warning("actckpt: %s", error)
         return made

@@ -137,7 +137,7 @@ class Saves:
                 place.cadence.ended(time.monotonic() - begin)
 
         step = self._progress.step
-        ticket = self._saver.ticket(step)
+        ticket = self._saver.ticket(step, places)
         try:
             if wait:
                 self._saved = self._saver.now(self.snapshot(tag), ticket, places)

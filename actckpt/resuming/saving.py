@@ -156,9 +156,9 @@ class Saver:
         """Memory that staging holds."""
         return self._staging.size_bytes
 
-    def ticket(self, step: int) -> int:
-        """As `RunDirectory.ticket`."""
-        return self._places.main.directory.ticket(step)
+    def ticket(self, step: int, places: Sequence[Place]) -> int:
+        """As `Places.ticket`."""
+        return self._places.ticket(step, places)
 
     def ended(
         self, ticket: int, step: int, tag: str, made: Checkpoint | None, error: BaseException | None
@@ -170,7 +170,7 @@ class Saver:
                 self._last_ticket, self.last = ticket, outcome_of(step, tag, made, error)
         if error is not None:
             try:
-                self._places.main.directory.decline(ticket, error)
+                self._places.decline(ticket, error)
             except CheckpointError as unheard:
                 error.add_note(f"The other ranks could not be told: {unheard}")
 

@@ -107,6 +107,10 @@ class SharedDirectory(RunDirectory):
         self._open.add(self._saves)
         return self._saves
 
+    def key(self, ticket: int) -> str:
+        """What messages of a save are called."""
+        return self._keys[ticket]
+
     def decline(self, ticket: int, error: BaseException) -> None:
         """This rank has nothing to write: the others are told."""
         if ticket in self._open:

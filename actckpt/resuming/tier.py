@@ -18,7 +18,9 @@ class Tier:
     Args:
         path: a folder of this run alone, which a checkpoint is written into whenever one is due
             there, such as one in shared memory; or the URL of an object store, which finished
-            checkpoints of the run's directory are copied to, by fsspec.
+            checkpoints of the run's directory are copied to, by fsspec. Where many ranks train
+            together, a folder is that of each rank's own machine, and what is written on one of
+            them is copied to the next.
         every: a number of steps, or a duration such as "10 minutes". To a store goes the first
             checkpoint of the run's directory that is made so long after the last one there, and at
             `Checkpointer.close` the newest.
@@ -54,12 +56,12 @@ class Tier:
 
 
 def as_tiers(
-    given: Iterable[Tier | tuple[str | os.PathLike[str], int | str, int]], *, many_ranks: bool
+    given: Iterable[Tier | tuple[str | os.PathLike[str], int | str, int]],
 ) -> list[Tier]:
     """The tiers that were given, as such or as (path, every, keep).
 
     Raises:
-        ArgumentError: one is neither, two are of one path, or the run has many ranks.
+        ArgumentError: one is neither, or two are of one path.
     """
     tiers: list[Tier] = []
     for tier in given:
@@ -71,11 +73,6 @@ def as_tiers(
                 f'("/dev/shm/a", 50, 1); found {tier!r:.80}'
             )
         tiers.append(tier)
-    if tiers and many_ranks:
-        raise ArgumentError(
-            "tiers= are for runs of one process; this one has many ranks. Leave them out: all "
-            "ranks write into the one directory"
-        )
     paths = [os.fspath(t.path) for t in tiers]
     for path in paths:
         if paths.count(path) > 1:

@@ -19,6 +19,7 @@ from actckpt.resuming.cadence import Cadence, Every
 from actckpt.resuming.choosing import Choice
 from actckpt.resuming.choosing_together import TogetherChoice
 from actckpt.resuming.directory import RunDirectory
+from actckpt.resuming.node_directory import NodeDirectory
 from actckpt.resuming.places import Places
 from actckpt.resuming.run_state import RunState
 from actckpt.resuming.shared_directory import SharedDirectory
@@ -49,13 +50,36 @@ class Together:
 
     def choice(self, places: Places, state: RunState) -> Choice:
         """As `Company.choice`."""
-        directory = places.main.directory
-        assert isinstance(directory, SharedDirectory)
-        return TogetherChoice(directory, state.like, state.model, state.joined)
+        return TogetherChoice(places, state.like, state.model, state.joined)
 
     def cadence(self, every: Every, mtbf: str) -> Cadence:
         """As `Company.cadence`."""
         return CadenceTogether(every, mtbf, self._exchange)
+
+    def beside(
+        self, path: str, keep: Keep, verify: str, main: RunDirectory, number: int, *, fresh: bool
+    ) -> RunDirectory:
+        """As `Company.beside`."""
+        assert isinstance(main, SharedDirectory)
+        return NodeDirectory(
+            path,
+            main.files,
+            keep,
+            verify,
+            self._exchange,
+            lambda ticket: f"{main.key(ticket)}/tier-{number}",
+            main.journal,
+            fresh=fresh,
+        )
+
+    def cadence_beside(self, every: Every, number: int) -> Cadence:
+        """As `Company.cadence_beside`."""
+        return CadenceTogether(every, "24h", self._exchange, f"-{number}")
+
+    @property
+    def uploads(self) -> bool:
+        """As `Company.uploads`: the coordinator does."""
+        return self._exchange.is_coordinator
 
     def same(self, step: int, found: bool) -> bool:
         """As `Company.same`."""
@@ -67,12 +91,16 @@ class Together:
 
 
 class CadenceTogether(Cadence):
-    """As `Cadence`; what is not counted in steps, the coordinator's clock or function says."""
+    """As `Cadence`; what is not counted in steps, the coordinator's clock or function says.
 
-    def __init__(self, every: Every, mtbf: str, exchange: Exchange) -> None:
+    Args:
+        of: what tells it from those of other places.
+    """
+
+    def __init__(self, every: Every, mtbf: str, exchange: Exchange, of: str = "") -> None:
         super().__init__(every, mtbf)
         self._exchange = exchange
-        self._turn = _Turn(exchange, "due")
+        self._turn = _Turn(exchange, f"due{of}")
         self._by_function = callable(every)
         self._found = _Found(exchange, "function")
 

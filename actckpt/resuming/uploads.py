@@ -57,9 +57,14 @@ class Uploads:
         self._seen = stored
         return stored, skipped
 
+    @property
+    def seen(self) -> list[Stored]:
+        """What was there when it was looked into last."""
+        return self._seen or []
+
     def go_on(self) -> None:
         """What was there when it was looked into last is the run's own."""
-        self._own = [s.name for s in reversed(self._seen or [])]
+        self._own = [s.name for s in reversed(self.seen)]
 
     def offer(self, checkpoint: Checkpoint, *, last: bool = False) -> None:
         """A durable checkpoint, which goes to the store if that is due, or if it is the ``last``.

@@ -225,13 +225,11 @@ class SaveTogether:
                 )
 
     def _decide(self, votes: Sequence[dict[str, Any]], name: str, save: str) -> Checkpoint:
-        files, temporary, snapshot = self._files, self._temporary, self._snapshot
+        snapshot = self._snapshot
         entries = {
             rank_file(rank): FileEntry(vote["size_bytes"], vote["checksum"])
             for rank, vote in enumerate(votes)
         }
-        # seen from here: what a rank wrote on a disk of its own machine is no part of this
-        data_bytes = look(files, temporary, entries, save, self._planner.expected)
         manifest = Manifest(
             step=snapshot.step,
             serial=self._serial,
@@ -243,9 +241,25 @@ class SaveTogether:
             files=entries,
             tensors={},
             world_size=self._exchange.world_size,
-            data_bytes=data_bytes,
+            data_bytes=self._seen(votes, entries, save),
             save=save,
         )
+        return Checkpoint(self._named_as(name, manifest), manifest)
+
+    def _seen(
+        self, votes: Sequence[dict[str, Any]], entries: Mapping[str, FileEntry], save: str
+    ) -> int:
+        """The size of all files of all ranks, once each was looked at.
+
+        Raises:
+            CheckpointError: one is not as its rank says.
+        """
+        # seen from here: what a rank wrote on a disk of its own machine is no part of this
+        return look(self._files, self._temporary, entries, save, self._planner.expected)
+
+    def _named_as(self, name: str, manifest: Manifest) -> Path:
+        """Where the checkpoint is, which is one from now on."""
+        files, temporary, snapshot = self._files, self._temporary, self._snapshot
         with files.writing(f"{temporary}/{MANIFEST}") as sink:
             sink.write(manifest.to_bytes())
         files.sync_directory(temporary)
@@ -263,7 +277,7 @@ class SaveTogether:
                 f"not known: {error}. Verify it before you rely on it; earlier checkpoints are as "
                 "before"
             ) from error
-        return Checkpoint(Path(final), manifest)
+        return Path(final)
 
     def _give_up(self, error: BaseException, planned: bool) -> None:
         """Tells everybody, as far as the store can be reached, and cleans up."""
@@ -293,6 +307,7 @@ class SaveTogether:
         final = f"{self._directory}/{plan['name']}"
         self._temporary = f"{self._directory}/{plan['temporary']}"
         self._vote(plan)
+        self._before_verdict(plan)
         try:
             verdict = exchange.hear(f"{key}/verdict", (0,))
         except CheckpointError as error:
@@ -304,6 +319,9 @@ class SaveTogether:
         # the coordinator has read it back; a file server may show it here later
         manifest = Manifest.from_bytes(verdict["manifest"].encode(), f"{final}/{MANIFEST}")
         return Checkpoint(Path(final), manifest)
+
+    def _before_verdict(self, plan: dict[str, Any]) -> None:
+        """What there is to do between the vote and the verdict: nothing."""
 
     def _plan(self) -> dict[str, Any]:
         """What the coordinator tells, once it has asked what it wants to know."""
@@ -358,7 +376,7 @@ class SaveTogether:
             assignment, task = self._holding.take(plan)
             self._begun(plan["serial"])
             check_space(self._files, self._directory, self._snapshot)
-            _, entry = write_share(
+            share, entry = write_share(
                 self._files,
                 self._temporary,
                 self._snapshot,
@@ -370,6 +388,7 @@ class SaveTogether:
             vote: dict[str, Any] = {
                 "size_bytes": entry.size_bytes,
                 "checksum": entry.checksum,
+                "data_bytes": share.size_bytes,
                 "task": task,
             }
         except Exception as error:  # memory, a device: all are to say the same of this save

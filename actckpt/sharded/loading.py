@@ -110,6 +110,27 @@ class ShareReading:
                 for item, tree in trees.items()
             }
 
+    def needed_files(self) -> set[str]:
+        """The files of tensors that `items` reads; the others of the checkpoint may be missing.
+
+        Raises:
+            CheckpointFormatError: as `items`.
+        """
+        shares = self.shares = read_shares(self._files, self._directory, self._manifest)
+        entries = shares.tensors(self._rank, self._directory)
+        targets = {
+            name: self._target(item, key, _known(entries, name, self._directory))
+            for item, tree in self._trees(shares).items()
+            for key in names_in(tree)
+            for name in (f"{item}/{key}",)
+        }
+        plan, _ = planned(targets, {name: entries[name] for name in targets})
+        chunks = {(n, c.offset): c.file for n in targets for c in entries[n].chunks}
+        return {
+            chunks[item.storage_index.fqn, tuple(item.storage_index.offset or ())]
+            for item in plan.items
+        }
+
     def _trees(self, shares: Shares) -> dict[str, Any]:
         own = shares.ranks[self._rank : self._rank + 1]
         others = [
