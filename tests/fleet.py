@@ -30,8 +30,9 @@ from actckpt.checkpoint.snapshot import Snapshot
 from actckpt.checkpoint.tensor_file import bytes_of
 from actckpt.sharded import committing, share_writing, waiting
 from actckpt.sharded.assignment import Assignment
-from actckpt.sharded.committing import Known, SaveTogether
+from actckpt.sharded.committing import SaveTogether
 from actckpt.sharded.exchange import Exchange, Seat
+from actckpt.sharded.known import Known
 from actckpt.sharded.passing import Parcel
 from actckpt.sharded.waiting import Patience
 

@@ -18,8 +18,8 @@ from actckpt.checkpoint.names import rank_file
 from actckpt.checkpoint.verification import read_shares, verify_files
 from actckpt.errors import CheckpointSaveError
 from actckpt.sharded import committing, share_writing, sight
-from actckpt.sharded.committing import Known
 from actckpt.sharded.exchange import Exchange
+from actckpt.sharded.known import Known
 from actckpt.sharded.loading import ShareReading
 from actckpt.sharded.planning import Holding, Planner
 from tests.fleet import Fleet, Items, encoded, rows

@@ -14,8 +14,9 @@ from actckpt.errors import CheckpointError, CheckpointSaveError
 from actckpt.resuming.candidates import Candidate
 from actckpt.resuming.directory import RunDirectory
 from actckpt.resuming.journal_writer import JournalWriter
-from actckpt.sharded.committing import Known, decline
+from actckpt.sharded.committing import decline
 from actckpt.sharded.exchange import Exchange
+from actckpt.sharded.known import Known
 from actckpt.sharded.node_reading import NodeReading, Spread
 from actckpt.sharded.node_saving import NodeSave
 from actckpt.sharded.nodes import Nodes

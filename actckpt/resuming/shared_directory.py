@@ -13,8 +13,9 @@ from actckpt.checkpoint.snapshot import Snapshot
 from actckpt.errors import CheckpointError, CheckpointSaveError
 from actckpt.resuming.directory import RunDirectory
 from actckpt.resuming.journal_writer import JournalWriter
-from actckpt.sharded.committing import Known, SaveTogether, decline
+from actckpt.sharded.committing import SaveTogether, decline
 from actckpt.sharded.exchange import Exchange
+from actckpt.sharded.known import Known
 from actckpt.sharded.step_names import StepNames
 
 

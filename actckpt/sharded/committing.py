@@ -30,7 +30,7 @@ from actckpt.checkpoint.snapshot import Snapshot
 from actckpt.checkpoint.verification import checked, read_manifest
 from actckpt.errors import CheckpointError, CheckpointSaveError, CheckpointUnknownError
 from actckpt.sharded.exchange import Exchange
-from actckpt.sharded.planning import Holding, Planner
+from actckpt.sharded.known import Known
 from actckpt.sharded.share_writing import why_not, write_share
 from actckpt.sharded.sight import look
 
@@ -62,14 +62,6 @@ def _failure(error: BaseException) -> dict[str, Any]:
 
 def _reason(error: BaseException) -> str:
     return str(error) or type(error).__name__
-
-
-class Known:
-    """What a rank knows of the saves before, and the coordinator of all ranks."""
-
-    def __init__(self) -> None:
-        self.holding = Holding()
-        self.planner = Planner()
 
 
 class SaveTogether:
