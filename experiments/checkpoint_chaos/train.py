@@ -20,17 +20,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 import actckpt
-from actckpt.checkpoint.files import Files
-from actckpt.checkpoint.system_calls import OperatingSystem
 
 STEPS = 12
-
-
-class Forgetful(OperatingSystem):
-    """Makes nothing durable: what ckpt-chaos is to tell from the real one."""
-
-    def fsync(self, fd: int) -> None:
-        """Nothing."""
 
 
 def main() -> None:
@@ -41,6 +32,8 @@ def main() -> None:
     parser.add_argument("--forgetful", action="store_true", help="without fsync: a broken build")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    if args.forgetful:
+        os.fsync = lambda _: None
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:
         dist.init_process_group("gloo")
@@ -61,7 +54,6 @@ def main() -> None:
         keep_last=None,
         background=not args.at_once,
         on_difference=None if args.at_once else "warn",
-        files=Files(Forgetful()) if args.forgetful else None,
     )
     resumed = run.resume()
     sys.stdout.write(f"resumed from step {0 if resumed is None else resumed.step}\n")
