@@ -17,8 +17,9 @@ from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.snapshot import Snapshot
 from actckpt.errors import CheckpointSaveError
 from actckpt.sharded.calls import RanksApartError
-from actckpt.sharded.committing import Known, decline
+from actckpt.sharded.committing import decline
 from actckpt.sharded.exchange import Exchange
+from actckpt.sharded.known import Known
 from actckpt.sharded.whereabouts import CALL, SAVE, Place, Whereabouts
 from tests.threaded_ranks import exchanges, on_every_rank, part_of_save
 

@@ -24,7 +24,10 @@ from actckpt.checkpoint.retention import Keep
 from actckpt.checkpoint.snapshot import Snapshot
 from actckpt.checkpoint.verification import verify_files
 from actckpt.errors import CheckpointFormatError
+from actckpt.resuming.cadence import Cadence
 from actckpt.resuming.choosing_together import TogetherChoice
+from actckpt.resuming.company import Alone
+from actckpt.resuming.places import Places
 from actckpt.resuming.shared_directory import SharedDirectory
 from tests.test_drawn_meshes import World, local
 from tests.threaded_ranks import exchanges, on_every_rank, saved_together
@@ -75,8 +78,9 @@ def resumed(at: Path) -> list[Any]:
 
         def choose(rank: int) -> Any:
             directory = SharedDirectory(str(at), Files(), Keep(), "full", ranks[rank])
+            places = Places(directory, Cadence(None), company=Alone())
             choice = TogetherChoice(
-                directory, lambda: like(rank), nn.Linear(1, 1), frozenset(["model"])
+                places, lambda: like(rank), nn.Linear(1, 1), frozenset(["model"])
             )
             return choice.newest()
 

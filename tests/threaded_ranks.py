@@ -17,8 +17,9 @@ import torch.distributed as dist
 from actckpt.checkpoint.discovery import Checkpoint
 from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.snapshot import Snapshot
-from actckpt.sharded.committing import Known, SaveTogether
+from actckpt.sharded.committing import SaveTogether
 from actckpt.sharded.exchange import Exchange, Seat
+from actckpt.sharded.known import Known
 from actckpt.sharded.waiting import Patience
 
 T = TypeVar("T")

@@ -241,11 +241,7 @@ class SaveTogether:
     def _seen(
         self, votes: Sequence[dict[str, Any]], entries: Mapping[str, FileEntry], save: str
     ) -> int:
-        """The size of all files of all ranks, once each was looked at.
-
-        Raises:
-            CheckpointError: one is not as its rank says.
-        """
+        """The size of all files of all ranks, each of which is as its rank says."""
         # seen from here: what a rank wrote on a disk of its own machine is no part of this
         return look(self._files, self._temporary, entries, save, self._planner.expected)
 
@@ -393,8 +389,7 @@ class SaveTogether:
 
     def _raise_failures(self, said: Mapping[int, dict[str, Any]]) -> None:
         failed = {rank: m["failed"] for rank, m in said.items() if "failed" in m}
-        if failed:
-            rank, reason = next(iter(failed.items()))
+        for rank, reason in failed.items():
             more = f" (and of {len(failed) - 1} more ranks)" if len(failed) > 1 else ""
             raise CheckpointSaveError(f"rank {rank}{more}: {reason}") from self._cause
 
