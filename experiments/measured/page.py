@@ -147,6 +147,9 @@ _REST = """\
 [optimizers](../experiments/results/optimizers.md) |
 | layouts of fake results beside real ones | `python -m experiments.layouts` | \
 [layouts](../experiments/results/layouts.md) |
+| checkpoints of four ranks beside torch.distributed.checkpoint | \
+`python -W ignore -m experiments.ranks_speed` | \
+[ranks_speed](../experiments/results/ranks_speed_1024.md) |
 | what rank 0 of 256 needs to plan a save | `python -m experiments.ranks_scale cut replicas` | \
 [ranks_scale](../experiments/results/ranks_scale.md) |
 | what ranks read of a checkpoint, over its size | `python -m experiments.ranks_reading` | \
