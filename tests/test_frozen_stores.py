@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,11 @@ from actckpt.checkpoint.discovery import Checkpoint
 from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.names import FROZEN
 from actckpt.checkpoint.object_store import ObjectStore
+from tests.broken_store import broken_uploads
 from tests.frozen_run import advance, bases, damage, objects
 from tests.small_run import state
 from tests.test_checkpoint_encoding import same
-from tests.test_tiers import URL, Broken, _empty_store, run_of, stored
+from tests.test_tiers import URL, _empty_store, run_of, stored
 
 __all__ = ["_empty_store"]
 
@@ -83,33 +83,15 @@ def two(path: Path) -> tuple[Checkpoint, Checkpoint]:
 def test_an_upload_that_breaks_off_anywhere_shows_nothing_and_loses_nothing(tmp_path: Path) -> None:
     first, second = two(tmp_path / "a")
     seen = set()
-    for calls in range(40):
-        MemoryFileSystem.store.clear()
-        Broken.left = 10_000
-        store = ObjectStore("broken://bucket/a", "full")
-        store.upload(first)
-        Broken.left = calls
-        with suppress(actckpt.CheckpointError):
-            store.upload(second)
-            store.retire(first.path.name)
-        whole = Broken.left >= 0
-        Broken.left = 10_000
-        found, skipped = store.stored()
-        assert not skipped
-        steps = [s.manifest.step for s in found]
-        seen.add(tuple(steps))
-        for each in found:
-            folder = tmp_path / f"back-{calls}-{each.manifest.step}"
-            folder.mkdir()
-            store.fetch(each, Files(), str(folder)).verify()
+    for _, steps, whole in broken_uploads(first, second, tmp_path):
+        seen.add(steps)
         store = ObjectStore("broken://bucket/a", "full")
         store.clean()
         named = {f.rpartition("/")[2] for s in store.stored()[0] for f in s.manifest.base}
         assert in_store() == named
-        if whole:
-            break
-        store.upload(second)
-        assert stored("broken://bucket/a")[0] == 3
+        if not whole:
+            store.upload(second)
+            assert stored("broken://bucket/a")[0] == 3
     assert seen == {(1,), (3, 1), (3,)}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,10 @@ import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
 import actckpt
-from actckpt.checkpoint.files import Files
 from actckpt.checkpoint.names import MANIFEST
 from actckpt.checkpoint.object_store import INDEX, ObjectStore
 from actckpt.cli import main
+from tests.broken_store import Broken, broken_uploads
 from tests.small_run import advance, objects, state
 from tests.test_checkpoint_encoding import same
 
@@ -133,35 +132,6 @@ def test_a_lost_machine_goes_on_from_the_store(url: str, tmp_path: Path) -> None
     assert stored(str(tiers[0][0])) == [20, 16]
 
 
-class Broken(MemoryFileSystem):  # type: ignore[misc]
-    """Fails at one of the calls that change something, and from then on."""
-
-    protocol = "broken"
-    store = MemoryFileSystem.store
-    pseudo_dirs = MemoryFileSystem.pseudo_dirs
-    left = 10_000
-
-    def _count(self) -> None:
-        Broken.left -= 1
-        if Broken.left < 0:
-            raise ConnectionError("the network is gone")
-
-    def put_file(self, *args: Any, **kwargs: Any) -> Any:
-        self._count()
-        return super().put_file(*args, **kwargs)
-
-    def pipe_file(self, *args: Any, **kwargs: Any) -> Any:
-        self._count()
-        return super().pipe_file(*args, **kwargs)
-
-    def rm(self, *args: Any, **kwargs: Any) -> Any:
-        self._count()
-        return super().rm(*args, **kwargs)
-
-
-fsspec.register_implementation("broken", Broken)
-
-
 def test_an_upload_that_breaks_off_anywhere_shows_nothing_and_loses_nothing(tmp_path: Path) -> None:
     made = objects()
     with run_of(made, tmp_path / "a") as run:
@@ -169,32 +139,13 @@ def test_an_upload_that_breaks_off_anywhere_shows_nothing_and_loses_nothing(tmp_
         first = run.list()[0]
         advance(run, made, 4)
         second = run.list()[0]
-    store = ObjectStore("broken://bucket/a", "full")
     seen = set()
-    for calls in range(40):
-        MemoryFileSystem.store.clear()
-        Broken.left = 10_000
-        store.upload(first)
-        Broken.left = calls
-        with suppress(actckpt.CheckpointError):
+    for store, steps, whole in broken_uploads(first, second, tmp_path):
+        seen.add(steps)
+        if not whole:
+            store.clean()
             store.upload(second)
-            store.retire(first.path.name)
-        whole = Broken.left >= 0
-        Broken.left = 10_000
-        found, skipped = store.stored()
-        assert not skipped
-        steps = [s.manifest.step for s in found]
-        seen.add(tuple(steps))
-        assert steps in ([4], [8, 4], [8])
-        for each in found:
-            folder = tmp_path / f"back-{calls}-{each.manifest.step}"
-            folder.mkdir()
-            store.fetch(each, Files(), str(folder)).verify()
-        if whole:
-            break
-        store.clean()
-        store.upload(second)
-        assert stored("broken://bucket/a")[0] == 8
+            assert stored("broken://bucket/a")[0] == 8
     assert seen == {(4,), (8, 4), (8,)}
 
 
