@@ -13,6 +13,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 import actckpt
 from actckpt.checkpoint.discovery import Checkpoint
 from actckpt.checkpoint.files import Files
+from actckpt.checkpoint.names import MANIFEST
 from actckpt.checkpoint.object_store import ObjectStore
 
 
@@ -37,9 +38,12 @@ class Broken(MemoryFileSystem):  # type: ignore[misc]
         self._count()
         return super().pipe_file(*args, **kwargs)
 
-    def rm(self, *args: Any, **kwargs: Any) -> Any:
-        self._count()
-        return super().rm(*args, **kwargs)
+    def rm(self, path: Any, recursive: bool = False, **_: Any) -> None:
+        # a folder goes file by file, and what makes it a checkpoint may be the last of them
+        files = self.find(path) if recursive else [path]
+        for file in sorted(files, key=lambda f: f.endswith(MANIFEST)):
+            self._count()
+            super().rm(file)
 
 
 fsspec.register_implementation("broken", Broken)
@@ -56,7 +60,7 @@ def broken_uploads(
     Yields:
         The store, the steps that show, and whether all was done.
     """
-    for calls in range(40):
+    for calls in range(200):
         MemoryFileSystem.store.clear()
         Broken.left = 10_000
         store = ObjectStore("broken://bucket/a", "full")
