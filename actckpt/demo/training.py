@@ -183,9 +183,10 @@ def _train(
         task = progress.add_task("training", total=steps)
         for step in range(steps):
             batch = draw_batch(text, BATCH_SIZE, config.context, seed + 1 + step)
-            # the order rotates, so that no arm always runs behind the same other one
+            # the order rotates, so that no arm always runs behind the same other one; an arm with
+            # a plan begins, for an untouched twin looks like a copy that is trained in its place
             for i in range(len(arms)):
-                arms[(step + i) % len(arms)].step(batch, seed + 1 + step)
+                arms[(step + i + 1) % len(arms)].step(batch, seed + 1 + step)
             losses = [arm.losses[-1] for arm in arms]
             verdict = "equal" if len(set(losses)) == 1 else "DIFFERENT"
             progress.console.print(
